@@ -1,0 +1,153 @@
+"""What lies on disk, as a stream of records: a CSV in the CDVAE layout, or a folder of CIFs."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One crystal as it was found: where (for messages), its id, its CIF text, its properties."""
+
+    where: str
+    id: str
+    cif: str
+    properties: tuple[float, ...] = ()
+
+
+class DataError(ValueError):
+    """Input data that cannot be used; the message names the file and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class CsvReader:
+    """A table with the columns `material_id` (optional), `cif`, and properties.
+
+    Args:
+        path: `.csv`, plain or compressed in any way that pandas reads.
+        properties: numeric columns that ride along; one that this file lacks is all NaN.
+    """
+
+    path: Path
+    properties: Sequence[str] = ()
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.path]
+
+    def __iter__(self) -> Iterator[Record]:
+        """Yield the rows, a chunk of the file in memory at a time.
+
+        Raises:
+            DataError: if the file cannot be read as CSV or has no column `cif`.
+        """
+        wanted = ["material_id", "cif", *self.properties]
+        row = 0
+        try:
+            chunks = pd.read_csv(
+                self.path,
+                chunksize=10_000,
+                dtype={"material_id": str, "cif": str},
+                usecols=lambda name: name in wanted,
+            )
+            for chunk in chunks:
+                if row == 0:
+                    self._check_columns(chunk.columns)
+                values = np.full((len(chunk), len(self.properties)), np.nan)
+                for i, name in enumerate(self.properties):
+                    if name in chunk:
+                        values[:, i] = pd.to_numeric(chunk[name], errors="coerce")
+                cifs = chunk["cif"].fillna("").tolist()
+                ids = (
+                    chunk["material_id"].fillna("").tolist()
+                    if "material_id" in chunk
+                    else [str(row + i) for i in range(len(chunk))]
+                )
+                for id_, cif, value in zip(ids, cifs, values.tolist(), strict=True):
+                    yield Record(f"{self.path.name} row {row}", id_, cif, tuple(value))
+                    row += 1
+        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError,
+                EOFError) as error:  # fmt: skip
+            raise DataError(f"{self.path} is not a readable CSV file: {error}") from error
+
+    def _check_columns(self, columns: pd.Index) -> None:
+        if "cif" not in columns:
+            header = pd.read_csv(self.path, nrows=0).columns.tolist()
+            raise DataError(f"{self.path} has no column 'cif'; its columns are {header}")
+        for name in self.properties:
+            if name not in columns:
+                log.warning("%s has no column %r: NaN for all its crystals", self.path, name)
+
+
+@dataclass(frozen=True, slots=True)
+class CifReader:
+    """Some `.cif` files below a folder; a crystal's id is its path there, without the suffix."""
+
+    folder: Path
+    files: Sequence[Path]
+
+    def __iter__(self) -> Iterator[Record]:
+        for path in self.files:
+            name = path.relative_to(self.folder)
+            text = path.read_text(encoding="utf-8-sig", errors="replace")
+            yield Record(str(name), str(name.with_suffix("")), text)
+
+
+Reader = CsvReader | CifReader
+
+
+def find_splits(
+    data_dir: Path,
+    properties: Sequence[str] = (),
+    split_ratio: Sequence[float] = (0.8, 0.1, 0.1),
+    split_seed: int = 0,
+) -> dict[str, Reader]:
+    """Readers of the splits that a folder holds.
+
+    A folder with `train.csv` (and `val.csv`, `test.csv`; `.csv.gz` too) is taken as it is split
+    there. Any other folder is searched for `*.cif` at any depth, which are shuffled by
+    `split_seed` and dealt out by `split_ratio`.
+
+    Raises:
+        DataError: if there is no such folder, or neither kind of file in it.
+    """
+    if not data_dir.is_dir():
+        raise DataError(
+            f"There is no folder {data_dir}. Point data.data_dir to a folder with train.csv, "
+            "val.csv and test.csv (or .csv.gz; columns material_id, cif), or with .cif files; "
+            "experiment=prototypes/vae_dng trains on the data that come with the project."
+        )
+    tables = {
+        split: path
+        for split in SPLITS
+        for path in (data_dir / f"{split}.csv.gz", data_dir / f"{split}.csv")
+        if path.is_file()
+    }
+    if tables:
+        return {split: CsvReader(path, tuple(properties)) for split, path in tables.items()}
+    files = sorted(data_dir.rglob("*.cif"))
+    if not files:
+        raise DataError(
+            f"{data_dir} holds neither train.csv (or .csv.gz) nor any .cif file: "
+            "point data.data_dir to a folder that does"
+        )
+    if properties:
+        raise DataError(f"{data_dir} is a folder of .cif files, which carry no {list(properties)}")
+    if len(split_ratio) != 3 or min(split_ratio) < 0 or sum(split_ratio) <= 0:
+        raise DataError(f"split_ratio is train, val, test, none negative; not {split_ratio}")
+    order = np.random.default_rng(split_seed).permutation(len(files))
+    shares = np.cumsum(split_ratio)[:2] / np.sum(split_ratio)
+    parts = np.split(order, np.round(shares * len(files)).astype(int))
+    return {
+        split: CifReader(data_dir, tuple(files[i] for i in sorted(part)))
+        for split, part in zip(SPLITS, parts, strict=True)
+        if len(part)
+    }

@@ -1,0 +1,253 @@
+"""`CrystalBatch`: the one form in which crystals travel through the project.
+
+Shapes and units are said here, once. N atoms in the batch, B crystals.
+
+| name           | shape         | unit                                                        |
+|----------------|---------------|-------------------------------------------------------------|
+| atom_types     | (N,) int64    | atomic number; 0 is the mask token                          |
+| frac_coords    | (N, 3)        | fraction of the cell                                        |
+| lattices       | (B, 3, 3)     | Å, rows are a, b, c                                         |
+| num_atoms      | (B,) int64    |                                                             |
+| batch          | (N,) int64    | crystal of each atom                                        |
+| ptr            | (B + 1,) int64| first atom of each crystal, then N                          |
+| y              | dict of (B,)  | properties by name, NaN where missing                       |
+| max_num_atoms  | int           | atoms in the largest crystal, known without asking a device |
+
+Derived on access, so that they cannot go stale:
+
+| name           | shape         | unit                                                        |
+|----------------|---------------|-------------------------------------------------------------|
+| lengths        | (B, 3)        | Å                                                           |
+| angles         | (B, 3)        | degrees (alpha, beta, gamma)                                |
+| angles_radians | (B, 3)        | radians                                                     |
+| lengths_scaled | (B, 3)        | lengths / num_atoms^(1/3), Å                                |
+| token_idx      | (N,) int64    | index of each atom within its crystal                       |
+| cart_coords    | (N, 3)        | Å                                                           |
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from ase import Atoms
+from pymatgen.core import Lattice, Structure
+from torch import Tensor
+from torch_geometric.data import Batch, Data
+
+from src.utils.geometry import lattices_to_parameters
+
+
+class CrystalBatch(Batch):
+    """A batch of crystals with packed atoms, and a `torch_geometric.data.Batch`.
+
+    See the module's docstring for fields, shapes and units. Build one with `from_tensors`,
+    `from_structures`, `from_atoms` or PyG's `from_data_list`; make a changed copy with `replace`.
+    """
+
+    atom_types: Tensor
+    frac_coords: Tensor
+    lattices: Tensor
+    num_atoms: Tensor
+    batch: Tensor
+    ptr: Tensor
+
+    @classmethod
+    def from_tensors(
+        cls,
+        atom_types: Tensor,
+        frac_coords: Tensor,
+        lattices: Tensor,
+        num_atoms: Tensor,
+        y: Mapping[str, Tensor] | None = None,
+        max_num_atoms: int | None = None,
+    ) -> Self:
+        """Batch of tensors that are laid out as in the module's docstring.
+
+        `max_num_atoms` spares a synchronisation with the device where the caller knows it.
+
+        Raises:
+            ValueError: if the shapes do not belong together.
+        """
+        n, b = atom_types.shape[0], num_atoms.shape[0]
+        if frac_coords.shape != (n, 3) or lattices.shape != (b, 3, 3):
+            raise ValueError(
+                f"{n} atom_types and {b} num_atoms want frac_coords ({n}, 3) and lattices "
+                f"({b}, 3, 3), not {tuple(frac_coords.shape)} and {tuple(lattices.shape)}"
+            )
+        ptr = torch.nn.functional.pad(num_atoms.cumsum(0), (1, 0))
+        index = torch.arange(b, device=num_atoms.device)
+        self = cls(
+            atom_types=atom_types,
+            frac_coords=frac_coords,
+            lattices=lattices,
+            num_atoms=num_atoms,
+            batch=index.repeat_interleave(num_atoms, output_size=n),
+            ptr=ptr,
+        )
+        if y:
+            self.y = dict(y)
+        self._num_graphs = b
+        self._max_num_atoms = max_num_atoms
+        return self
+
+    @classmethod
+    def from_structures(cls, structures: Sequence[Structure]) -> Self:
+        """Batch of pymatgen structures; coordinates and cells are taken as they stand.
+
+        Raises:
+            ValueError: for a site with partial occupancy or without an element, named by its index.
+        """
+        for i, structure in enumerate(structures):
+            if not structure.is_ordered:
+                raise ValueError(f"structure {i} ({structure.formula}) has partial occupancies")
+            if any(getattr(site.specie, "Z", 0) < 1 for site in structure):
+                raise ValueError(f"structure {i} ({structure.formula}) has a site without element")
+        return cls._from_arrays(
+            [[site.specie.Z for site in s] for s in structures],
+            [s.frac_coords for s in structures],
+            [s.lattice.matrix for s in structures],
+        )
+
+    @classmethod
+    def from_atoms(cls, atoms: Sequence[Atoms]) -> Self:
+        """Batch of ASE atoms; coordinates and cells are taken as they stand.
+
+        Raises:
+            ValueError: for atoms without a three-dimensional cell, named by their index.
+        """
+        for i, a in enumerate(atoms):
+            if a.cell.rank < 3:
+                raise ValueError(f"atoms {i} ({a.get_chemical_formula()}) have no 3D cell")
+        return cls._from_arrays(
+            [a.numbers for a in atoms],
+            [a.cell.scaled_positions(a.positions) for a in atoms],
+            [a.cell.array for a in atoms],
+        )
+
+    @classmethod
+    def _from_arrays(cls, atom_types: Sequence, frac_coords: Sequence, lattices: Sequence) -> Self:
+        if not len(atom_types):
+            raise ValueError("no crystals to make a batch of")
+        counts = [len(a) for a in atom_types]
+        return cls.from_tensors(
+            atom_types=torch.as_tensor(np.concatenate(atom_types), dtype=torch.int64),
+            frac_coords=torch.as_tensor(np.concatenate(frac_coords), dtype=torch.float32),
+            lattices=torch.as_tensor(np.stack(lattices), dtype=torch.float32),
+            num_atoms=torch.tensor(counts),
+            max_num_atoms=max(counts),
+        )
+
+    @classmethod
+    def for_sampling(cls, num_atoms: Tensor, atom_types: Tensor | None = None) -> Self:
+        """A batch that says only how many atoms (and, if given, which) each crystal has.
+
+        Args:
+            num_atoms: (B,) int64.
+            atom_types: (N,) atomic numbers for a model that does not predict them.
+        """
+        n, b = int(num_atoms.sum()), len(num_atoms)
+        zeros = num_atoms.new_zeros
+        return cls.from_tensors(
+            atom_types=zeros(n) if atom_types is None else atom_types,
+            frac_coords=zeros((n, 3), dtype=torch.float32),
+            lattices=torch.eye(3, device=num_atoms.device).expand(b, 3, 3),
+            num_atoms=num_atoms,
+            max_num_atoms=int(num_atoms.max()) if b else 0,
+        )
+
+    def replace(
+        self,
+        atom_types: Tensor | None = None,
+        frac_coords: Tensor | None = None,
+        lattices: Tensor | None = None,
+    ) -> Self:
+        """A new batch with these fields in place of the old; this one stays as it is."""
+        return CrystalBatch.from_tensors(
+            self.atom_types if atom_types is None else atom_types,
+            self.frac_coords if frac_coords is None else frac_coords,
+            self.lattices if lattices is None else lattices,
+            self.num_atoms,
+            y=self.y,
+            max_num_atoms=self.max_num_atoms,
+        )
+
+    @property
+    def max_num_atoms(self) -> int:
+        known = self._store.__dict__.get("_max_num_atoms")
+        return int(self.num_atoms.max()) if known is None else known
+
+    @property
+    def lengths(self) -> Tensor:
+        return self.lattices.norm(dim=-1)
+
+    @property
+    def lengths_scaled(self) -> Tensor:
+        return self.lengths / self.num_atoms[:, None] ** (1 / 3)
+
+    @property
+    def angles_radians(self) -> Tensor:
+        return lattices_to_parameters(self.lattices)[1]
+
+    @property
+    def angles(self) -> Tensor:
+        return self.angles_radians.rad2deg()
+
+    @property
+    def token_idx(self) -> Tensor:
+        return torch.arange(len(self.batch), device=self.batch.device) - self.ptr[self.batch]
+
+    @property
+    def cart_coords(self) -> Tensor:
+        return torch.einsum("ni,nij->nj", self.frac_coords, self.lattices[self.batch])
+
+    def get_example(self, idx: int) -> Data:
+        """Crystal `idx` as a PyG `Data`; PyG's indexing and `to_data_list` come through here.
+
+        Raises:
+            IndexError: if the batch has no such crystal.
+        """
+        if not -self.num_graphs <= idx < self.num_graphs:
+            raise IndexError(f"crystal {idx} of a batch of {self.num_graphs}")
+        i = idx % self.num_graphs
+        atoms = slice(int(self.ptr[i]), int(self.ptr[i + 1]))
+        fields: dict[str, Any] = {
+            "atom_types": self.atom_types[atoms],
+            "frac_coords": self.frac_coords[atoms],
+            "lattices": self.lattices[i : i + 1],
+            "num_atoms": self.num_atoms[i : i + 1],
+            "num_nodes": atoms.stop - atoms.start,
+        }
+        if self.y is not None:
+            fields["y"] = {name: value[i : i + 1] for name, value in self.y.items()}
+        return Data(**fields)
+
+    def _split(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """atom_types (n,), frac_coords (n, 3) and lattice (3, 3) of each crystal, on the host."""
+        if bool((self.atom_types < 1).any()):
+            raise ValueError("atom type 0 is the mask token: such a batch has no structures")
+        cuts = self.ptr[1:-1].tolist()
+        return list(
+            zip(
+                np.split(self.atom_types.cpu().numpy(), cuts),
+                np.split(self.frac_coords.detach().double().cpu().numpy(), cuts),
+                self.lattices.detach().double().cpu().numpy(),
+                strict=True,
+            )
+        )
+
+    def to_structure(self) -> list[Structure]:
+        """Each crystal as a pymatgen `Structure`.
+
+        Raises:
+            ValueError: if atoms are masked.
+        """
+        return [Structure(Lattice(cell), z, x) for z, x, cell in self._split()]
+
+    def to_atoms(self) -> list[Atoms]:
+        """Each crystal as ASE `Atoms`.
+
+        Raises:
+            ValueError: if atoms are masked.
+        """
+        return [Atoms(z, scaled_positions=x, cell=cell, pbc=True) for z, x, cell in self._split()]

@@ -1,0 +1,78 @@
+"""Objects from configs, and configs from objects, as plain dicts.
+
+A config names a class under `_target_`; the other keys are its arguments. A class that wants to be
+described keeps each constructor argument as an attribute of the same name.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any, TypeVar
+
+from omegaconf import Container, OmegaConf
+
+T = TypeVar("T")
+
+
+def to_plain(value: Any) -> Any:
+    """`value` with OmegaConf containers resolved and tuples, lists and mappings made plain."""
+    if isinstance(value, Container):
+        return OmegaConf.to_container(value, resolve=True)
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def describe(obj: Any) -> dict[str, Any]:
+    """The config from which `build` makes an object like `obj`.
+
+    Raises:
+        TypeError: if the object does not keep one of its constructor's arguments.
+    """
+    cls = type(obj)
+    names = list(inspect.signature(cls.__init__).parameters)[1:]
+    missing = [name for name in names if not hasattr(obj, name)]
+    if missing:
+        raise TypeError(f"{cls.__qualname__} keeps no attribute for its arguments {missing}")
+    arguments = {name: to_plain(getattr(obj, name)) for name in names}
+    return {"_target_": f"{cls.__module__}.{cls.__qualname__}", **arguments}
+
+
+def build(
+    config: Mapping[str, Any], base: type[T], *args: Any, allow: Sequence[str] | None = None
+) -> T:
+    """Make the object that a config describes.
+
+    Args:
+        config: `_target_` and arguments; the arguments are not built in turn.
+        base: what the class must derive from.
+        args: positional arguments that come before those of the config.
+        allow: the modules (or packages) whose classes the config may name; None for any.
+
+    Raises:
+        ValueError: if the target is missing, not allowed, or not a class derived from `base`.
+    """
+    arguments = to_plain(config)
+    target = arguments.pop("_target_", None)
+    if not isinstance(target, str) or "." not in target:
+        raise ValueError(
+            f"a config needs a _target_ such as 'package.module.Class', not {target!r}"
+        )
+    if allow is not None and not _within(target, allow):
+        raise ValueError(f"_target_ {target!r} is not among the allowed modules: {list(allow)}")
+    module_name, _, class_name = target.rpartition(".")
+    try:
+        cls = getattr(import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"_target_ {target!r} cannot be imported: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise ValueError(f"_target_ {target!r} is not a {base.__name__}")
+    if allow is not None and not _within(cls.__module__, allow):
+        raise ValueError(f"_target_ {target!r} is {cls.__module__}'s, which is not allowed")
+    return cls(*args, **arguments)
+
+
+def _within(name: str, packages: Sequence[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)

@@ -1,0 +1,17 @@
+"""Loggers that need more than their constructor."""
+
+import os
+from typing import Any
+
+import wandb
+from lightning.pytorch.loggers import WandbLogger
+
+
+def wandb_logger(**kwargs: Any) -> WandbLogger:
+    """A `WandbLogger` that never asks a question: without an API key it logs offline.
+
+    `WANDB_MODE`, where set, decides instead. Arguments are those of `WandbLogger`.
+    """
+    has_key = bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
+    kwargs.setdefault("offline", not has_key and "WANDB_MODE" not in os.environ)
+    return WandbLogger(**kwargs)

@@ -1,0 +1,64 @@
+"""Learning-rate factors over a run, and how much of its budget a run has used."""
+
+import math
+from abc import ABC, abstractmethod
+
+from lightning import Trainer
+from lightning.pytorch.callbacks import Timer
+
+
+class Schedule(ABC):
+    """The factor on the base learning rate, from the step and the share of the budget used."""
+
+    @abstractmethod
+    def __call__(self, step: int, progress: float) -> float: ...
+
+
+class Constant(Schedule):
+    """The base learning rate after a linear warm-up.
+
+    Args:
+        warmup_steps: steps until it is reached.
+    """
+
+    def __init__(self, warmup_steps: int = 0) -> None:
+        self.warmup_steps = warmup_steps
+
+    def __call__(self, step: int, progress: float) -> float:
+        return min(1.0, (step + 1) / (self.warmup_steps + 1))
+
+
+class WarmupCosine(Schedule):
+    """Linear warm-up, then half a cosine down to `final_factor` where the budget ends.
+
+    Args:
+        warmup_steps: steps until the base learning rate is reached.
+        final_factor: of the base learning rate at the end.
+    """
+
+    def __init__(self, warmup_steps: int = 200, final_factor: float = 0.01) -> None:
+        self.warmup_steps = warmup_steps
+        self.final_factor = final_factor
+
+    def __call__(self, step: int, progress: float) -> float:
+        warmup = min(1.0, (step + 1) / (self.warmup_steps + 1))
+        cosine = 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
+        return warmup * (self.final_factor + (1 - self.final_factor) * cosine)
+
+
+def run_progress(trainer: Trainer, step: int) -> float:
+    """Share of the run's budget that is used after `step` steps, in [0, 1].
+
+    The budget is whichever of `max_epochs`, `max_steps` and `max_time` ends the run first. All
+    processes get the same answer; time that a resumed run used before counts.
+    """
+    steps = trainer.estimated_stepping_batches
+    progress = step / steps if 0 < steps < float("inf") else 0.0
+    limits = [c for c in trainer.callbacks if isinstance(c, Timer)]  # type: ignore[attr-defined]
+    for timer in limits:
+        elapsed, remaining = timer.time_elapsed("train"), timer.time_remaining("train")
+        if remaining is not None:
+            progress = max(progress, elapsed / max(elapsed + remaining, 1e-9))
+    if limits and trainer.world_size > 1:
+        progress = trainer.strategy.broadcast(progress)
+    return min(progress, 1.0)

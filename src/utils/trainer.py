@@ -1,0 +1,40 @@
+"""Lightning's Trainer, with the precision that suits the machine."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer
+
+
+def native_precision(accelerator: str = "auto") -> str:
+    """`bf16-mixed` where the hardware multiplies bfloat16 natively, else `32-true`.
+
+    That is a CUDA GPU of compute capability 8.0 or more, or a CPU with AVX512-BF16 or AMX.
+    """
+    if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda"):
+        native = torch.cuda.get_device_capability() >= (8, 0)
+    elif accelerator == "cpu" or (accelerator == "auto" and not torch.mps.is_available()):
+        native = _cpu_has("avx512_bf16") or _cpu_has("amx_tile")
+    else:
+        native = False
+    return "bf16-mixed" if native else "32-true"
+
+
+def _cpu_has(feature: str) -> bool:
+    query = getattr(torch.cpu, f"_is_{feature}_supported", None)  # not in every torch
+    return bool(query and query())
+
+
+def build_trainer(
+    precision: str = "auto", default_root_dir: str | Path = ".", **kwargs: Any
+) -> Trainer:
+    """A `lightning.Trainer`; all its arguments pass through.
+
+    Args:
+        precision: as for the Trainer, or `auto` for `native_precision`.
+        default_root_dir: as for the Trainer.
+    """
+    if precision == "auto":
+        precision = native_precision(kwargs.get("accelerator", "auto"))
+    return Trainer(precision=precision, default_root_dir=default_root_dir, **kwargs)  # type: ignore[arg-type]
