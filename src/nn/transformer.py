@@ -1,0 +1,185 @@
+"""A Transformer encoder over packed sequences; the only file that knows padding.
+
+A batch of crystals is ragged. Here it is a packed (N, D) tensor of all tokens, and every layer but
+the attention core works on that, token by token. Only the core sees a padded (B, H, L, E) form.
+Parameters have the names and shapes of `torch.nn.TransformerEncoder`, so either loads the other's
+`state_dict`, and with the same weights both compute the same.
+
+N tokens in the batch, B sequences, L padded length, D model width, H heads, E = D / H.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
+
+
+class Packing:
+    """Where packed tokens stand in the padded (B, L) form of their sequences.
+
+    Args:
+        lengths: (B,) tokens in each sequence.
+        batch: (N,) sequence of each token, ascending.
+        max_length: the largest of `lengths`; asked of the device if not given.
+    """
+
+    def __init__(self, lengths: Tensor, batch: Tensor, max_length: int | None = None) -> None:
+        self.shape = (len(lengths), int(lengths.max()) if max_length is None else max_length)
+        starts = lengths.cumsum(0) - lengths
+        self.token_idx = torch.arange(len(batch), device=batch.device) - starts[batch]
+        self.index = batch * self.shape[1] + self.token_idx
+        is_token = torch.arange(self.shape[1], device=batch.device) < lengths[:, None]
+        self.mask = is_token[:, None, None, :]
+
+    def pad(self, x_ND: Tensor) -> Tensor:
+        """(N, D) to (B, L, D), zero where there is no token."""
+        padded = x_ND.new_zeros(self.shape[0] * self.shape[1], x_ND.shape[1])
+        return padded.index_copy(0, self.index, x_ND).view(*self.shape, -1)
+
+    def unpad(self, x_BLD: Tensor) -> Tensor:
+        """(B, L, D) to (N, D)."""
+        return x_BLD.flatten(0, 1).index_select(0, self.index)
+
+
+def segment_mean(x_ND: Tensor, batch: Tensor, lengths: Tensor) -> Tensor:
+    """Mean over the tokens of each sequence, accumulated in float32.
+
+    Args:
+        x_ND: (N, D).
+        batch: (N,) sequence of each token.
+        lengths: (B,) tokens in each sequence, none zero.
+
+    Returns:
+        (B, D) float32.
+    """
+    total = x_ND.new_zeros(len(lengths), x_ND.shape[1], dtype=torch.float32)
+    return total.index_add(0, batch, x_ND.float()) / lengths[:, None]
+
+
+def attention_core(
+    q_BHLE: Tensor, k_BHLE: Tensor, v_BHLE: Tensor, mask_B11L: Tensor, dropout: float = 0.0
+) -> Tensor:
+    """softmax(q k^T / sqrt(E)) v over the real tokens of each sequence: (B, H, L, E).
+
+    On a CPU the core runs in float32 whatever comes in: in half precision its backward pass is
+    several times slower there, and the products are too small for the faster units to matter.
+    """
+    dtype = q_BHLE.dtype
+    if q_BHLE.device.type == "cpu":
+        q_BHLE, k_BHLE, v_BHLE = q_BHLE.float(), k_BHLE.float(), v_BHLE.float()
+    with torch.autocast(q_BHLE.device.type, enabled=False):
+        out_BHLE = F.scaled_dot_product_attention(
+            q_BHLE, k_BHLE, v_BHLE, attn_mask=mask_B11L, dropout_p=dropout
+        )
+    return out_BHLE.to(dtype)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention within each packed sequence."""
+
+    def __init__(self, d_model: int, nhead: int, dropout: float = 0.0, bias: bool = True) -> None:
+        super().__init__()
+        if d_model % nhead:
+            raise ValueError(f"d_model={d_model} is not a multiple of nhead={nhead}")
+        self.nhead = nhead
+        self.dropout = dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * d_model, d_model))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * d_model)) if bias else None
+        self.out_proj = nn.Linear(d_model, d_model, bias=bias)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        if bias:
+            nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, x_ND: Tensor, packing: Packing) -> Tensor:
+        qkv_ND = F.linear(x_ND, self.in_proj_weight, self.in_proj_bias)
+        qkv_BLD = packing.pad(qkv_ND)
+        q, k, v = qkv_BLD.unflatten(-1, (3, self.nhead, -1)).permute(2, 0, 3, 1, 4)
+        dropout = self.dropout if self.training else 0.0
+        out_BHLE = attention_core(q, k, v, packing.mask, dropout)
+        out_BLD = out_BHLE.transpose(1, 2).flatten(2)
+        return self.out_proj(packing.unpad(out_BLD))
+
+
+class TransformerLayer(nn.Module):
+    """Self-attention and a feed-forward network, with the norm before (default) or after each."""
+
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.0,
+        activation: str = "gelu",
+        norm_first: bool = True,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation is one of {list(ACTIVATIONS)}, not {activation!r}")
+        self.self_attn = SelfAttention(d_model, nhead, dropout, bias)
+        self.linear1 = nn.Linear(d_model, dim_feedforward, bias=bias)
+        self.linear2 = nn.Linear(dim_feedforward, d_model, bias=bias)
+        self.norm1 = nn.LayerNorm(d_model, bias=bias)
+        self.norm2 = nn.LayerNorm(d_model, bias=bias)
+        self.dropout = nn.Dropout(dropout)
+        self.activation = ACTIVATIONS[activation]
+        self.norm_first = norm_first
+
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        if self.norm_first:
+            x = x + self._attention(self.norm1(x), packing)
+            return x + self._feed_forward(self.norm2(x))
+        x = self.norm1(x + self._attention(x, packing))
+        return self.norm2(x + self._feed_forward(x))
+
+    def _attention(self, x: Tensor, packing: Packing) -> Tensor:
+        return self.dropout(self.self_attn(x, packing))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.linear2(self.dropout(self.activation(self.linear1(x)))))
+
+
+class PackedTransformer(nn.Module):
+    """`torch.nn.TransformerEncoder` on packed sequences, with a norm at the end if pre-norm.
+
+    Args:
+        norm: end with a LayerNorm; None: where `norm_first`.
+        The others are those of `torch.nn.TransformerEncoderLayer`.
+
+    Raises:
+        ValueError: for an unknown activation or a width that `nhead` does not divide.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        num_layers: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.0,
+        activation: str = "gelu",
+        norm_first: bool = True,
+        bias: bool = True,
+        norm: bool | None = None,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            TransformerLayer(d_model, nhead, dim_feedforward, dropout, activation, norm_first, bias)
+            for _ in range(num_layers)
+        )
+        ends_with_norm = norm_first if norm is None else norm
+        self.norm = nn.LayerNorm(d_model, bias=bias) if ends_with_norm else nn.Identity()
+
+    def forward(self, x_ND: Tensor, packing: Packing) -> Tensor:
+        """(N, D) tokens to (N, D) tokens; each attends to those of its own sequence."""
+        for layer in self.layers:
+            x_ND = layer(x_ND, packing)
+        return self.norm(x_ND)

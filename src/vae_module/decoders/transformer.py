@@ -1,0 +1,142 @@
+"""The Transformer decoder: one vector per atom to crystals."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from src.nn.embedding import sinusoidal_embedding
+from src.nn.transformer import PackedTransformer, Packing, segment_mean
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the heads give, all float32.
+
+    Args:
+        atom_logits: (N, max_num_elements), or None where atom types are given, not predicted.
+        coords: (N, 3, 2) cosine and sine of 2 pi times each fractional coordinate (not
+            normalised), or (N, 3) the raw coordinates.
+        lengths_scaled: (B, 3) lengths / num_atoms^(1/3), Å.
+        angles_radians: (B, 3).
+    """
+
+    atom_logits: Tensor | None
+    coords: Tensor
+    lengths_scaled: Tensor
+    angles_radians: Tensor
+
+    @property
+    def frac_coords(self) -> Tensor:
+        """(N, 3) in [0, 1)."""
+        if self.coords.dim() == 3:
+            cosine, sine = self.coords.unbind(-1)
+            turns = torch.atan2(sine, cosine) / (2 * math.pi)
+        else:
+            turns = self.coords
+        wrapped = turns - turns.floor()
+        return torch.where(wrapped < 1, wrapped, 0.0)  # -1e-9 wraps to 1.0 in float32
+
+
+class TransformerDecoder(nn.Module):
+    """A Transformer over the atoms of each crystal, with a head for each thing predicted.
+
+    The cell is read from the mean over a crystal's atoms, so the order of atoms does not matter.
+
+    Args:
+        d_model, nhead, num_layers, dim_feedforward, dropout, activation, norm_first, bias: as for
+            the encoder.
+        max_num_elements: classes of atom types, 0 (the mask token) among them.
+        atom_type_predict: predict atom types (de novo generation); else they are given (crystal
+            structure prediction).
+        atom_type_input: embed given atom types. Only old checkpoints, whose decoders do not look
+            at the composition, need False.
+        coords_output: `torus` (a cosine and a sine for each coordinate) or `raw`.
+        index_embedding: add a sinusoidal embedding of the atom's index; see the encoder.
+
+    Raises:
+        ValueError: for an unknown `coords_output` or `activation`.
+    """
+
+    def __init__(
+        self,
+        d_model: int = 512,
+        nhead: int = 8,
+        num_layers: int = 8,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.0,
+        activation: str = "gelu",
+        norm_first: bool = True,
+        bias: bool = True,
+        max_num_elements: int = 100,
+        atom_type_predict: bool = True,
+        atom_type_input: bool = True,
+        coords_output: str = "torus",
+        index_embedding: bool = False,
+    ) -> None:
+        super().__init__()
+        if coords_output not in ("torus", "raw"):
+            raise ValueError(f"coords_output is 'torus' or 'raw', not {coords_output!r}")
+        self.d_model = d_model
+        self.nhead = nhead
+        self.num_layers = num_layers
+        self.dim_feedforward = dim_feedforward
+        self.dropout = dropout
+        self.activation = activation
+        self.norm_first = norm_first
+        self.bias = bias
+        self.max_num_elements = max_num_elements
+        self.atom_type_predict = atom_type_predict
+        self.atom_type_input = atom_type_input
+        self.coords_output = coords_output
+        self.index_embedding = index_embedding
+
+        self.transformer = PackedTransformer(
+            d_model, nhead, num_layers, dim_feedforward, dropout, activation, norm_first, bias
+        )
+        if atom_type_predict:
+            self.atom_types_head = nn.Linear(d_model, max_num_elements)
+        elif atom_type_input:
+            self.atom_type_embedder = nn.Embedding(max_num_elements, d_model)
+        on_torus = coords_output == "torus"
+        self.frac_coords_head = nn.Linear(d_model, 6 if on_torus else 3, bias=on_torus)
+        self.lattice_head = nn.Linear(d_model, 6, bias=on_torus)
+
+    def forward(
+        self,
+        x: Tensor,
+        num_atoms: Tensor,
+        batch: Tensor,
+        atom_types: Tensor | None = None,
+        max_num_atoms: int | None = None,
+    ) -> Prediction:
+        """Decode.
+
+        Args:
+            x: (N, d_model) a vector per atom.
+            num_atoms: (B,).
+            batch: (N,) crystal of each atom.
+            atom_types: (N,), for a decoder that is given them.
+            max_num_atoms: the largest of `num_atoms`, where the host knows it.
+
+        Raises:
+            ValueError: if atom types are needed and not given.
+        """
+        packing = Packing(num_atoms, batch, max_num_atoms)
+        if not self.atom_type_predict and self.atom_type_input:
+            if atom_types is None:
+                raise ValueError("this decoder does not predict atom types: give it atom_types")
+            x = x + self.atom_type_embedder(atom_types)
+        if self.index_embedding:
+            x = x + sinusoidal_embedding(packing.token_idx, self.d_model)
+        hidden = self.transformer(x, packing)
+        coords = self.frac_coords_head(hidden).float()
+        lattice = self.lattice_head(segment_mean(hidden, batch, num_atoms)).float()
+        lengths_scaled, angles_radians = lattice.split(3, dim=-1)
+        return Prediction(
+            atom_logits=self.atom_types_head(hidden).float() if self.atom_type_predict else None,
+            coords=coords.unflatten(-1, (3, 2)) if self.coords_output == "torus" else coords,
+            lengths_scaled=lengths_scaled,
+            angles_radians=angles_radians,
+        )

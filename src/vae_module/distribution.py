@@ -1,0 +1,65 @@
+"""The latent distribution: a diagonal Gaussian per atom."""
+
+import torch
+from torch import Tensor
+
+LOGVAR_RANGE = (-30.0, 20.0)  # beyond it exp() over- or underflows in float32 arithmetic
+
+
+class DiagonalGaussianDistribution:
+    """A Gaussian with diagonal covariance for each atom.
+
+    Args:
+        parameters: (N, 2 * latent_dim): means, then log-variances, which are clamped to
+            [-30, 20].
+        deterministic: no variance at all: samples are the mean, the KL divergence is zero.
+
+    Raises:
+        ValueError: if the last dimension cannot be split in two.
+    """
+
+    def __init__(self, parameters: Tensor, deterministic: bool = False) -> None:
+        if parameters.shape[-1] % 2:
+            raise ValueError(
+                f"parameters hold means and log-variances: their last dimension is even, "
+                f"not {parameters.shape[-1]}"
+            )
+        mean, logvar = parameters.float().chunk(2, dim=-1)
+        self.mean = mean
+        self.logvar = logvar.clamp(*LOGVAR_RANGE)
+        self.deterministic = deterministic
+
+    @property
+    def std(self) -> Tensor:
+        """(N, latent_dim)."""
+        return torch.zeros_like(self.mean) if self.deterministic else (0.5 * self.logvar).exp()
+
+    @property
+    def var(self) -> Tensor:
+        """(N, latent_dim)."""
+        return torch.zeros_like(self.mean) if self.deterministic else self.logvar.exp()
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """One draw, differentiable in mean and standard deviation: (N, latent_dim)."""
+        noise = torch.randn(
+            self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype
+        )
+        return self.mean + self.std * noise
+
+    def mode(self) -> Tensor:
+        """The mean: (N, latent_dim)."""
+        return self.mean
+
+    def kl(self, other: "DiagonalGaussianDistribution | None" = None) -> Tensor:
+        """Kullback-Leibler divergence to `other`, or to the standard normal: (N,) nats per atom.
+
+        The closed form for Gaussians: Kingma & Welling 2013, appendix B.
+        """
+        if self.deterministic:
+            return self.mean.new_zeros(self.mean.shape[:-1])
+        if other is None:
+            terms = self.mean**2 + self.var - 1 - self.logvar
+        else:
+            squared = (self.mean - other.mean) ** 2
+            terms = (squared + self.var) / other.var - 1 - self.logvar + other.logvar
+        return 0.5 * terms.sum(dim=-1)

@@ -1,0 +1,62 @@
+"""The terms of the loss, as plain functions of tensors."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from src.data.schema import CrystalBatch
+from src.vae_module.decoders.transformer import Prediction
+from src.vae_module.distribution import DiagonalGaussianDistribution
+
+
+def frac_coords_loss(coords: Tensor, frac_coords: Tensor) -> Tensor:
+    """Mean squared error of fractional coordinates, in the form in which they are predicted.
+
+    For cosines and sines it is the squared distance to the point on the unit circle, averaged over
+    atoms and directions: near the target, (2 pi)^2 times the squared error in the coordinate.
+
+    Args:
+        coords: (N, 3, 2) cosines and sines, or (N, 3) raw coordinates.
+        frac_coords: (N, 3) the true ones.
+    """
+    if coords.dim() == 2:
+        return F.mse_loss(coords, frac_coords)
+    phase = 2 * math.pi * frac_coords
+    target = torch.stack([phase.cos(), phase.sin()], dim=-1)
+    return 2 * F.mse_loss(coords, target)
+
+
+def vae_loss(
+    prediction: Prediction,
+    posterior: DiagonalGaussianDistribution,
+    batch: CrystalBatch,
+    weights: Mapping[str, float],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted loss and its unweighted terms.
+
+    The terms: `atom_types`, cross-entropy per atom (absent where types are not predicted);
+    `lengths`, squared error of lengths_scaled (Å^2); `angles`, squared error (rad^2);
+    `frac_coords`, see `frac_coords_loss`; `kl`, nats per atom, to the standard normal.
+
+    Args:
+        prediction: of the decoder.
+        posterior: that the prediction was decoded from.
+        batch: the true crystals.
+        weights: of each term.
+
+    Returns:
+        The sum of weight times term, and the terms, each a scalar.
+    """
+    terms = {
+        "lengths": F.mse_loss(prediction.lengths_scaled, batch.lengths_scaled),
+        "angles": F.mse_loss(prediction.angles_radians, batch.angles_radians),
+        "frac_coords": frac_coords_loss(prediction.coords, batch.frac_coords),
+        "kl": posterior.kl().mean(),
+    }
+    if prediction.atom_logits is not None:
+        terms["atom_types"] = F.cross_entropy(prediction.atom_logits, batch.atom_types)
+    total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+    return total, terms

@@ -1,0 +1,356 @@
+"""The LightningModule: the public calls, the steps, logging and optimizers; nothing else."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from ase import Atoms
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from pymatgen.core import Structure
+from torch import Tensor, nn
+
+from src.data import augmentation as augment
+from src.data.schema import CrystalBatch
+from src.metrics.reconstruction import ReconstructionErrors
+from src.utils.checkpoints import CheckpointError, load_checkpoint
+from src.utils.config import build, describe, to_plain
+from src.utils.geometry import parameters_to_lattices
+from src.utils.schedules import Schedule, run_progress
+from src.vae_module.decoders.transformer import Prediction
+from src.vae_module.distribution import DiagonalGaussianDistribution
+from src.vae_module.losses import vae_loss
+
+log = logging.getLogger(__name__)
+
+# Whose classes the config inside a checkpoint may name.
+TRUSTED_MODULES = ("src", "torch.optim")
+
+LOSS_WEIGHTS = {"atom_types": 1.0, "lengths": 1.0, "angles": 10.0, "frac_coords": 1.0, "kl": 1e-5}
+OPTIMIZER = {"_target_": "torch.optim.AdamW", "lr": 1e-3, "betas": [0.9, 0.99], "fused": True}
+SCHEDULER = {"_target_": "src.utils.schedules.WarmupCosine"}
+
+
+class VAEModule(LightningModule):
+    """A variational autoencoder of crystals with one latent vector per atom.
+
+    Everything that rebuilds the module travels in its checkpoints as plain types, so the networks
+    are given as configs, or as objects that `src.utils.config.describe` can describe.
+
+    Args:
+        encoder: maps a `CrystalBatch` to (N, d_model); has the attribute `d_model`.
+        decoder: maps (N, d_model) to a `Prediction`; has `d_model` and `atom_type_predict`.
+        latent_dim: width of the latent.
+        atom_type_predict: predict atom types (de novo generation, True) or be given them (crystal
+            structure prediction, False). None: as the decoder has it.
+        loss_weights: of the terms of `vae_loss`; those not named keep their defaults.
+        translate: move each training crystal by a random fraction of its cell.
+        rotate: rotate the cell of each training crystal at random; only an encoder that sees the
+            matrix can tell.
+        mask_ratio: share of atom types hidden from the encoder in training.
+        jitter_ratio: share of atoms displaced before the encoder in training.
+        jitter_std: of that displacement, in Å per direction.
+        optimizer: config of a `torch.optim.Optimizer`.
+        scheduler: config of a `src.utils.schedules.Schedule`.
+        quant_bias: biases in the maps to and from the latent.
+
+    Raises:
+        ValueError: for a config that does not fit, naming what.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module | Mapping[str, Any],
+        decoder: nn.Module | Mapping[str, Any],
+        latent_dim: int = 8,
+        atom_type_predict: bool | None = None,
+        loss_weights: Mapping[str, float] | None = None,
+        translate: bool = True,
+        rotate: bool = False,
+        mask_ratio: float = 0.0,
+        jitter_ratio: float = 0.0,
+        jitter_std: float = 0.1,
+        optimizer: Mapping[str, Any] | None = None,
+        scheduler: Mapping[str, Any] | None = None,
+        quant_bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.encoder: Any = build(encoder, nn.Module) if isinstance(encoder, Mapping) else encoder
+        self.decoder: Any = build(decoder, nn.Module) if isinstance(decoder, Mapping) else decoder
+        self.atom_type_predict: bool = self.decoder.atom_type_predict
+        if atom_type_predict not in (None, self.atom_type_predict):
+            raise ValueError(
+                f"vae_module.atom_type_predict={atom_type_predict} but the decoder has "
+                f"atom_type_predict={self.atom_type_predict}: set only the former"
+            )
+        unknown = set(loss_weights or {}) - set(LOSS_WEIGHTS)
+        if unknown:
+            raise ValueError(f"loss_weights has {sorted(unknown)}; it knows {list(LOSS_WEIGHTS)}")
+        self.latent_dim = latent_dim
+        self.loss_weights = {**LOSS_WEIGHTS, **(loss_weights or {})}
+        self.translate = translate
+        self.rotate = rotate
+        self.mask_ratio = mask_ratio
+        self.jitter_ratio = jitter_ratio
+        self.jitter_std = jitter_std
+        self.optimizer = to_plain(optimizer or OPTIMIZER)
+        self.scheduler = to_plain(scheduler or SCHEDULER)
+        self.quant_bias = quant_bias
+
+        self.quant_conv = nn.Linear(self.encoder.d_model, 2 * latent_dim, bias=quant_bias)
+        self.post_quant_conv = nn.Linear(latent_dim, self.decoder.d_model, bias=quant_bias)
+        self.val_errors = ReconstructionErrors()
+        self.test_errors = ReconstructionErrors()
+
+        config = {name: to_plain(getattr(self, name)) for name in _PLAIN_ARGUMENTS}
+        networks = {"encoder": describe(self.encoder), "decoder": describe(self.decoder)}
+        self.save_hyperparameters({**networks, **config})
+
+    # Public calls
+
+    def encode(self, batch: CrystalBatch) -> dict[str, Any]:
+        """Crystals to latents.
+
+        Returns:
+            `posterior`: `DiagonalGaussianDistribution` over (N, latent_dim);
+            `x`: the latent (N, latent_dim) that `decode` decodes, the posterior's mean until one
+            puts another there;
+            `num_atoms`, `batch`, `max_num_atoms` (and `atom_types`, where they are not predicted):
+            of the batch.
+        """
+        posterior = DiagonalGaussianDistribution(self.quant_conv(self.encoder(batch)))
+        return {"posterior": posterior, "x": posterior.mode(), **self._layout(batch)}
+
+    def decode(self, encoded: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Latents to crystals.
+
+        Args:
+            encoded: as from `encode`; `x`, `num_atoms` and `batch` (and `atom_types`, where they
+                are not predicted) are needed. It stays as it is.
+
+        Returns:
+            `atom_types`: logits (N, max_num_elements), absent where types are not predicted;
+            `frac_coords`: (N, 3) in [0, 1); `lengths`: (B, 3) Å; `angles`: (B, 3) degrees;
+            `lattices`: (B, 3, 3) Å.
+
+        Raises:
+            ValueError: if a key is missing.
+        """
+        needed = ["x", "num_atoms", "batch", *([] if self.atom_type_predict else ["atom_types"])]
+        if missing := [key for key in needed if key not in encoded]:
+            raise ValueError(f"decode needs {needed}; {missing} missing from {list(encoded)}")
+        return self._present(self._predict(encoded), encoded["num_atoms"])
+
+    def reconstruct(self, decoder_out: Mapping[str, Tensor], batch: CrystalBatch) -> CrystalBatch:
+        """The decoded crystals as a batch; atom types that were not predicted are `batch`'s."""
+        logits = decoder_out.get("atom_types")
+        return batch.replace(
+            # class 0 is the mask token, which no crystal holds
+            atom_types=batch.atom_types if logits is None else logits[:, 1:].argmax(dim=-1) + 1,
+            frac_coords=decoder_out["frac_coords"],
+            lattices=decoder_out["lattices"],
+        )
+
+    @torch.no_grad()
+    def sample(
+        self,
+        batch: CrystalBatch,
+        return_atoms: bool = False,
+        return_structures: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> CrystalBatch | list[Atoms] | list[Structure]:
+        """Decode latents drawn from the standard normal.
+
+        Args:
+            batch: `num_atoms` is needed of it (and `atom_types`, where they are not predicted);
+                `CrystalBatch.for_sampling` makes one of these alone.
+            return_atoms: give a list of ASE `Atoms`.
+            return_structures: give a list of pymatgen `Structure`.
+            generator: of the draw, on the module's device.
+
+        Returns:
+            A `CrystalBatch`, or a list as asked for.
+        """
+        layout = self._layout(batch)
+        x = torch.randn(
+            len(layout["batch"]), self.latent_dim, generator=generator, device=self.device
+        )
+        crystals = self.reconstruct(self.decode({"x": x, **layout}), batch)
+        if return_structures:
+            return crystals.to_structure()
+        return crystals.to_atoms() if return_atoms else crystals
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        strict: bool = True,
+        weights_only: bool = True,
+        **overrides: Any,
+    ) -> Self:
+        """The module of a checkpoint, in evaluation mode.
+
+        Args:
+            checkpoint_path: a `.ckpt` that this class wrote.
+            map_location: as for `torch.load`; the CPU by default.
+            strict: whether the weights must fit exactly.
+            weights_only: accepted and without effect: no code is ever run from the file.
+            overrides: constructor arguments that replace those in the checkpoint.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            CheckpointError: if it is not a checkpoint of this class; it says why.
+        """
+        checkpoint = load_checkpoint(checkpoint_path, map_location or "cpu")
+        arguments = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        try:
+            for name in ("encoder", "decoder"):
+                arguments[name] = build(arguments[name], nn.Module, allow=TRUSTED_MODULES)
+            module = cls(**{**arguments, **overrides})
+            module.load_state_dict(checkpoint["state_dict"], strict=strict)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{checkpoint_path} is not a checkpoint of {cls.__name__}: {error}"
+            ) from error
+        return module.eval()
+
+    def _layout(self, batch: CrystalBatch) -> dict[str, Any]:
+        layout = {
+            "num_atoms": batch.num_atoms,
+            "batch": batch.batch,
+            "max_num_atoms": batch.max_num_atoms,
+        }
+        return layout if self.atom_type_predict else {**layout, "atom_types": batch.atom_types}
+
+    def _predict(self, encoded: Mapping[str, Any]) -> Prediction:
+        return self.decoder(
+            self.post_quant_conv(encoded["x"]),
+            encoded["num_atoms"],
+            encoded["batch"],
+            atom_types=encoded.get("atom_types"),
+            max_num_atoms=encoded.get("max_num_atoms"),
+        )
+
+    def _present(self, prediction: Prediction, num_atoms: Tensor) -> dict[str, Tensor]:
+        lengths = prediction.lengths_scaled * num_atoms[:, None] ** (1 / 3)
+        angles = prediction.angles_radians.rad2deg()
+        out = {
+            "frac_coords": prediction.frac_coords,
+            "lengths": lengths,
+            "angles": angles,
+            "lattices": parameters_to_lattices(lengths, angles),
+        }
+        if prediction.atom_logits is not None:
+            out["atom_types"] = prediction.atom_logits
+        return out
+
+    # Training
+
+    def training_step(self, batch: CrystalBatch, batch_idx: int) -> Tensor:
+        generator = self._generator()
+        target = self._augment(batch, generator)
+        encoded = self.encode(self._corrupt(target, generator))
+        posterior = encoded["posterior"]
+        prediction = self._predict({**encoded, "x": posterior.sample(generator)})
+        loss, terms = vae_loss(prediction, posterior, target, self.loss_weights)
+        self._log_losses("train", loss, terms, batch)
+        return loss
+
+    def validation_step(self, batch: CrystalBatch, batch_idx: int) -> None:
+        self._evaluate("val", batch, self.val_errors)
+
+    def test_step(self, batch: CrystalBatch, batch_idx: int) -> None:
+        self._evaluate("test", batch, self.test_errors)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_errors("val", self.val_errors)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_errors("test", self.test_errors)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = build(
+            self.optimizer, torch.optim.Optimizer, self.parameters(), allow=TRUSTED_MODULES
+        )
+        schedule = build(self.scheduler, Schedule, allow=TRUSTED_MODULES)  # type: ignore[type-abstract]
+
+        def factor(step: int) -> float:
+            return schedule(step, run_progress(self.trainer, step))
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # Lightning refuses to clip for a fused optimizer under mixed precision, since with a
+        # gradient scaler that would be wrong; bfloat16 has no scaler.
+        if self.trainer.precision == "16-mixed" or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val, foreach=True)
+
+    def _generator(self) -> torch.Generator:
+        """The randomness of a training step, a function of seed, step and process alone."""
+        seed = torch.initial_seed() + 1_000_003 * self.global_step + 7919 * self.global_rank
+        return torch.Generator(self.device).manual_seed(seed % 2**63)
+
+    def _augment(self, batch: CrystalBatch, generator: torch.Generator) -> CrystalBatch:
+        if self.translate:
+            batch = augment.random_translation(batch, generator)
+        if self.rotate:
+            batch = augment.random_rotation(batch, generator)
+        return batch
+
+    def _corrupt(self, batch: CrystalBatch, generator: torch.Generator) -> CrystalBatch:
+        if self.mask_ratio:
+            batch = augment.mask_atom_types(batch, self.mask_ratio, generator)
+        if self.jitter_ratio:
+            batch = augment.jitter_coords(batch, self.jitter_ratio, self.jitter_std, generator)
+        return batch
+
+    def _evaluate(self, stage: str, batch: CrystalBatch, errors: ReconstructionErrors) -> None:
+        encoded = self.encode(batch)
+        prediction = self._predict(encoded)
+        loss, terms = vae_loss(prediction, encoded["posterior"], batch, self.loss_weights)
+        self._log_losses(stage, loss, terms, batch)
+        errors.update(self.reconstruct(self._present(prediction, batch.num_atoms), batch), batch)
+
+    def _log_losses(
+        self, stage: str, loss: Tensor, terms: Mapping[str, Tensor], batch: CrystalBatch
+    ) -> None:
+        values = {f"{stage}/loss": loss, **{f"{stage}/{k}_loss": v for k, v in terms.items()}}
+        self.log_dict(
+            {name: value.detach() for name, value in values.items()},
+            batch_size=len(batch.num_atoms),
+            prog_bar=stage == "train",
+            sync_dist=stage != "train",
+        )
+
+    def _log_errors(self, stage: str, errors: ReconstructionErrors) -> None:
+        self.log_dict({f"{stage}/{name}": value for name, value in errors.compute().items()})
+        errors.reset()
+
+
+_PLAIN_ARGUMENTS = (
+    "latent_dim",
+    "atom_type_predict",
+    "loss_weights",
+    "translate",
+    "rotate",
+    "mask_ratio",
+    "jitter_ratio",
+    "jitter_std",
+    "optimizer",
+    "scheduler",
+    "quant_bias",
+)
