@@ -1,0 +1,468 @@
+"""Reconstruction match rate and RMSE with pymatgen's StructureMatcher.
+
+StructureMatcher can loop for hours inside compiled code on a badly shaped cell, and can take the
+process down with it. So pairs are matched in worker processes that can be killed: a pair that
+exceeds its limit, or kills its worker, is charged alone and by name, and the run goes on.
+
+This module imports neither torch nor, at its top, pymatgen: workers stay small and start quickly.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from pebble import ProcessExpired, ProcessPool
+from rich.progress import Progress
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+logger = logging.getLogger(__name__)
+
+_MAX_WORKERS = 16  # default only: beyond it, starting workers costs more than they save
+_MAX_CHUNK = 32  # jobs sent to a worker at once, about a quarter of a second of matching
+_MAX_BREAKDOWNS = 3  # a pool that breaks more often without finishing a chunk never will
+_STARTUP = 120.0  # seconds: ample for workers to import pymatgen from a slow disk
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True, slots=True)
+class MatcherSettings:
+    """StructureMatcher's tolerances; figures taken with different ones are not comparable.
+
+    Attributes:
+        stol: Site tolerance, in units of (V/N)^(1/3), the free length per atom.
+        ltol: Fractional tolerance on cell lengths.
+        angle_tol: Tolerance on cell angles in degrees.
+    """
+
+    stol: float
+    ltol: float
+    angle_tol: float
+
+
+CDVAE = MatcherSettings(stol=0.5, ltol=0.3, angle_tol=10.0)
+"""Those of CDVAE (Xie et al., ICLR 2022) and most papers since."""
+
+PYMATGEN = MatcherSettings(stol=0.3, ltol=0.2, angle_tol=5.0)
+"""pymatgen's defaults, stricter."""
+
+Status = Literal["matched", "unmatched", "timeout", "crashed", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class PairResult:
+    """What became of one pair.
+
+    Attributes:
+        status: `matched` or `unmatched`; `timeout` if the limit ran out, `crashed` if the worker
+            died, `error` if the prediction is missing or invalid or the matcher raised.
+        rms: Root-mean-square displacement over (V/N)^(1/3), no unit; None unless matched.
+        message: The reason, for the last three.
+    """
+
+    status: Status
+    rms: float | None = None
+    message: str = ""
+
+    @property
+    def matched(self) -> bool:
+        return self.status == "matched"
+
+
+@dataclass(frozen=True, slots=True)
+class MatchSummary:
+    """Figures over all pairs; every pair counts, whatever its status.
+
+    Attributes:
+        match_rate: Fraction of pairs that matched, 0 to 1; NaN if there are no pairs.
+        rmse: Mean rms over the matched pairs only; NaN if none matched.
+        crmse: Mean over all pairs of the rms, or `stol` where the pair did not match
+            (arXiv:2509.12178), so that failing on hard crystals does not pay; NaN if no pairs.
+            That paper's METRe looks for a match among all predictions; here a crystal has one,
+            its own, so the match rate takes its place.
+        num_pairs, num_timeouts, num_crashed, num_errors: Counts.
+    """
+
+    match_rate: float
+    rmse: float
+    crmse: float
+    num_pairs: int
+    num_timeouts: int
+    num_crashed: int
+    num_errors: int
+
+
+def summarize(results: Sequence[PairResult], settings: MatcherSettings) -> MatchSummary:
+    """Sum up results that were computed with `settings` (its `stol` is the charge in cRMSE)."""
+    statuses = [result.status for result in results]
+    rms = [result.rms for result in results if result.rms is not None]
+    num_unmatched = len(results) - len(rms)
+    return MatchSummary(
+        match_rate=_ratio(len(rms), len(results)),
+        rmse=_ratio(math.fsum(rms), len(rms)),
+        crmse=_ratio(math.fsum(rms) + settings.stol * num_unmatched, len(results)),
+        num_pairs=len(results),
+        num_timeouts=statuses.count("timeout"),
+        num_crashed=statuses.count("crashed"),
+        num_errors=statuses.count("error"),
+    )
+
+
+def _ratio(total: float, count: int) -> float:
+    return total / count if count else math.nan
+
+
+def rms_distance(
+    prediction: Structure, target: Structure, settings: MatcherSettings
+) -> float | None:
+    """Normalised rms displacement of one pair, or None if it does not match.
+
+    Prediction first, as CDVAE's evaluation has it: StructureMatcher is not quite symmetric.
+
+    Raises:
+        ValueError: If a coordinate or the cell is not finite, or the cell has no volume.
+    """
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+
+    for name, structure in (("prediction", prediction), ("target", target)):
+        if not math.isfinite(structure.cart_coords.sum()):
+            raise ValueError(f"the {name} has coordinates that are not finite")
+        if not 0 < structure.volume < math.inf:
+            raise ValueError(f"the {name}'s cell has volume {structure.volume} Å^3")
+    # Such a pair cannot match, and the matcher would first reduce both cells, which may hang.
+    compositions = (s.composition.fractional_composition for s in (prediction, target))
+    if next(compositions) != next(compositions):
+        return None
+    matcher = StructureMatcher(stol=settings.stol, ltol=settings.ltol, angle_tol=settings.angle_tol)
+    match = matcher.get_rms_dist(prediction, target)
+    return None if match is None else float(match[0])
+
+
+Matcher = Callable[["Structure", "Structure", MatcherSettings], float | None]
+Job = tuple["Structure | None", "Structure", MatcherSettings]
+
+
+class MatcherPool:
+    """Worker processes that match pairs of structures, kept alive between calls.
+
+    Workers start with the first call (about a second) and end with `close`, with the `with`
+    block, or with the program. A call that is interrupted ends them too; the next starts new ones.
+    The pool is not meant to be shared by threads.
+
+    Args:
+        num_workers: None for one per CPU that this process may use, at most 16. With 0, pairs are
+            matched in this process: nothing can be killed then, so `timeout` has no effect and a
+            crash is a crash.
+        timeout: Limit in seconds for one pair under one settings. A pair that hangs is noticed
+            with its chunk and tried once more alone, so it costs its worker twice this long.
+        matcher: What to run on a pair, `rms_distance` unless replaced. Workers import it by name,
+            so it must be a top-level function outside the main script.
+
+    Raises:
+        ValueError: If num_workers is negative or timeout is not positive.
+    """
+
+    def __init__(
+        self,
+        num_workers: int | None = None,
+        *,
+        timeout: float = 10.0,
+        matcher: Matcher = rms_distance,
+    ) -> None:
+        if num_workers is None:
+            num_workers = min(_num_cpus(), _MAX_WORKERS)
+        if num_workers < 0:
+            raise ValueError(f"num_workers must be at least 0, got {num_workers}")
+        if not timeout > 0:
+            raise ValueError(f"timeout must be a positive number of seconds, got {timeout}")
+        self.num_workers = num_workers
+        self.timeout = timeout
+        self.matcher = matcher
+        self._pool: ProcessPool | None = None
+
+    def __enter__(self) -> MatcherPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers, whatever they are doing. `match` would start new ones."""
+        if self._pool is not None:
+            self._pool.stop()
+            self._pool.join()
+            self._pool = None
+
+    @overload
+    def match(
+        self,
+        targets: Sequence[Structure],
+        predictions: Sequence[Structure | None],
+        settings: MatcherSettings = ...,
+        *,
+        progress: bool = ...,
+    ) -> list[PairResult]: ...
+
+    @overload
+    def match(
+        self,
+        targets: Sequence[Structure],
+        predictions: Sequence[Structure | None],
+        settings: Sequence[MatcherSettings],
+        *,
+        progress: bool = ...,
+    ) -> list[list[PairResult]]: ...
+
+    def match(
+        self,
+        targets: Sequence[Structure],
+        predictions: Sequence[Structure | None],
+        settings: MatcherSettings | Sequence[MatcherSettings] = CDVAE,
+        *,
+        progress: bool = False,
+    ) -> list[PairResult] | list[list[PairResult]]:
+        """Match each prediction with the target at the same place.
+
+        Args:
+            targets: The true crystals.
+            predictions: Their reconstructions; None for one that could not be built, an `error`.
+            settings: One, or several to run in the same pass.
+            progress: Show a progress bar.
+
+        Returns:
+            One result per pair, in order. For several settings, one such list for each of them.
+
+        Raises:
+            ValueError: If targets and predictions differ in length.
+            RuntimeError: If workers cannot be started.
+        """
+        if len(targets) != len(predictions):
+            raise ValueError(
+                f"got {len(targets)} targets but {len(predictions)} predictions; pass one "
+                "prediction per target, None for one that could not be built"
+            )
+        if isinstance(settings, MatcherSettings):
+            return self.match(targets, predictions, [settings], progress=progress)[0]
+
+        jobs: list[Job] = [
+            (prediction, target, each)
+            for prediction, target in zip(predictions, targets, strict=True)
+            for each in settings
+        ]
+        results: dict[int, PairResult] = {}
+        try:
+            with Progress(disable=not progress) as bar:
+                task = bar.add_task("matching", total=len(jobs))
+                for index, result in self._run(jobs):
+                    results[index] = result
+                    bar.advance(task)
+                    if result.status in ("timeout", "crashed"):
+                        formula = jobs[index][1].composition.reduced_formula
+                        pair = index // len(settings)
+                        logger.warning(
+                            "pair %d (%s): %s, %s", pair, formula, result.status, result.message
+                        )
+        except BaseException:
+            self.close()
+            raise
+        return [
+            [results[index] for index in range(offset, len(jobs), len(settings))]
+            for offset in range(len(settings))
+        ]
+
+    def _run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, PairResult]]:
+        """Yield (index of the job, its result), in no particular order."""
+        if self.num_workers == 0:
+            for index, job in enumerate(jobs):
+                yield index, _match_jobs(self.matcher, [job])[0]
+            return
+        # At least four chunks per worker, so that the workers finish at about the same time.
+        size = max(1, min(_MAX_CHUNK, len(jobs) // (4 * self.num_workers)))
+        indices = range(len(jobs))
+        waiting = deque(indices[start : start + size] for start in indices[::size])
+        running: dict[Future[list[PairResult]], range] = {}
+        breakdowns, last_sign = 0, time.monotonic()
+        while waiting or running:
+            stalled = time.monotonic() - last_sign > 2 * self.timeout + _STARTUP
+            if self._pool is not None and (stalled or not self._pool.active):
+                # A worker died as it started, waited or took a task. pebble counts that as the end
+                # of the pool or loses the task, so begin again with what is left.
+                self.close()
+                last_sign = time.monotonic()
+                waiting.extendleft(running.values())
+                running.clear()
+                breakdowns += 1
+                if breakdowns > _MAX_BREAKDOWNS:
+                    raise RuntimeError(
+                        f"the matching workers died {breakdowns} times in a row without a result; "
+                        "look for their error above, or pass num_workers=0 to match in this process"
+                    )
+            # One chunk more than can run, so that no worker has to wait for this process.
+            while waiting and len(running) <= self.num_workers:
+                chunk = waiting.popleft()
+                running[self._submit([jobs[index] for index in chunk])] = chunk
+            for future in wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done:
+                chunk, last_sign = running.pop(future), time.monotonic()
+                error = future.exception()
+                if error is None:
+                    breakdowns = 0
+                    yield from zip(chunk, future.result(), strict=True)
+                elif isinstance(error, BrokenProcessPool):
+                    waiting.appendleft(chunk)
+                elif len(chunk) > 1:  # who is to blame? each again, alone
+                    waiting.extendleft(chunk[i : i + 1] for i in range(len(chunk)))
+                else:
+                    yield chunk[0], self._failure(error)
+
+    def _submit(self, jobs: list[Job]) -> Future[list[PairResult]]:
+        if self._pool is None:
+            self._pool = ProcessPool(
+                self.num_workers,
+                initializer=_start_worker,
+                initargs=(pickle.dumps(self.matcher),),
+                context=_WorkerContext(),
+            )
+        # Pickled here and unpickled by the task itself: pebble's workers would do it while they
+        # hold the queue's lock, and an error there is lost.
+        return self._pool.schedule(_match_payload, args=(pickle.dumps(jobs),), timeout=self.timeout)
+
+    def _failure(self, error: BaseException) -> PairResult:
+        if isinstance(error, TimeoutError):
+            return PairResult("timeout", message=f"no result within {self.timeout:g} s")
+        if isinstance(error, ProcessExpired):
+            return PairResult("crashed", message=f"worker died with exit code {error.exitcode}")
+        return PairResult("error", message=_describe(error))
+
+
+@overload
+def match_pairs(
+    targets: Sequence[Structure],
+    predictions: Sequence[Structure | None],
+    settings: MatcherSettings = ...,
+    *,
+    num_workers: int | None = ...,
+    timeout: float = ...,
+    progress: bool = ...,
+    matcher: Matcher = ...,
+) -> list[PairResult]: ...
+
+
+@overload
+def match_pairs(
+    targets: Sequence[Structure],
+    predictions: Sequence[Structure | None],
+    settings: Sequence[MatcherSettings],
+    *,
+    num_workers: int | None = ...,
+    timeout: float = ...,
+    progress: bool = ...,
+    matcher: Matcher = ...,
+) -> list[list[PairResult]]: ...
+
+
+def match_pairs(
+    targets: Sequence[Structure],
+    predictions: Sequence[Structure | None],
+    settings: MatcherSettings | Sequence[MatcherSettings] = CDVAE,
+    *,
+    num_workers: int | None = None,
+    timeout: float = 10.0,
+    progress: bool = False,
+    matcher: Matcher = rms_distance,
+) -> list[PairResult] | list[list[PairResult]]:
+    """`MatcherPool.match` with a pool that lives for this call only; see there."""
+    with MatcherPool(num_workers, timeout=timeout, matcher=matcher) as pool:
+        return pool.match(targets, predictions, settings, progress=progress)
+
+
+def _match_jobs(matcher: Matcher, jobs: Sequence[Job]) -> list[PairResult]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy's, over predictions that make no sense
+        return [_match_job(matcher, *job) for job in jobs]
+
+
+def _match_job(
+    matcher: Matcher, prediction: Structure | None, target: Structure, settings: MatcherSettings
+) -> PairResult:
+    if prediction is None:
+        return PairResult("error", message="the prediction could not be built")
+    try:
+        rms = matcher(prediction, target, settings)
+    except Exception as error:  # whatever a wild prediction provokes is that pair's failure
+        return PairResult("error", message=_describe(error))
+    return PairResult("unmatched") if rms is None else PairResult("matched", rms)
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _num_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# What runs in, or starts, the workers.
+
+
+class _Worker(SpawnProcess):
+    """A spawned process that leaves the parent's main script alone.
+
+    multiprocessing imports it in every child, which in training means torch and Lightning, and
+    in a script without `if __name__ == "__main__"` means running it again.
+    """
+
+    _lock = threading.Lock()
+
+    def start(self) -> None:
+        main = vars(sys.modules["__main__"])
+        with self._lock:
+            hidden: dict[str, Any] = {
+                name: main[name] for name in ("__spec__", "__file__") if name in main
+            }
+            main.update(dict.fromkeys(hidden))
+            try:
+                super().start()
+            finally:
+                main.update(hidden)
+
+
+class _WorkerContext(SpawnContext):
+    Process = _Worker
+
+
+_worker_matcher: Matcher
+
+
+def _start_worker(matcher: bytes) -> None:
+    # pebble asks a worker to end by SIGTERM and waits three seconds for Python to react, which it
+    # cannot do inside compiled code. There is nothing to tidy up: end at once.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Read when numpy is loaded, so before pymatgen and the matcher's module are.
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+    import pymatgen.analysis.structure_matcher  # noqa: F401
+
+    # Here and not with each task, so that its imports are not charged to a pair.
+    global _worker_matcher
+    _worker_matcher = pickle.loads(matcher)
+
+
+def _match_payload(jobs: bytes) -> list[PairResult]:
+    return _match_jobs(_worker_matcher, pickle.loads(jobs))

@@ -1,0 +1,50 @@
+"""Errors of a reconstruction, atom by atom and cell by cell, accumulated over batches."""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from src.data.schema import CrystalBatch
+from src.utils.geometry import wrapped_difference
+
+
+class ReconstructionErrors(Metric):
+    """How far predicted crystals are from true ones, atom k against atom k.
+
+    `compute` gives a dict:
+
+    - `atom_type_accuracy`: share of atoms with the right type;
+    - `frac_coords_rmse`: root mean square, over atoms and directions, of the difference of
+      fractional coordinates, wrapped to the nearest image;
+    - `coords_rmsd`: root mean square distance of atoms, in Å, in the true cell, of those images;
+    - `lengths_mae` (Å) and `angles_mae` (degrees): mean absolute errors of the cell.
+    """
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("right", "squared_frac", "squared_cart", "lengths", "angles"):
+            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        for name in ("atoms", "crystals"):
+            self.add_state(name, torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, predicted: CrystalBatch, target: CrystalBatch) -> None:
+        difference = wrapped_difference(predicted.frac_coords, target.frac_coords)
+        distance = torch.einsum("ni,nij->nj", difference, target.lattices[target.batch])
+        self.right += (predicted.atom_types == target.atom_types).sum()
+        self.squared_frac += (difference**2).sum()
+        self.squared_cart += (distance**2).sum()
+        self.lengths += (predicted.lengths - target.lengths).abs().sum()
+        self.angles += (predicted.angles - target.angles).abs().sum()
+        self.atoms += len(target.atom_types)
+        self.crystals += len(target.num_atoms)
+
+    def compute(self) -> dict[str, Tensor]:
+        return {
+            "atom_type_accuracy": self.right / self.atoms,
+            "frac_coords_rmse": (self.squared_frac / (3 * self.atoms)).sqrt(),
+            "coords_rmsd": (self.squared_cart / self.atoms).sqrt(),
+            "lengths_mae": self.lengths / (3 * self.crystals),
+            "angles_mae": self.angles / (3 * self.crystals),
+        }

@@ -1,0 +1,182 @@
+"""A training run: from a composed config to weights, figures and a table."""
+
+import json
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from src.callbacks.throughput import Throughput
+from src.data import DataModule
+from src.metrics.evaluate import evaluate_reconstruction
+from src.metrics.matching import MatcherPool
+from src.utils.checkpoints import load_checkpoint
+from src.vae_module import VAEModule
+
+log = logging.getLogger(__name__)
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Train as `configs/train_vae.yaml` says, and write what came of it to the run folder.
+
+    The run folder (`paths.output_dir`) ends with `config.yaml`, `checkpoints/`, `metrics.csv` (of
+    the csv logger) and `summary.json`.
+
+    Returns:
+        The content of `summary.json`.
+
+    Raises:
+        ValueError: for data, a checkpoint or a config that cannot be used; the message says why.
+        FileNotFoundError: for a checkpoint that is not there.
+    """
+    output_dir = Path(cfg.paths.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(cfg, output_dir / "config.yaml", resolve=True)
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
+
+    datamodule: DataModule = instantiate(cfg.data)
+    datamodule.prepare_data()
+    vae: VAEModule = instantiate(cfg.vae_module)
+    if cfg.ckpt_path:
+        vae.load_state_dict(load_checkpoint(cfg.ckpt_path)["state_dict"])
+        log.info("Starting from the weights of %s", cfg.ckpt_path)
+    trainer: Trainer = instantiate(
+        cfg.trainer, callbacks=_instantiate_all(cfg.callbacks), logger=_loggers(cfg)
+    )
+    resume_from = _find_resume(cfg.resume_from, output_dir)
+    _log_start(cfg, vae, datamodule, trainer)
+
+    start = time.monotonic()
+    trainer.fit(vae, datamodule, ckpt_path=resume_from)
+    time_s = time.monotonic() - start
+
+    if not trainer.is_global_zero:
+        return {"best_val_loss": math.nan}
+    summary = summarize_run(trainer, vae, datamodule, time_s, cfg.eval)
+    summary["seed"] = cfg.seed
+    plain = {k: None if v != v else v for k, v in summary.items()}  # JSON has no NaN
+    (output_dir / "summary.json").write_text(json.dumps(plain, indent=2) + "\n")
+    for logger in trainer.loggers:
+        logger.log_metrics(
+            {f"summary/{k}": v for k, v in summary.items() if isinstance(v, (int, float))},
+            step=trainer.global_step,
+        )
+        logger.finalize("success")
+    Console().print(summary_table(summary))
+    log.info("The run is in %s", output_dir)
+    return summary
+
+
+def summarize_run(
+    trainer: Trainer, vae: VAEModule, datamodule: DataModule, time_s: float, eval_cfg: DictConfig
+) -> dict[str, Any]:
+    """Figures of a finished run, with its best checkpoint, on the validation split."""
+    checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+    best_score = getattr(trainer.checkpoint_callback, "best_model_score", None)
+    best = vae
+    if checkpoint:
+        best = VAEModule.load_from_checkpoint(checkpoint).to(vae.device)
+    dataset = datamodule.dataset("val")
+    size = len(dataset) if eval_cfg.num_crystals is None else eval_cfg.num_crystals
+    indices = torch.arange(min(size, len(dataset)))
+    log.info("Evaluating %s on %d validation crystals", checkpoint or "the model", len(indices))
+    batches = (dataset.batch(part) for part in indices.split(datamodule.eval_batch_size))
+    with MatcherPool(eval_cfg.num_workers, timeout=eval_cfg.timeout) as pool:
+        figures = evaluate_reconstruction(best, batches, pool, progress=True)
+    throughput = [c for c in trainer.callbacks if isinstance(c, Throughput)]  # type: ignore[attr-defined]
+    speed = throughput[0].crystals_per_second * trainer.world_size if throughput else math.nan
+    return {
+        **figures,
+        "crystals_evaluated": len(indices),
+        "crystals_per_second": speed,
+        "time_s": time_s,
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "best_val_loss": math.nan if best_score is None else float(best_score),
+        "num_parameters": sum(p.numel() for p in vae.parameters()),
+        "precision": str(trainer.precision),
+        "checkpoint": checkpoint,
+    }
+
+
+def summary_table(summary: dict[str, Any]) -> Table:
+    """What a run reached, for the terminal."""
+    table = Table(
+        title=f"Reconstruction of {summary['crystals_evaluated']:,} validation crystals",
+        caption="decoded from the posterior's mean, with the best checkpoint",
+    )
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    rows = [
+        ("match rate (stol 0.5, ltol 0.3, angle 10°)", f"{100 * summary['match_rate']:.2f} %"),
+        ("  RMSE of matched pairs", f"{summary['rmse']:.4f}"),
+        ("match rate (pymatgen: 0.3, 0.2, 5°)", f"{100 * summary['match_rate_default']:.2f} %"),
+        ("  RMSE of matched pairs", f"{summary['rmse_default']:.4f}"),
+        ("matcher time-outs, counted as failures", f"{summary['match_timeouts']}"),
+        ("atom types right", f"{100 * summary['atom_type_accuracy']:.2f} %"),
+        ("fractional coordinates, RMSE", f"{summary['frac_coords_rmse']:.4f}"),
+        ("distance of atoms, RMSD", f"{summary['coords_rmsd']:.4f} Å"),
+        ("lengths, mean error", f"{summary['lengths_mae']:.4f} Å"),
+        ("angles, mean error", f"{summary['angles_mae']:.3f}°"),
+        ("training", f"{summary['time_s']:.0f} s, {summary['epochs']} epochs"),
+        ("steps", f"{summary['steps']:,}"),
+        ("speed", f"{summary['crystals_per_second']:,.0f} crystals/s"),
+    ]
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def _instantiate_all(configs: DictConfig | None) -> list[Any]:
+    return [instantiate(c) for c in (configs or {}).values() if c and "_target_" in c]
+
+
+def _loggers(cfg: DictConfig) -> list[Logger] | bool:
+    return _instantiate_all(cfg.get("logger")) or False
+
+
+def _find_resume(resume_from: str | None, output_dir: Path) -> str | None:
+    """The checkpoint that `resume_from` means: a path, or `last`.
+
+    `last` is that of this run folder, else that of the newest run beside it; where there is none
+    the run starts anew, so that a job that is requeued can always be given it.
+    """
+    if resume_from != "last":
+        if resume_from is not None and not Path(resume_from).is_file():
+            raise FileNotFoundError(f"resume_from: there is no checkpoint {resume_from}")
+        return resume_from
+    own = output_dir / "checkpoints" / "last.ckpt"
+    beside = sorted(
+        output_dir.parent.glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime
+    )
+    found = own if own.is_file() else (beside[-1] if beside else None)
+    if found is None:
+        log.warning("resume_from=last: there is no run to continue, so this one starts anew")
+        return None
+    log.info("Continuing from %s", found)
+    return str(found)
+
+
+def _log_start(cfg: DictConfig, vae: VAEModule, datamodule: DataModule, trainer: Trainer) -> None:
+    log.info(
+        "%s: %s training crystals, %.1f M parameters, %s on %s x %d",
+        cfg.task_name,
+        f"{len(datamodule.dataset('train')):,}",
+        sum(p.numel() for p in vae.parameters()) / 1e6,
+        trainer.precision,
+        trainer.strategy.root_device.type,
+        trainer.world_size,
+    )
+
+
