@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -21,6 +20,7 @@ from src.data import DataModule
 from src.metrics.evaluate import evaluate_reconstruction
 from src.metrics.matching import MatcherPool
 from src.utils.checkpoints import load_checkpoint
+from src.utils.memory import keep_freed_memory
 from src.vae_module import VAEModule
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     OmegaConf.save(cfg, output_dir / "config.yaml", resolve=True)
     seed_everything(cfg.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
+    keep_freed_memory()
 
     datamodule: DataModule = instantiate(cfg.data)
     datamodule.prepare_data()
@@ -51,6 +52,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if cfg.ckpt_path:
         vae.load_state_dict(load_checkpoint(cfg.ckpt_path)["state_dict"])
         log.info("Starting from the weights of %s", cfg.ckpt_path)
+    if cfg.compile:
+        vae.compile_networks()
     trainer: Trainer = instantiate(
         cfg.trainer, callbacks=_instantiate_all(cfg.callbacks), logger=_loggers(cfg)
     )
@@ -178,5 +181,3 @@ def _log_start(cfg: DictConfig, vae: VAEModule, datamodule: DataModule, trainer:
         trainer.strategy.root_device.type,
         trainer.world_size,
     )
-
-

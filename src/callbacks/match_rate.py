@@ -35,23 +35,27 @@ class MatchRate(Callback):
         self.every_n_epochs = every_n_epochs
         self.num_crystals = num_crystals
         self.pool = MatcherPool(num_workers, timeout=timeout)
+        self._next_epoch = every_n_epochs  # the first validation from there on is due
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        due = self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0
-        if not due or trainer.sanity_checking or not trainer.is_global_zero:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        due = self.every_n_epochs and epoch >= self._next_epoch and not trainer.sanity_checking
+        if not due:
+            return
+        self._next_epoch = epoch + self.every_n_epochs
+        if not trainer.is_global_zero:
             return
         start = time.monotonic()
-        dataset = trainer.datamodule.dataset("val")  # type: ignore[attr-defined]
+        dataset = trainer.val_dataloaders.dataset  # type: ignore[union-attr]
         indices = torch.arange(min(self.num_crystals, len(dataset)))
-        with trainer.precision_plugin.forward_context():
-            pairs = reconstruct_batches(pl_module, [dataset.batch(indices)])
+        pairs = reconstruct_batches(pl_module, [dataset.batch(indices)])
         summary, _ = match_batches(*pairs, self.pool)
-        metrics = {"val/match_rate": summary.match_rate, "val/rmse": summary.rmse}
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step)
+        pl_module.log_dict(
+            {"val/match_rate": summary.match_rate, "val/rmse": summary.rmse}, rank_zero_only=True
+        )
         log.info(
             "epoch %d: match rate %.1f %%, RMSE %.4f on %d validation crystals (%.1f s)",
-            trainer.current_epoch,
+            epoch,
             100 * summary.match_rate,
             summary.rmse,
             summary.num_pairs,

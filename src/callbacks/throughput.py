@@ -7,7 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 
 
 class Throughput(Callback):
-    """Measures training speed, validation and checkpoints not counted.
+    """Measures training speed; validation, and checkpoints written with it, do not count.
 
     Logs `train/crystals_per_second` every `log_every_n_steps`, over the steps since the last time.
     """
@@ -16,7 +16,7 @@ class Throughput(Callback):
         self.crystals = 0
         self.seconds = 0.0
         self._window = (0, 0.0)
-        self._last = 0.0
+        self._last: float | None = None  # the end of the last batch; None after a pause
 
     @property
     def crystals_per_second(self) -> float:
@@ -27,12 +27,19 @@ class Throughput(Callback):
         self._last = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._last = time.perf_counter()
+        self._last = None  # checkpoints are written after this
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._last is None:
+            self._last = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now = time.perf_counter()
+        assert self._last is not None
         self.seconds += now - self._last
         self._last = now
         self.crystals += len(batch.num_atoms)

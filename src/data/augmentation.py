@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from src.data.schema import CrystalBatch
+from src.utils.geometry import transform
 
 
 def random_translation(
@@ -38,7 +39,8 @@ def random_rotations(
 def random_rotation(batch: CrystalBatch, generator: torch.Generator | None = None) -> CrystalBatch:
     """Rotate each crystal's cell; fractional coordinates stay as they are."""
     rotations = random_rotations(len(batch.num_atoms), generator, batch.lattices.device)
-    return batch.replace(lattices=batch.lattices @ rotations.mT)
+    rows = transform(batch.lattices.flatten(0, 1), rotations.mT.repeat_interleave(3, dim=0))
+    return batch.replace(lattices=rows.view(-1, 3, 3))
 
 
 def mask_atom_types(
@@ -58,7 +60,7 @@ def jitter_coords(
     noise = torch.randn(len(batch.atom_types), 3, generator=generator, device=device) * std
     # row vectors: cart = frac @ lattice, so frac = cart @ lattice^-1
     inverse = torch.linalg.inv_ex(batch.lattices).inverse[batch.batch]
-    displacement = torch.einsum("ni,nij->nj", noise, inverse)
+    displacement = transform(noise, inverse)
     return batch.replace(
         frac_coords=batch.frac_coords + torch.where(draw < ratio, displacement, 0.0)
     )

@@ -157,6 +157,11 @@ class CrystalDataset(Dataset):
             max_num_atoms=int(counts.max()) if len(counts) else 0,
         )
 
+    def head(self, num_crystals: int) -> "CrystalDataset":
+        """The first crystals as a data set of their own."""
+        batch = self.batch(torch.arange(min(num_crystals, len(self))))
+        return self.from_batch(batch, self.ids[:num_crystals])
+
     def to(self, device: torch.device | str) -> "CrystalDataset":
         """The same crystals with their tensors on `device`."""
         return CrystalDataset(
@@ -226,9 +231,9 @@ def load_split(
             if dataset is None:
                 _make_cache(folder, reader, options)
                 dataset = _open_cache(folder)
-    except PermissionError as error:
+    except OSError as error:
         raise DataError(
-            f"Cannot write the cache in {cache_dir} ({error}): "
+            f"Cannot write the cache of {reader.source} in {cache_dir} ({error}): "
             "point data.cache_dir to a folder that can be written"
         ) from error
     assert dataset is not None
@@ -245,7 +250,8 @@ def _cache_key(reader: Reader, options: ReadOptions) -> str:
     }
     digest.update(json.dumps(described).encode())
     for path in reader.files:
-        digest.update(f"\n{path.name}\n".encode())
+        name = path.relative_to(reader.source.parent)  # it is part of the ids
+        digest.update(f"\n{name}\n".encode())
         digest.update(_sha256(path).encode())
     return digest.hexdigest()[:32]
 
@@ -259,50 +265,51 @@ def _open_cache(folder: Path) -> CrystalDataset | None:
     """The cache in `folder`, or None if it is not there or broken (then it is removed)."""
     if not folder.exists():
         return None
-    path = folder / "crystals.safetensors"
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
-        if manifest["sha256"] != _sha256(path):
-            raise ValueError(f"{path} does not have the checksum in manifest.json")
-        return CrystalDataset.load(path)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        for name in ("crystals.safetensors", "rejected.csv"):
+            if manifest["sha256"][name] != _sha256(folder / name):
+                raise ValueError(f"{name} does not have the checksum in manifest.json")
+        return CrystalDataset.load(folder / "crystals.safetensors")
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         log.warning("The cache %s is broken and is made again: %s", folder, error)
         shutil.rmtree(folder)
         return None
 
 
 def _make_cache(folder: Path, reader: Reader, options: ReadOptions) -> None:
-    source = reader.files[0] if len(reader.files) == 1 else reader.files[0].parent
-    dataset, rejected = read_crystals(reader, options, progress=f"Reading {source}")
+    dataset, rejected = read_crystals(reader, options, progress=f"Reading {reader.source}")
     partial = folder.with_suffix(".partial")  # left there by a job that was killed, if it exists
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     dataset.save(partial / "crystals.safetensors")
-    with (partial / "rejected.csv").open("w", newline="") as file:
+    with (partial / "rejected.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["where", "material_id", "reason"])
         writer.writerows([record.where, record.id, reason] for record, reason in rejected)
     manifest = {
-        "sha256": _sha256(partial / "crystals.safetensors"),
-        "source": str(source),
+        "sha256": {path.name: _sha256(path) for path in sorted(partial.iterdir())},
+        "source": str(reader.source),
         "num_crystals": len(dataset),
         "num_rejected": len(rejected),
     }
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=2))
     os.replace(partial, folder)
-    log.info("Read %s crystals of %s into %s", f"{len(dataset):,}", source, folder)
+    log.info("Read %s crystals of %s into %s", f"{len(dataset):,}", reader.source, folder)
 
 
 def _check_rejected(folder: Path, reader: Reader, num_crystals: int, max_rejected: float) -> None:
     path = folder / "rejected.csv"
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         rejected = list(csv.DictReader(file))
     total = num_crystals + len(rejected)
-    if not rejected and total:
+    if not total:
+        raise DataError(f"{reader.source} holds no crystals")
+    if not rejected:
         return
     reasons = Counter(row["reason"].split(":")[0] for row in rejected)
     counts = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common(4))
-    message = f"{len(rejected):,} of {total:,} crystals rejected ({counts or 'empty'}); see {path}"
+    message = f"{len(rejected):,} of {total:,} crystals rejected ({counts}); see {path}"
     if num_crystals and len(rejected) <= max_rejected * total:
         log.warning("%s", message)
         return
@@ -310,6 +317,6 @@ def _check_rejected(folder: Path, reader: Reader, num_crystals: int, max_rejecte
         f"\n  {row['where']} ({row['material_id']}): {row['reason']}" for row in islice(rejected, 5)
     )
     raise DataError(
-        f"{reader.files[0]}: {message}.{first}\nMend or remove them, or raise data.max_rejected "
+        f"{reader.source}: {message}.{first}\nMend or remove them, or raise data.max_rejected "
         f"(now {max_rejected}) where so many are meant to be left out."
     )

@@ -67,7 +67,7 @@ class CrystalLoader:
         self.dataset = dataset
         self.sampler = sampler  # Lightning calls its `set_epoch`,
         self.batch_sampler = None  # and looks at this one wherever it finds a sampler
-        self._taken = 0  # batches of the current epoch that have been handed out
+        self._state = {"epoch": 0, "taken": 0}  # batches of that epoch that were handed out
         self._resume: dict[str, int] | None = None
 
     def __len__(self) -> int:
@@ -80,13 +80,13 @@ class CrystalLoader:
             start = resume["taken"]
         for position, indices in enumerate(self.sampler):
             if position >= start:
-                self._taken = position + 1
+                self._state = {"epoch": self.sampler.epoch, "taken": position + 1}
                 yield self.dataset.batch(indices)
 
     def state_dict(self) -> dict[str, int]:
         """Where in which epoch this loader is; Lightning keeps it in checkpoints."""
-        return {"epoch": self.sampler.epoch, "taken": self._taken}
+        return dict(self._state)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Let that epoch, if it is the next to be iterated, go on after the batches taken."""
-        self._resume = dict(state)
+        self._state = self._resume = dict(state)

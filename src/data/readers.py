@@ -1,6 +1,7 @@
 """What lies on disk, as a stream of records: a CSV in the CDVAE layout, or a folder of CIFs."""
 
 import logging
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,10 @@ class CsvReader:
     properties: Sequence[str] = ()
 
     @property
+    def source(self) -> Path:
+        return self.path
+
+    @property
     def files(self) -> list[Path]:
         return [self.path]
 
@@ -52,30 +57,30 @@ class CsvReader:
         wanted = ["material_id", "cif", *self.properties]
         row = 0
         try:
-            chunks = pd.read_csv(
+            with pd.read_csv(
                 self.path,
                 chunksize=10_000,
                 dtype={"material_id": str, "cif": str},
                 usecols=lambda name: name in wanted,
-            )
-            for chunk in chunks:
-                if row == 0:
-                    self._check_columns(chunk.columns)
-                values = np.full((len(chunk), len(self.properties)), np.nan)
-                for i, name in enumerate(self.properties):
-                    if name in chunk:
-                        values[:, i] = pd.to_numeric(chunk[name], errors="coerce")
-                cifs = chunk["cif"].fillna("").tolist()
-                ids = (
-                    chunk["material_id"].fillna("").tolist()
-                    if "material_id" in chunk
-                    else [str(row + i) for i in range(len(chunk))]
-                )
-                for id_, cif, value in zip(ids, cifs, values.tolist(), strict=True):
-                    yield Record(f"{self.path.name} row {row}", id_, cif, tuple(value))
-                    row += 1
+            ) as chunks:
+                for chunk in chunks:
+                    if row == 0:
+                        self._check_columns(chunk.columns)
+                    values = np.full((len(chunk), len(self.properties)), np.nan)
+                    for i, name in enumerate(self.properties):
+                        if name in chunk:
+                            values[:, i] = pd.to_numeric(chunk[name], errors="coerce")
+                    cifs = chunk["cif"].fillna("").tolist()
+                    ids = (
+                        chunk["material_id"].fillna("").tolist()
+                        if "material_id" in chunk
+                        else [str(row + i) for i in range(len(chunk))]
+                    )
+                    for id_, cif, value in zip(ids, cifs, values.tolist(), strict=True):
+                        yield Record(f"{self.path.name} row {row}", id_, cif, tuple(value))
+                        row += 1
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError,
-                EOFError) as error:  # fmt: skip
+                EOFError, zlib.error) as error:  # fmt: skip
             raise DataError(f"{self.path} is not a readable CSV file: {error}") from error
 
     def _check_columns(self, columns: pd.Index) -> None:
@@ -91,12 +96,12 @@ class CsvReader:
 class CifReader:
     """Some `.cif` files below a folder; a crystal's id is its path there, without the suffix."""
 
-    folder: Path
+    source: Path
     files: Sequence[Path]
 
     def __iter__(self) -> Iterator[Record]:
         for path in self.files:
-            name = path.relative_to(self.folder)
+            name = path.relative_to(self.source)
             text = path.read_text(encoding="utf-8-sig", errors="replace")
             yield Record(str(name), str(name.with_suffix("")), text)
 
@@ -133,7 +138,7 @@ def find_splits(
     }
     if tables:
         return {split: CsvReader(path, tuple(properties)) for split, path in tables.items()}
-    files = sorted(data_dir.rglob("*.cif"))
+    files = sorted(path for path in data_dir.rglob("*.cif") if path.is_file())
     if not files:
         raise DataError(
             f"{data_dir} holds neither train.csv (or .csv.gz) nor any .cif file: "

@@ -25,17 +25,18 @@ Derived on access, so that they cannot go stale:
 | cart_coords    | (N, 3)        | Å                                                           |
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 import torch
 from ase import Atoms
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import DummySpecies, Lattice, Structure
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from src.utils.geometry import lattices_to_parameters
+from src.utils.geometry import lattices_to_parameters, transform
 
 
 class CrystalBatch(Batch):
@@ -75,6 +76,9 @@ class CrystalBatch(Batch):
                 f"{n} atom_types and {b} num_atoms want frac_coords ({n}, 3) and lattices "
                 f"({b}, 3, 3), not {tuple(frac_coords.shape)} and {tuple(lattices.shape)}"
             )
+        for name, value in (y or {}).items():
+            if value.shape != (b,):
+                raise ValueError(f"y[{name!r}] of {b} crystals is {tuple(value.shape)}")
         ptr = torch.nn.functional.pad(num_atoms.cumsum(0), (1, 0))
         index = torch.arange(b, device=num_atoms.device)
         self = cls(
@@ -96,12 +100,14 @@ class CrystalBatch(Batch):
         """Batch of pymatgen structures; coordinates and cells are taken as they stand.
 
         Raises:
-            ValueError: for a site with partial occupancy or without an element, named by its index.
+            ValueError: for a structure without sites, with partial occupancies, or with a site
+                that is no element, named by its index.
         """
         for i, structure in enumerate(structures):
             if not structure.is_ordered:
                 raise ValueError(f"structure {i} ({structure.formula}) has partial occupancies")
-            if any(getattr(site.specie, "Z", 0) < 1 for site in structure):
+            # the Z of a dummy species is a hash
+            if any(isinstance(specie, DummySpecies) for specie in structure.species):
                 raise ValueError(f"structure {i} ({structure.formula}) has a site without element")
         return cls._from_arrays(
             [[site.specie.Z for site in s] for s in structures],
@@ -114,11 +120,14 @@ class CrystalBatch(Batch):
         """Batch of ASE atoms; coordinates and cells are taken as they stand.
 
         Raises:
-            ValueError: for atoms without a three-dimensional cell, named by their index.
+            ValueError: for atoms that are none, have no three-dimensional cell, or include one
+                of no element (X), named by their index.
         """
         for i, a in enumerate(atoms):
             if a.cell.rank < 3:
                 raise ValueError(f"atoms {i} ({a.get_chemical_formula()}) have no 3D cell")
+            if (a.numbers < 1).any():
+                raise ValueError(f"atoms {i} ({a.get_chemical_formula()}) include no element (X)")
         return cls._from_arrays(
             [a.numbers for a in atoms],
             [a.cell.scaled_positions(a.positions) for a in atoms],
@@ -130,6 +139,8 @@ class CrystalBatch(Batch):
         if not len(atom_types):
             raise ValueError("no crystals to make a batch of")
         counts = [len(a) for a in atom_types]
+        if 0 in counts:
+            raise ValueError(f"crystal {counts.index(0)} has no atoms")
         return cls.from_tensors(
             atom_types=torch.as_tensor(np.concatenate(atom_types), dtype=torch.int64),
             frac_coords=torch.as_tensor(np.concatenate(frac_coords), dtype=torch.float32),
@@ -172,6 +183,10 @@ class CrystalBatch(Batch):
             max_num_atoms=self.max_num_atoms,
         )
 
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """The batch on another device; unlike PyG's, this one stays where it is."""
+        return super(CrystalBatch, copy.copy(self)).to(*args, **kwargs)
+
     @property
     def max_num_atoms(self) -> int:
         known = self._store.__dict__.get("_max_num_atoms")
@@ -199,7 +214,7 @@ class CrystalBatch(Batch):
 
     @property
     def cart_coords(self) -> Tensor:
-        return torch.einsum("ni,nij->nj", self.frac_coords, self.lattices[self.batch])
+        return transform(self.frac_coords, self.lattices[self.batch])
 
     def get_example(self, idx: int) -> Data:
         """Crystal `idx` as a PyG `Data`; PyG's indexing and `to_data_list` come through here.
@@ -242,7 +257,7 @@ class CrystalBatch(Batch):
         Raises:
             ValueError: if atoms are masked.
         """
-        return [Structure(Lattice(cell), z, x) for z, x, cell in self._split()]
+        return [Structure(Lattice(cell), z.tolist(), x) for z, x, cell in self._split()]
 
     def to_atoms(self) -> list[Atoms]:
         """Each crystal as ASE `Atoms`.

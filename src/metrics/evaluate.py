@@ -23,11 +23,13 @@ def reconstruct_batches(
     was_training = vae.training
     vae.eval()
     targets, predictions = [], []
-    for batch in batches:
-        batch = batch.to(vae.device)
-        predictions.append(vae.reconstruct(vae.decode(vae.encode(batch)), batch).to("cpu"))
-        targets.append(batch.to("cpu"))
-    vae.train(was_training)
+    try:
+        for batch in batches:
+            batch = batch.to(vae.device)
+            predictions.append(vae.reconstruct(vae.decode(vae.encode(batch)), batch).to("cpu"))
+            targets.append(batch.to("cpu"))
+    finally:
+        vae.train(was_training)
     return targets, predictions
 
 
@@ -72,9 +74,7 @@ def match_batches(
 
 def _structures(batch: CrystalBatch) -> list[Any]:
     """Structures, with None for a crystal whose numbers make none (an untrained model's)."""
-    finite = [
-        math.isfinite(x.frac_coords.sum() + x.lattices.sum()) for x in batch.to_data_list()
-    ]
+    finite = [math.isfinite(x.frac_coords.sum() + x.lattices.sum()) for x in batch.to_data_list()]
     if all(finite):
         return batch.to_structure()
     structures = batch.replace(

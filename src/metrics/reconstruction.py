@@ -5,7 +5,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from src.data.schema import CrystalBatch
-from src.utils.geometry import wrapped_difference
+from src.utils.geometry import transform, wrapped_difference
 
 
 class ReconstructionErrors(Metric):
@@ -22,16 +22,25 @@ class ReconstructionErrors(Metric):
 
     full_state_update = False
 
+    squared_frac: Tensor
+    squared_cart: Tensor
+    lengths: Tensor
+    angles: Tensor
+    right: Tensor
+    atoms: Tensor
+    crystals: Tensor
+
     def __init__(self) -> None:
         super().__init__()
-        for name in ("right", "squared_frac", "squared_cart", "lengths", "angles"):
-            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        for name in ("atoms", "crystals"):
-            self.add_state(name, torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
+        # float32, since Apple's GPUs have no float64
+        for name in ("squared_frac", "squared_cart", "lengths", "angles"):
+            self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
+        for name in ("right", "atoms", "crystals"):
+            self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, predicted: CrystalBatch, target: CrystalBatch) -> None:
         difference = wrapped_difference(predicted.frac_coords, target.frac_coords)
-        distance = torch.einsum("ni,nij->nj", difference, target.lattices[target.batch])
+        distance = transform(difference, target.lattices[target.batch])
         self.right += (predicted.atom_types == target.atom_types).sum()
         self.squared_frac += (difference**2).sum()
         self.squared_cart += (distance**2).sum()

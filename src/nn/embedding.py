@@ -5,12 +5,25 @@ import math
 import torch
 from torch import Tensor, nn
 
+from src.utils.precision import full_precision
 
-def mlp_embedding(num_features: int, d_model: int, bias: bool = True) -> nn.Sequential:
-    """Linear, SiLU, linear: (..., num_features) to (..., d_model)."""
-    return nn.Sequential(
-        nn.Linear(num_features, d_model, bias=bias), nn.SiLU(), nn.Linear(d_model, d_model)
-    )
+
+class MLPEmbedding(nn.Sequential):
+    """Linear, SiLU, linear: (..., num_features) to (..., d_model).
+
+    The first layer runs in full precision under autocast, too: in half precision a length of 4 Å
+    would be known to 0.01 Å only.
+    """
+
+    def __init__(self, num_features: int, d_model: int, bias: bool = True) -> None:
+        super().__init__(
+            nn.Linear(num_features, d_model, bias=bias), nn.SiLU(), nn.Linear(d_model, d_model)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        with full_precision(features):
+            hidden = self[0](features)
+        return self[2](self[1](hidden))
 
 
 def fourier_features(frac_coords: Tensor, num_harmonics: int) -> Tensor:
@@ -29,14 +42,17 @@ def fourier_features(frac_coords: Tensor, num_harmonics: int) -> Tensor:
     return torch.cat([phases.sin(), phases.cos()], dim=-1)
 
 
-def sinusoidal_embedding(token_idx: Tensor, d_model: int) -> Tensor:
-    """Embedding of an index (Vaswani et al. 2017, section 3.5): (N,) int64 to (N, d_model).
+def sinusoidal_embedding(token_idx: Tensor, d_model: int, max_length: int = 2048) -> Tensor:
+    """Sines, then cosines, of an index at d_model / 2 frequencies: pi / max_length^(2 k / d_model).
 
-    Sines of all frequencies come first, then the cosines.
+    The form of FrameDiff (Yim et al. 2023), which earlier crystal autoencoders took over.
+
+    Args:
+        token_idx: (N,) int64.
+
+    Returns:
+        (N, d_model).
     """
-    half = d_model // 2
-    frequency = torch.exp(
-        torch.arange(half, device=token_idx.device) * (-math.log(10_000.0) / half)
-    )
-    phase = token_idx[:, None] * frequency
+    k = torch.arange(d_model // 2, device=token_idx.device)
+    phase = token_idx[:, None] * (math.pi / max_length ** (2 * k / d_model))
     return torch.cat([phase.sin(), phase.cos()], dim=-1)

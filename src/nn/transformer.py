@@ -9,17 +9,14 @@ N tokens in the batch, B sequences, L padded length, D model width, H heads, E =
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "relu": F.relu,
-}
+from src.utils.precision import full_precision
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 
 
 class Packing:
@@ -32,17 +29,23 @@ class Packing:
     """
 
     def __init__(self, lengths: Tensor, batch: Tensor, max_length: int | None = None) -> None:
-        self.shape = (len(lengths), int(lengths.max()) if max_length is None else max_length)
+        length = int(lengths.max()) if max_length is None else max_length
         starts = lengths.cumsum(0) - lengths
         self.token_idx = torch.arange(len(batch), device=batch.device) - starts[batch]
-        self.index = batch * self.shape[1] + self.token_idx
-        is_token = torch.arange(self.shape[1], device=batch.device) < lengths[:, None]
+        self.index = batch * length + self.token_idx
+        is_token = torch.arange(length, device=batch.device) < lengths[:, None]
         self.mask = is_token[:, None, None, :]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, L); read off a tensor, so that a compiled graph takes any."""
+        return self.mask.shape[0], self.mask.shape[3]
 
     def pad(self, x_ND: Tensor) -> Tensor:
         """(N, D) to (B, L, D), zero where there is no token."""
-        padded = x_ND.new_zeros(self.shape[0] * self.shape[1], x_ND.shape[1])
-        return padded.index_copy(0, self.index, x_ND).view(*self.shape, -1)
+        b, length = self.shape
+        padded = x_ND.new_zeros(b * length, x_ND.shape[1])
+        return padded.index_copy(0, self.index, x_ND).view(b, length, -1)
 
     def unpad(self, x_BLD: Tensor) -> Tensor:
         """(B, L, D) to (N, D)."""
@@ -75,7 +78,7 @@ def attention_core(
     dtype = q_BHLE.dtype
     if q_BHLE.device.type == "cpu":
         q_BHLE, k_BHLE, v_BHLE = q_BHLE.float(), k_BHLE.float(), v_BHLE.float()
-    with torch.autocast(q_BHLE.device.type, enabled=False):
+    with full_precision(q_BHLE):
         out_BHLE = F.scaled_dot_product_attention(
             q_BHLE, k_BHLE, v_BHLE, attn_mask=mask_B11L, dropout_p=dropout
         )

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 from omegaconf import Container, OmegaConf
+from torch import nn
 
 T = TypeVar("T")
 
@@ -26,17 +27,26 @@ def to_plain(value: Any) -> Any:
 
 
 def describe(obj: Any) -> dict[str, Any]:
-    """The config from which `build` makes an object like `obj`.
+    """The config from which `build` makes an object like `obj`; networks in it are described too.
 
     Raises:
-        TypeError: if the object does not keep one of its constructor's arguments.
+        TypeError: if the object does not keep one of its constructor's arguments, or keeps one
+            that is not plain, which a checkpoint could not hold.
     """
     cls = type(obj)
     names = list(inspect.signature(cls.__init__).parameters)[1:]
     missing = [name for name in names if not hasattr(obj, name)]
     if missing:
         raise TypeError(f"{cls.__qualname__} keeps no attribute for its arguments {missing}")
-    arguments = {name: to_plain(getattr(obj, name)) for name in names}
+    values = {name: getattr(obj, name) for name in names}
+    arguments = {
+        name: describe(value) if isinstance(value, nn.Module) else to_plain(value)
+        for name, value in values.items()
+    }
+    if alien := [name for name, value in arguments.items() if not _is_plain(value)]:
+        raise TypeError(
+            f"{cls.__qualname__} keeps what is no plain value for its arguments {alien}"
+        )
     return {"_target_": f"{cls.__module__}.{cls.__qualname__}", **arguments}
 
 
@@ -52,7 +62,8 @@ def build(
         allow: the modules (or packages) whose classes the config may name; None for any.
 
     Raises:
-        ValueError: if the target is missing, not allowed, or not a class derived from `base`.
+        ValueError: if the target is missing, not allowed, or not a class derived from `base`, or
+            if its constructor does not take these arguments.
     """
     arguments = to_plain(config)
     target = arguments.pop("_target_", None)
@@ -65,13 +76,25 @@ def build(
     module_name, _, class_name = target.rpartition(".")
     try:
         cls = getattr(import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"_target_ {target!r} cannot be imported: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise ValueError(f"_target_ {target!r} is not a {base.__name__}")
     if allow is not None and not _within(cls.__module__, allow):
         raise ValueError(f"_target_ {target!r} is {cls.__module__}'s, which is not allowed")
+    try:
+        inspect.signature(cls).bind(*args, **arguments)
+    except TypeError as error:
+        raise ValueError(f"{target}: {error}") from error
     return cls(*args, **arguments)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(_is_plain(item) for item in value.values())
+    if isinstance(value, list):
+        return all(_is_plain(item) for item in value)
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def _within(name: str, packages: Sequence[str]) -> bool:

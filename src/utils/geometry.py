@@ -65,3 +65,11 @@ def wrapped_difference(frac_coords: Tensor, other: Tensor) -> Tensor:
     """`frac_coords - other`, each component moved by whole cells into [-1/2, 1/2]."""
     difference = frac_coords - other
     return difference - difference.round()
+
+
+def transform(vectors: Tensor, matrices: Tensor) -> Tensor:
+    """Row vectors times matrices, (N, 3) by (N, 3, 3) to (N, 3).
+
+    Written as products and sums, since autocast would run a matrix product in half precision.
+    """
+    return (vectors[:, :, None] * matrices).sum(dim=1)

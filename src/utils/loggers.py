@@ -14,4 +14,7 @@ def wandb_logger(**kwargs: Any) -> WandbLogger:
     """
     has_key = bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
     kwargs.setdefault("offline", not has_key and "WANDB_MODE" not in os.environ)
+    if kwargs["offline"]:
+        # Lightning only sets WANDB_MODE, which wandb has read when it looked for the key
+        kwargs.setdefault("mode", "offline")
     return WandbLogger(**kwargs)

@@ -18,6 +18,7 @@ from src.metrics.reconstruction import ReconstructionErrors
 from src.utils.checkpoints import CheckpointError, load_checkpoint
 from src.utils.config import build, describe, to_plain
 from src.utils.geometry import parameters_to_lattices
+from src.utils.precision import full_precision
 from src.utils.schedules import Schedule, run_progress
 from src.vae_module.decoders.transformer import Prediction
 from src.vae_module.distribution import DiagonalGaussianDistribution
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 # Whose classes the config inside a checkpoint may name.
 TRUSTED_MODULES = ("src", "torch.optim")
 
-LOSS_WEIGHTS = {"atom_types": 1.0, "lengths": 1.0, "angles": 10.0, "frac_coords": 1.0, "kl": 1e-5}
+LOSS_WEIGHTS = {"atom_types": 1.0, "lengths": 1.0, "angles": 10.0, "frac_coords": 5.0, "kl": 1e-5}
 OPTIMIZER = {"_target_": "torch.optim.AdamW", "lr": 1e-3, "betas": [0.9, 0.99], "fused": True}
 SCHEDULER = {"_target_": "src.utils.schedules.WarmupCosine"}
 
@@ -104,9 +105,9 @@ class VAEModule(LightningModule):
         self.val_errors = ReconstructionErrors()
         self.test_errors = ReconstructionErrors()
 
-        config = {name: to_plain(getattr(self, name)) for name in _PLAIN_ARGUMENTS}
-        networks = {"encoder": describe(self.encoder), "decoder": describe(self.decoder)}
-        self.save_hyperparameters({**networks, **config})
+        config = describe(self)
+        del config["_target_"]
+        self.save_hyperparameters(config)
 
     # Public calls
 
@@ -120,7 +121,9 @@ class VAEModule(LightningModule):
             `num_atoms`, `batch`, `max_num_atoms` (and `atom_types`, where they are not predicted):
             of the batch.
         """
-        posterior = DiagonalGaussianDistribution(self.quant_conv(self.encoder(batch)))
+        hidden = self.encoder(batch)
+        with full_precision(hidden):
+            posterior = DiagonalGaussianDistribution(self.quant_conv(hidden.float()))
         return {"posterior": posterior, "x": posterior.mode(), **self._layout(batch)}
 
     def decode(self, encoded: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -217,6 +220,14 @@ class VAEModule(LightningModule):
             ) from error
         return module.eval()
 
+    def compile_networks(self) -> None:
+        """Compile the Transformers in place, once for all shapes of batches.
+
+        Names of parameters stay as they are. On a CPU, and for short runs, it does not pay.
+        """
+        for network in (self.encoder, self.decoder):
+            network.transformer.compile(dynamic=True)
+
     def _layout(self, batch: CrystalBatch) -> dict[str, Any]:
         layout = {
             "num_atoms": batch.num_atoms,
@@ -226,8 +237,10 @@ class VAEModule(LightningModule):
         return layout if self.atom_type_predict else {**layout, "atom_types": batch.atom_types}
 
     def _predict(self, encoded: Mapping[str, Any]) -> Prediction:
+        with full_precision(encoded["x"]):
+            hidden = self.post_quant_conv(encoded["x"])
         return self.decoder(
-            self.post_quant_conv(encoded["x"]),
+            hidden,
             encoded["num_atoms"],
             encoded["batch"],
             atom_types=encoded.get("atom_types"),
@@ -328,29 +341,10 @@ class VAEModule(LightningModule):
     def _log_losses(
         self, stage: str, loss: Tensor, terms: Mapping[str, Tensor], batch: CrystalBatch
     ) -> None:
-        values = {f"{stage}/loss": loss, **{f"{stage}/{k}_loss": v for k, v in terms.items()}}
-        self.log_dict(
-            {name: value.detach() for name, value in values.items()},
-            batch_size=len(batch.num_atoms),
-            prog_bar=stage == "train",
-            sync_dist=stage != "train",
-        )
+        how = {"batch_size": len(batch.num_atoms), "sync_dist": stage != "train"}
+        self.log(f"{stage}/loss", loss.detach(), prog_bar=True, **how)
+        self.log_dict({f"{stage}/{name}_loss": v.detach() for name, v in terms.items()}, **how)
 
     def _log_errors(self, stage: str, errors: ReconstructionErrors) -> None:
         self.log_dict({f"{stage}/{name}": value for name, value in errors.compute().items()})
         errors.reset()
-
-
-_PLAIN_ARGUMENTS = (
-    "latent_dim",
-    "atom_type_predict",
-    "loss_weights",
-    "translate",
-    "rotate",
-    "mask_ratio",
-    "jitter_ratio",
-    "jitter_std",
-    "optimizer",
-    "scheduler",
-    "quant_bias",
-)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from src.nn.embedding import sinusoidal_embedding
 from src.nn.transformer import PackedTransformer, Packing, segment_mean
+from src.utils.precision import full_precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +132,14 @@ class TransformerDecoder(nn.Module):
         if self.index_embedding:
             x = x + sinusoidal_embedding(packing.token_idx, self.d_model)
         hidden = self.transformer(x, packing)
-        coords = self.frac_coords_head(hidden).float()
-        lattice = self.lattice_head(segment_mean(hidden, batch, num_atoms)).float()
+        with full_precision(hidden):
+            hidden = hidden.float()
+            logits = self.atom_types_head(hidden) if self.atom_type_predict else None
+            coords = self.frac_coords_head(hidden)
+            lattice = self.lattice_head(segment_mean(hidden, batch, num_atoms))
         lengths_scaled, angles_radians = lattice.split(3, dim=-1)
         return Prediction(
-            atom_logits=self.atom_types_head(hidden).float() if self.atom_type_predict else None,
+            atom_logits=logits,
             coords=coords.unflatten(-1, (3, 2)) if self.coords_output == "torus" else coords,
             lengths_scaled=lengths_scaled,
             angles_radians=angles_radians,

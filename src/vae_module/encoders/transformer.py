@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from src.data.schema import CrystalBatch
-from src.nn.embedding import fourier_features, mlp_embedding, sinusoidal_embedding
+from src.nn.embedding import MLPEmbedding, fourier_features, sinusoidal_embedding
 from src.nn.transformer import PackedTransformer, Packing
 
 
@@ -20,7 +20,7 @@ class TransformerEncoder(nn.Module):
         num_layers: Transformer layers.
         dim_feedforward: width of the feed-forward networks.
         dropout: in attention, feed-forward and residual branches.
-        activation: `gelu`, `gelu_tanh` or `relu`.
+        activation: `gelu` or `relu`.
         norm_first: LayerNorm before each sub-layer rather than after.
         bias: biases in the Transformer.
         max_num_elements: size of the table of atom types; atomic numbers stay below it.
@@ -72,8 +72,8 @@ class TransformerEncoder(nn.Module):
 
         by_matrix, by_fourier = lattice_input == "matrix", coords_input == "fourier"
         self.atom_type_embedder = nn.Embedding(max_num_elements, d_model)
-        self.lattices_embedder = mlp_embedding(9 if by_matrix else 6, d_model, bias=not by_matrix)
-        self.frac_coords_embedder = mlp_embedding(
+        self.lattices_embedder = MLPEmbedding(9 if by_matrix else 6, d_model, bias=not by_matrix)
+        self.frac_coords_embedder = MLPEmbedding(
             6 * num_harmonics if by_fourier else 3, d_model, bias=by_fourier
         )
         self.transformer = PackedTransformer(

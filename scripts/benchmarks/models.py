@@ -1,0 +1,118 @@
+"""The models that are timed, packed and stock."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.loader import DataLoader
+
+from src.data.dataset import CrystalDataset
+from src.data.schema import CrystalBatch
+from src.nn.transformer import Packing
+from src.utils.trainer import native_precision
+from src.vae_module import VAEModule
+from src.vae_module.decoders.transformer import TransformerDecoder
+from src.vae_module.encoders.transformer import TransformerEncoder
+from src.vae_module.losses import vae_loss
+
+PRESETS: dict[str, dict[str, int]] = {
+    "tiny": {"d_model": 128, "nhead": 4, "num_layers": 4, "dim_feedforward": 512},
+    "small": {"d_model": 256, "nhead": 8, "num_layers": 4, "dim_feedforward": 1024},
+    "mp20": {"d_model": 512, "nhead": 8, "num_layers": 8, "dim_feedforward": 2048},
+}
+
+
+class StockTransformer(nn.Module):
+    """`torch.nn.TransformerEncoder` on padded batches, as the predecessors run it."""
+
+    def __init__(self, d_model: int, nhead: int, num_layers: int, dim_feedforward: int) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(
+            d_model, nhead, dim_feedforward, 0.0, "gelu", batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(
+            layer, num_layers, nn.LayerNorm(d_model), enable_nested_tensor=False
+        )
+
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        padding = ~packing.mask[:, 0, 0, :]
+        return packing.unpad(self.encoder(packing.pad(x), src_key_padding_mask=padding))
+
+
+def make_vae(sizes: dict[str, int], stock: bool = False) -> VAEModule:
+    """A VAE of these sizes, with the packed or with the stock Transformer."""
+    torch.manual_seed(0)
+    vae = VAEModule(TransformerEncoder(**sizes), TransformerDecoder(**sizes), latent_dim=8)
+    if stock:
+        vae.encoder.transformer = StockTransformer(**sizes)
+        vae.decoder.transformer = StockTransformer(**sizes)
+    return vae
+
+
+def collated_batches(dataset: CrystalDataset, batch_size: int) -> Iterator[CrystalBatch]:
+    """Batches of objects collated by PyG, how the predecessors make them."""
+    loader = DataLoader([dataset[i] for i in range(len(dataset))], batch_size, shuffle=True)
+    while True:
+        for batch in loader:
+            yield CrystalBatch.from_tensors(
+                batch.atom_types, batch.frac_coords, batch.lattices, batch.num_atoms
+            )
+
+
+def indexed_batches(dataset: CrystalDataset, batch_size: int) -> Iterator[CrystalBatch]:
+    """Batches by indexing flat tensors, in random order."""
+    while True:
+        for indices in torch.randperm(len(dataset)).split(batch_size):
+            yield dataset.batch(indices)
+
+
+def make_step(vae: VAEModule, bf16: bool, fused: bool) -> Callable[[CrystalBatch], None]:
+    """A bare PyTorch training step: forward, loss, backward, clip, AdamW."""
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-4, fused=fused)
+    device_type = next(vae.parameters()).device.type
+
+    def step(batch: CrystalBatch) -> None:
+        with torch.autocast(device_type, torch.bfloat16, enabled=bf16):
+            encoded = vae.encode(batch)
+            posterior = encoded["posterior"]
+            prediction = vae._predict({**encoded, "x": posterior.sample()})
+            loss, _ = vae_loss(prediction, posterior, batch, vae.loss_weights)
+        loss.backward()
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0, foreach=True)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def model_flops(vae: VAEModule, num_atoms: Tensor) -> float:
+    """FLOPs of one training step, padding not counted.
+
+    6 per weight of a matrix and atom (2 forward, 4 backward; the lattice's matrices, which work per
+    crystal, are counted as if per atom, 0.1 % too much), and for the scores and values of each
+    layer 12 d_model per pair of atoms of one crystal.
+    """
+    matrices = sum(p.numel() for p in vae.parameters() if p.dim() == 2)
+    tables = sum(m.weight.numel() for m in vae.modules() if isinstance(m, nn.Embedding))
+    attention = sum(12 * net.d_model * net.num_layers for net in (vae.encoder, vae.decoder))
+    atoms, pairs = int(num_atoms.sum()), int((num_atoms.long() ** 2).sum())
+    return 6.0 * (matrices - tables) * atoms + attention * pairs
+
+
+def matmul_flops_per_second(dtype: torch.dtype, device: torch.device) -> Callable[[], float]:
+    """A variant: a large matrix product (4096 x 512 by 512 x 2048), in FLOPs."""
+    scale = 8 if device.type == "cuda" else 1
+    a = torch.randn(4096 * scale, 512 * scale, dtype=dtype, device=device)
+    b = torch.randn(512 * scale, 2048 * scale, dtype=dtype, device=device)
+
+    def multiply() -> float:
+        for _ in range(20):
+            a @ b
+        return 20 * 2.0 * a.shape[0] * a.shape[1] * b.shape[1]
+
+    return multiply
+
+
+def has_native_bf16() -> bool:
+    """Whether this machine multiplies bfloat16 natively."""
+    return native_precision() == "bf16-mixed"

@@ -1,0 +1,130 @@
+"""Training steps: the stock way, packed, packed in bfloat16, and a real epoch under Lightning."""
+
+import logging
+import multiprocessing
+import resource
+import statistics
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import torch
+from lightning import Trainer
+
+from benchmarks import Row, alternate, compare, device
+from benchmarks.models import (
+    PRESETS,
+    collated_batches,
+    has_native_bf16,
+    indexed_batches,
+    make_step,
+    make_vae,
+    matmul_flops_per_second,
+    model_flops,
+)
+from src.callbacks import Throughput
+from src.data.dataset import CrystalDataset
+from src.data.loader import CrystalLoader, EpochSampler
+from src.data.schema import CrystalBatch
+from src.utils.memory import keep_freed_memory
+
+
+def run(dataset: CrystalDataset, preset: str, batch_size: int, rounds: int) -> list[Row]:
+    """Crystals/s, atoms/s, peak memory and share of the machine's ceiling of each variant."""
+    keep_freed_memory()
+    where = device()
+    on_device = dataset.to(where)
+    epochs = {name: _epoch(on_device, dataset, preset, batch_size, name) for name in _names()}
+    lightning = _Lightning(on_device, preset, batch_size)
+    bf16, float32 = (matmul_flops_per_second(t, where) for t in (torch.bfloat16, torch.float32))
+    rates = alternate(
+        {**epochs, "lightning-bf16": lightning, "ceiling bf16": bf16, "ceiling fp32": float32},
+        rounds,
+        f"train, {preset}",
+    )
+    ceilings = {"bf16": rates.pop("ceiling bf16"), "fp32": rates.pop("ceiling fp32")}
+    rates["lightning-bf16"] = lightning.median()
+
+    title = f"train, {preset}, batch {batch_size}, {len(dataset)} crystals"
+    atoms = int(dataset.num_atoms.sum()) / len(dataset)
+    flops = model_flops(make_vae(PRESETS[preset]), dataset.num_atoms) / len(dataset)
+    rows = compare(title, rates, "crystals/s")
+    rows += compare(f"{title}: atoms", {k: v * atoms for k, v in rates.items()}, "atoms/s")
+    step = {name: batch_size / rate for name, rate in rates.items()}
+    rows += compare(f"{title}: step", step, "s/step")
+    for name, rate in rates.items():
+        kind = "fp32" if name.endswith("fp32") else "bf16"
+        share = 100 * rate * flops / ceilings[kind]
+        rows.append(Row(f"{title}: share of a {kind} matrix product's FLOP/s", name, share, "%"))
+    rows += [Row(f"{title}: ceiling", k, v / 1e9, "GFLOP/s") for k, v in ceilings.items()]
+    memory = {name: _peak_memory(dataset, preset, batch_size, name) for name in epochs}
+    return rows + compare(f"{title}: peak memory of the process", memory, "MiB")
+
+
+def _names() -> list[str]:
+    names = ["stock-fp32", "packed-fp32"]
+    if has_native_bf16():
+        names.append("packed-bf16")
+    return names
+
+
+def _epoch(
+    on_device: CrystalDataset, dataset: CrystalDataset, preset: str, batch_size: int, name: str
+) -> Callable[[], float]:
+    """A variant that trains on each crystal of the data set once."""
+    stock = name.startswith("stock")
+    vae = make_vae(PRESETS[preset], stock).to(on_device.frac_coords.device)
+    step = make_step(vae, bf16="bf16" in name, fused=not stock)
+    batches: Iterator[CrystalBatch] = (
+        collated_batches(dataset, batch_size) if stock else indexed_batches(on_device, batch_size)
+    )
+    num_batches = -(-len(dataset) // batch_size)
+
+    def epoch() -> float:
+        for batch in islice(batches, num_batches):
+            step(batch.to(on_device.frac_coords.device))
+        return len(dataset)
+
+    return epoch
+
+
+class _Lightning:
+    """A variant: one epoch under a real Trainer; its own rate counts the loop, not the set-up."""
+
+    def __init__(self, dataset: CrystalDataset, preset: str, batch_size: int) -> None:
+        self.dataset, self.preset, self.batch_size = dataset, preset, batch_size
+        self.rates: list[float] = []
+
+    def __call__(self) -> float:
+        logging.getLogger("lightning").setLevel(logging.ERROR)
+        throughput = Throughput()
+        trainer = Trainer(
+            max_epochs=1,
+            precision="bf16-mixed" if has_native_bf16() else "32-true",
+            gradient_clip_val=1.0,
+            callbacks=[throughput],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        sampler = EpochSampler(len(self.dataset), self.batch_size, shuffle=True)
+        trainer.fit(make_vae(PRESETS[self.preset]), CrystalLoader(self.dataset, sampler))
+        self.rates.append(throughput.crystals_per_second)
+        return len(self.dataset)
+
+    def median(self) -> float:
+        return statistics.median(self.rates[1:])
+
+
+def _peak_memory(dataset: CrystalDataset, preset: str, batch_size: int, name: str) -> float:
+    """MiB at the peak of two steps, in a process of its own (on a GPU: of its memory)."""
+    few = dataset.head(2 * batch_size)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_measure_memory, (few, preset, batch_size, name))
+
+
+def _measure_memory(dataset: CrystalDataset, preset: str, batch_size: int, name: str) -> float:
+    _epoch(dataset.to(device()), dataset, preset, batch_size, name)()
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -1,0 +1,70 @@
+"""Weights & Biases without an account: offline, and without a question."""
+
+import pytest
+import wandb
+
+from src.utils.loggers import wandb_logger
+
+
+@pytest.fixture(autouse=True)
+def nobody(monkeypatch, tmp_path):
+    """A user who never heard of W&B: no key, no settings, a home of their own, no keyboard."""
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "NETRC", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked a question"))
+    monkeypatch.setattr("getpass.getpass", lambda *_, **__: pytest.fail("asked for a key"))
+    wandb.teardown()  # it remembers a key
+    yield
+    wandb.teardown()
+
+
+def is_offline(logger) -> bool:
+    return logger._offline
+
+
+def test_offline_without_a_key(tmp_path):
+    assert is_offline(wandb_logger(save_dir=tmp_path))
+
+
+def test_online_with_a_key(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert not is_offline(wandb_logger(save_dir=tmp_path))
+
+
+def test_online_with_a_key_in_netrc(tmp_path):
+    netrc = tmp_path / ".netrc"
+    netrc.write_text(f"machine api.wandb.ai\n  login user\n  password {'0' * 40}\n")
+    netrc.chmod(0o600)
+    assert not is_offline(wandb_logger(save_dir=tmp_path))
+
+
+@pytest.mark.parametrize("mode", ["online", "offline", "disabled"])
+def test_wandb_mode_decides_where_it_is_set(monkeypatch, tmp_path, mode):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    assert not is_offline(wandb_logger(save_dir=tmp_path))  # left to wandb itself
+
+
+def test_an_explicit_choice_stays(monkeypatch, tmp_path):
+    assert not is_offline(wandb_logger(save_dir=tmp_path, offline=False))
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert is_offline(wandb_logger(save_dir=tmp_path, offline=True))
+
+
+def test_arguments_pass_through(tmp_path):
+    logger = wandb_logger(save_dir=tmp_path, project="xtal", group="some runs", name="first")
+    assert (logger.name, logger.save_dir) == ("xtal", str(tmp_path))
+    assert logger._wandb_init["group"] == "some runs"
+    assert logger._wandb_init["name"] == "first"
+
+
+def test_metrics_are_written_below_the_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_MODE", "")  # so that what the logger sets is undone
+    monkeypatch.delenv("WANDB_MODE")
+    logger = wandb_logger(save_dir=tmp_path / "run", project="xtal")
+    logger.log_metrics({"loss": 0.5}, step=0)
+    assert logger.experiment.settings._offline
+    wandb.finish()
+    assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))) == 1

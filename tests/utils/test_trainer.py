@@ -1,0 +1,90 @@
+"""The Trainer's precision follows the hardware; everything else passes through."""
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
+
+from src.utils import trainer as trainer_module
+from src.utils.trainer import build_trainer, native_precision
+
+
+def cpu_precision() -> str:
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16-mixed" if native else "32-true"
+
+
+def test_auto_follows_the_cpu(tmp_path):
+    trainer = build_trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False)
+    assert trainer.precision == cpu_precision()
+
+
+@pytest.mark.parametrize("feature", ["avx512_bf16", "amx_tile"])
+def test_either_cpu_feature_is_enough(monkeypatch, feature):
+    monkeypatch.setattr(trainer_module, "_cpu_has", lambda name: name == feature)
+    assert native_precision("cpu") == "bf16-mixed"
+
+
+def test_a_cpu_without_them_or_a_torch_that_cannot_tell(monkeypatch):
+    for name in ("avx512_bf16", "amx_tile"):
+        monkeypatch.delattr(torch.cpu, f"_is_{name}_supported", raising=False)
+    assert native_precision("cpu") == "32-true"
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"),
+    [((7, 5), "32-true"), ((8, 0), "bf16-mixed"), ((9, 0), "bf16-mixed")],
+)
+@pytest.mark.parametrize("accelerator", ["auto", "gpu", "cuda"])
+def test_auto_follows_the_gpu(monkeypatch, accelerator, capability, precision):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert native_precision(accelerator) == precision
+    assert native_precision("cpu") == cpu_precision()
+
+
+def test_an_apple_gpu_gets_float32(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.mps, "is_available", lambda: True)
+    monkeypatch.setattr(trainer_module, "_cpu_has", lambda name: True)
+    assert native_precision("mps") == native_precision("auto") == "32-true"
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
+def test_an_explicit_precision_stays(tmp_path, precision):
+    trainer = build_trainer(precision, accelerator="cpu", default_root_dir=tmp_path, logger=False)
+    assert trainer.precision == precision
+
+
+def test_all_arguments_pass_through(tmp_path):
+    callback, logger = Callback(), CSVLogger(tmp_path)
+    trainer = build_trainer(
+        accelerator="cpu",
+        devices=1,
+        default_root_dir=tmp_path,
+        max_epochs=7,
+        max_steps=11,
+        max_time="00:01:00:00",
+        accumulate_grad_batches=3,
+        gradient_clip_val=0.25,
+        check_val_every_n_epoch=5,
+        log_every_n_steps=13,
+        num_sanity_val_steps=0,
+        callbacks=[callback],
+        logger=logger,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    assert (trainer.max_epochs, trainer.max_steps) == (7, 11)
+    assert (trainer.accumulate_grad_batches, trainer.gradient_clip_val) == (3, 0.25)
+    assert (trainer.check_val_every_n_epoch, trainer.log_every_n_steps) == (5, 13)  # type: ignore[attr-defined]
+    assert trainer.num_sanity_val_steps == 0
+    assert trainer.default_root_dir == str(tmp_path)
+    assert callback in trainer.callbacks  # type: ignore[attr-defined]
+    assert trainer.loggers == [logger]
+    assert any(type(c).__name__ == "Timer" for c in trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def test_an_unknown_argument_is_an_error(tmp_path):
+    with pytest.raises(TypeError, match="max_epoch"):
+        build_trainer(default_root_dir=tmp_path, max_epoch=1)

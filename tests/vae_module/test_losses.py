@@ -1,0 +1,89 @@
+import math
+
+import pytest
+import torch
+from pymatgen.core import Lattice, Structure
+
+from src.data import CrystalBatch
+from src.vae_module import DiagonalGaussianDistribution
+from src.vae_module.decoders.transformer import Prediction
+from src.vae_module.losses import frac_coords_loss, vae_loss
+
+WEIGHTS = {"atom_types": 2.0, "lengths": 3.0, "angles": 5.0, "frac_coords": 7.0, "kl": 11.0}
+
+
+@pytest.fixture
+def batch() -> CrystalBatch:
+    cubic = Structure(Lattice.cubic(4.0), ["Na"] * 8, [[i / 8, 0.25, 0.5] for i in range(8)])
+    return CrystalBatch.from_structures([cubic])
+
+
+def perfect(batch: CrystalBatch) -> Prediction:
+    phase = 2 * math.pi * batch.frac_coords
+    return Prediction(
+        atom_logits=torch.full((8, 100), -50.0).scatter(1, batch.atom_types[:, None], 50.0),
+        coords=torch.stack([phase.cos(), phase.sin()], -1),
+        lengths_scaled=batch.lengths_scaled,
+        angles_radians=batch.angles_radians,
+    )
+
+
+def posterior() -> DiagonalGaussianDistribution:
+    # mean 1, variance e: KL is (1 + e - 1 - 1) / 2 per channel, two channels
+    return DiagonalGaussianDistribution(torch.ones(8, 4))
+
+
+def test_a_perfect_prediction_costs_the_kl_alone(batch):
+    loss, terms = vae_loss(perfect(batch), posterior(), batch, WEIGHTS)
+    assert set(terms) == set(WEIGHTS)
+    for name in ("atom_types", "lengths", "angles", "frac_coords"):
+        assert terms[name] < 1e-9
+    assert terms["kl"].item() == pytest.approx(math.e - 1)
+    assert loss.item() == pytest.approx(11 * (math.e - 1))
+
+
+def test_each_term_by_hand(batch):
+    right = perfect(batch)
+    prediction = Prediction(
+        atom_logits=torch.zeros(8, 100),
+        coords=torch.zeros(8, 3, 2),
+        lengths_scaled=right.lengths_scaled + 0.5,
+        angles_radians=right.angles_radians + torch.tensor([0.3, 0.0, 0.0]),
+    )
+    loss, terms = vae_loss(prediction, posterior(), batch, WEIGHTS)
+    expected = {
+        "atom_types": math.log(100),
+        "lengths": 0.25,
+        "angles": 0.03,
+        "frac_coords": 1.0,  # the squared distance of the circle from its centre
+        "kl": math.e - 1,
+    }
+    for name, value in expected.items():
+        assert terms[name].item() == pytest.approx(value, rel=1e-5), name
+    total = sum(WEIGHTS[name] * value for name, value in expected.items())
+    assert loss.item() == pytest.approx(total, rel=1e-5)
+
+
+def test_lengths_are_scaled_by_the_number_of_atoms(batch):
+    assert torch.allclose(batch.lengths_scaled, torch.tensor(2.0))  # 4 Å / 8^(1/3)
+
+
+def test_coordinates_on_the_torus_have_no_edge():
+    target = torch.tensor([[0.001, 0.5, 0.5]])
+    phase = 2 * math.pi * torch.tensor([[0.999, 0.5, 0.5]])
+    coords = torch.stack([phase.cos(), phase.sin()], -1)
+    # near the target: (2 pi)^2 times the squared difference, averaged over three directions
+    expected = (2 * math.pi * 0.002) ** 2 / 3
+    assert frac_coords_loss(coords, target).item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_raw_coordinates_are_compared_as_they_stand():
+    loss = frac_coords_loss(torch.tensor([[0.999, 0.5, 0.5]]), torch.tensor([[0.001, 0.5, 0.5]]))
+    assert loss.item() == pytest.approx(0.998**2 / 3)
+
+
+def test_given_atom_types_have_no_term(batch):
+    prediction = Prediction(None, *(getattr(perfect(batch), n) for n in Prediction.__slots__[1:]))
+    loss, terms = vae_loss(prediction, posterior(), batch, WEIGHTS)
+    assert "atom_types" not in terms
+    assert loss.item() == pytest.approx(11 * (math.e - 1))

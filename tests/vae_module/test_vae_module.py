@@ -1,0 +1,260 @@
+"""The public calls of `VAEModule`, its symmetries, its checkpoints."""
+
+import copy
+
+import pytest
+import torch
+from ase import Atoms
+from lightning import Trainer
+from pymatgen.core import Lattice, Structure
+
+from src.data import CrystalBatch
+from src.data.augmentation import random_rotation, random_translation
+from src.utils.checkpoints import CheckpointError
+from src.vae_module import DiagonalGaussianDistribution, VAEModule
+from src.vae_module.decoders.transformer import TransformerDecoder
+from src.vae_module.encoders.transformer import TransformerEncoder
+
+SIZES = {"d_model": 32, "nhead": 4, "num_layers": 2, "dim_feedforward": 64}
+RAW_ENCODER = {"coords_input": "raw", "lattice_input": "matrix", "index_embedding": True}
+RAW_DECODER = {"coords_output": "raw", "index_embedding": True}
+
+
+def make_vae(
+    atom_type_predict: bool = True, encoder: dict | None = None, decoder: dict | None = None
+) -> VAEModule:
+    torch.manual_seed(0)
+    return VAEModule(
+        TransformerEncoder(**SIZES, **(encoder or {})),
+        TransformerDecoder(**SIZES, atom_type_predict=atom_type_predict, **(decoder or {})),
+        latent_dim=5,
+    ).eval()
+
+
+def make_batch() -> CrystalBatch:
+    generator = torch.Generator().manual_seed(1)
+    structures = []
+    for n in (1, 4, 9):
+        lattice = Lattice.from_parameters(3 + n / 3, 4.1, 5.2, 80, 95, 110)
+        coords = torch.rand(n, 3, generator=generator).numpy()
+        structures.append(Structure(lattice, (["O", "Ti", "Sr"] * 3)[:n], coords))
+    return CrystalBatch.from_structures(structures)
+
+
+@pytest.fixture
+def batch() -> CrystalBatch:
+    return make_batch()
+
+
+def test_the_public_calls(batch):
+    vae = make_vae()
+    encoded = vae.encode(batch)
+    posterior = encoded["posterior"]
+    assert isinstance(posterior, DiagonalGaussianDistribution)
+    assert posterior.mean.shape == (14, 5)
+    encoded["x"] = posterior.sample()
+    out = vae.decode(encoded)
+    shapes = {name: tuple(value.shape) for name, value in out.items()}
+    assert shapes == {
+        "atom_types": (14, 100),
+        "frac_coords": (14, 3),
+        "lengths": (3, 3),
+        "angles": (3, 3),
+        "lattices": (3, 3, 3),
+    }
+    recon = vae.reconstruct(out, batch)
+    assert isinstance(recon, CrystalBatch)
+    assert recon.atom_types.min() >= 1
+    assert torch.equal(recon.num_atoms, batch.num_atoms)
+    assert torch.equal(recon.frac_coords, out["frac_coords"])
+
+
+@pytest.mark.parametrize("decoder", [{}, RAW_DECODER], ids=["torus", "raw"])
+def test_decoded_coordinates_are_in_the_cell(batch, decoder):
+    out = make_vae(decoder=decoder).decode(make_vae(decoder=decoder).encode(batch))
+    assert out["frac_coords"].min() >= 0
+    assert out["frac_coords"].max() < 1
+
+
+def test_decode_leaves_its_argument_alone_and_needs_only_what_encode_gives(batch):
+    vae = make_vae()
+    encoded = vae.encode(batch)
+    before = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in encoded.items()}
+    vae.decode(encoded)
+    assert set(before) == set(encoded)
+    for key, value in before.items():
+        same = torch.equal(value, encoded[key]) if isinstance(value, torch.Tensor) else True
+        assert same, key
+        assert isinstance(value, torch.Tensor) or value is encoded[key]
+    fewer = {key: encoded[key] for key in ("x", "num_atoms", "batch")}
+    assert torch.equal(vae.decode(fewer)["lengths"], vae.decode(encoded)["lengths"])
+    with pytest.raises(ValueError, match=r"\['x'\] missing"):
+        vae.decode({key: encoded[key] for key in ("num_atoms", "batch")})
+
+
+def test_encode_does_not_change_the_batch(batch):
+    before = copy.deepcopy(batch)
+    make_vae().encode(batch)
+    for key in ("atom_types", "frac_coords", "lattices", "num_atoms"):
+        assert torch.equal(before[key], batch[key])
+
+
+def test_composition_is_given_and_used_in_csp(batch):
+    vae = make_vae(atom_type_predict=False)
+    encoded = vae.encode(batch)
+    out = vae.decode(encoded)
+    assert "atom_types" not in out
+    assert torch.equal(vae.reconstruct(out, batch).atom_types, batch.atom_types)
+    other = {**encoded, "atom_types": encoded["atom_types"] + 1}
+    assert not torch.allclose(vae.decode(other)["frac_coords"], out["frac_coords"])
+    with pytest.raises(ValueError, match="atom_types"):
+        vae.decode({key: encoded[key] for key in ("x", "num_atoms", "batch")})
+
+
+def test_sample_needs_num_atoms_alone():
+    vae = make_vae()
+    ask = CrystalBatch.for_sampling(torch.tensor([2, 1, 6]))
+    samples = vae.sample(ask, generator=torch.Generator().manual_seed(0))
+    assert samples.num_atoms.tolist() == [2, 1, 6]
+    again = vae.sample(ask, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(samples.lattices, again.lattices)
+    structures = vae.sample(ask, return_structures=True)
+    assert [len(s) for s in structures] == [2, 1, 6]
+    assert all(isinstance(s, Structure) for s in structures)
+    assert all(isinstance(a, Atoms) for a in vae.sample(ask, return_atoms=True))
+
+
+def test_sample_keeps_the_composition_in_csp():
+    ask = CrystalBatch.for_sampling(torch.tensor([2, 1]), torch.tensor([11, 17, 26]))
+    samples = make_vae(atom_type_predict=False).sample(ask)
+    assert samples.atom_types.tolist() == [11, 17, 26]
+
+
+# Symmetries that hold by construction
+
+
+def permuted(batch: CrystalBatch) -> tuple[CrystalBatch, torch.Tensor]:
+    parts = [torch.randperm(int(n)) for n in batch.num_atoms]
+    order = torch.cat([p + s for p, s in zip(parts, batch.ptr, strict=False)])
+    return batch.replace(batch.atom_types[order], batch.frac_coords[order]), order
+
+
+def test_encoder_and_decoder_are_permutation_equivariant(batch):
+    vae = make_vae()
+    shuffled, order = permuted(batch)
+    mean, other = (vae.encode(b)["posterior"].mean for b in (batch, shuffled))
+    torch.testing.assert_close(other, mean[order], rtol=1e-4, atol=1e-5)
+    out, other_out = (vae.decode(vae.encode(b)) for b in (batch, shuffled))
+    torch.testing.assert_close(other_out["lengths"], out["lengths"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        other_out["atom_types"], out["atom_types"][order], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_the_index_embedding_breaks_that(batch):
+    vae = make_vae(encoder={"index_embedding": True})
+    shuffled, order = permuted(batch)
+    mean, other = (vae.encode(b)["posterior"].mean for b in (batch, shuffled))
+    assert (other - mean[order]).abs().max() > 1e-3
+
+
+def test_rotations_and_whole_cells_cannot_matter(batch):
+    vae = make_vae()
+    mean = vae.encode(batch)["posterior"].mean
+    rotated = random_rotation(batch)
+    assert not torch.allclose(rotated.lattices, batch.lattices)
+    torch.testing.assert_close(vae.encode(rotated)["posterior"].mean, mean, rtol=1e-4, atol=1e-5)
+    moved = batch.replace(frac_coords=batch.frac_coords + torch.tensor([2.0, -1.0, 1.0]))
+    torch.testing.assert_close(vae.encode(moved)["posterior"].mean, mean, rtol=1e-3, atol=1e-4)
+    translated = random_translation(batch)
+    assert (vae.encode(translated)["posterior"].mean - mean).abs().max() > 1e-3
+
+
+def test_crystals_of_a_batch_do_not_see_each_other(batch):
+    vae = make_vae()
+    together = vae.encode(batch)["posterior"].mean.split(batch.num_atoms.tolist())
+    for one, expected in zip(batch.to_structure(), together, strict=True):
+        alone = vae.encode(CrystalBatch.from_structures([one]))["posterior"].mean
+        torch.testing.assert_close(alone, expected, rtol=1e-4, atol=1e-5)
+
+
+# Training
+
+
+@pytest.mark.parametrize("predict", [True, False], ids=["dng", "csp"])
+@pytest.mark.parametrize("forms", [({}, {}), (RAW_ENCODER, RAW_DECODER)], ids=["torus", "raw"])
+def test_every_parameter_gets_a_gradient(batch, predict, forms):
+    vae = make_vae(predict, *forms).train()
+    vae.log = vae.log_dict = lambda *args, **kwargs: None
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    vae._trainer = trainer
+    vae.training_step(batch, 0).backward()
+    without = [name for name, p in vae.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+def test_the_randomness_of_a_step_is_a_function_of_seed_and_step(batch):
+    vae = make_vae()
+    torch.manual_seed(5)
+    first = vae._augment(batch, vae._generator()).frac_coords
+    torch.rand(7)  # what else draws from the global generator must not matter
+    assert torch.equal(first, vae._augment(batch, vae._generator()).frac_coords)
+    torch.manual_seed(6)
+    assert not torch.equal(first, vae._augment(batch, vae._generator()).frac_coords)
+
+
+# Configs and checkpoints
+
+
+def save(vae: VAEModule, path) -> str:
+    trainer = Trainer(accelerator="cpu", logger=False, barebones=True)
+    trainer.strategy.connect(vae)
+    trainer.save_checkpoint(path, weights_only=True)
+    return path
+
+
+@pytest.mark.parametrize("predict", [True, False], ids=["dng", "csp"])
+def test_a_checkpoint_needs_nothing_but_itself(batch, predict, tmp_path):
+    vae = make_vae(predict, RAW_ENCODER, RAW_DECODER)
+    path = save(vae, tmp_path / "vae.ckpt")
+    plain = torch.load(path, weights_only=True)
+    assert plain["hyper_parameters"]["encoder"]["d_model"] == 32
+    for kwargs in ({}, {"weights_only": False}):
+        loaded = VAEModule.load_from_checkpoint(path, **kwargs)
+        assert not loaded.training
+        expected, found = (v.decode(v.encode(batch)) for v in (vae, loaded))
+        for key in expected:
+            assert torch.equal(expected[key], found[key])
+
+
+def test_networks_can_be_given_as_configs():
+    vae = make_vae()
+    again = VAEModule(**vae.hparams)
+    assert again.hparams == vae.hparams
+    shapes = [p.shape for p in vae.parameters()]
+    assert [p.shape for p in again.parameters()] == shapes
+
+
+def test_files_that_are_no_checkpoint_of_ours_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.ckpt"):
+        VAEModule.load_from_checkpoint(tmp_path / "nowhere.ckpt")
+    other = tmp_path / "other.ckpt"
+    torch.save({"state_dict": {}, "hyper_parameters": {"lr": 1.0}}, other)
+    with pytest.raises(CheckpointError, match=r"other\.ckpt is not a checkpoint of VAEModule"):
+        VAEModule.load_from_checkpoint(other)
+    path = save(make_vae(), tmp_path / "vae.ckpt")
+    content = torch.load(path, weights_only=True)
+    content["hyper_parameters"]["encoder"]["_target_"] = "os.system"
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="not among the allowed modules"):
+        VAEModule.load_from_checkpoint(path)
+
+
+def test_arguments_that_contradict_are_refused():
+    encoder, decoder = TransformerEncoder(**SIZES), TransformerDecoder(**SIZES)
+    with pytest.raises(ValueError, match="atom_type_predict"):
+        VAEModule(encoder, decoder, atom_type_predict=False)
+    with pytest.raises(ValueError, match="loss_weights"):
+        VAEModule(encoder, decoder, loss_weights={"energy": 1.0})
+    with pytest.raises(ValueError, match="coords_input"):
+        TransformerEncoder(**SIZES, coords_input="polar")
