@@ -2,5 +2,6 @@
 
 from src.callbacks.match_rate import MatchRate
 from src.callbacks.throughput import Throughput
+from src.callbacks.validation_budget import ValidationBudget
 
-__all__ = ["MatchRate", "Throughput"]
+__all__ = ["MatchRate", "Throughput", "ValidationBudget"]

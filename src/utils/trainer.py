@@ -1,10 +1,12 @@
 """Lightning's Trainer, with the precision that suits the machine."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import Timer
 
 
 def native_precision(accelerator: str = "auto") -> str:
@@ -27,14 +29,27 @@ def _cpu_has(feature: str) -> bool:
 
 
 def build_trainer(
-    precision: str = "auto", default_root_dir: str | Path = ".", **kwargs: Any
+    precision: str = "auto",
+    default_root_dir: str | Path = ".",
+    max_time: str | None = None,
+    callbacks: Sequence[Callback] = (),
+    **kwargs: Any,
 ) -> Trainer:
     """A `lightning.Trainer`; all its arguments pass through.
 
     Args:
         precision: as for the Trainer, or `auto` for `native_precision`.
         default_root_dir: as for the Trainer.
+        max_time: DD:HH:MM:SS. Its Timer comes before the other callbacks, so that they learn in
+            the same step that the time is up.
+        callbacks: as for the Trainer.
     """
     if precision == "auto":
         precision = native_precision(kwargs.get("accelerator", "auto"))
-    return Trainer(precision=precision, default_root_dir=default_root_dir, **kwargs)  # type: ignore[arg-type]
+    timer = [Timer(max_time)] if max_time else []
+    return Trainer(
+        precision=precision,  # type: ignore[arg-type]
+        default_root_dir=default_root_dir,
+        callbacks=[*timer, *callbacks],
+        **kwargs,
+    )

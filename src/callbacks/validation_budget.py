@@ -1,0 +1,55 @@
+"""Validate as often as it is cheap, and always at the end."""
+
+import time
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+NEVER = 10**9
+
+
+class ValidationBudget(Callback):
+    """Keeps validation, with the checkpoints and figures that go with it, to a share of the time.
+
+    The first epoch ends with a validation, and so does each later one by whose start the training
+    since the last validation has paid for it; the run ends with one, whichever limit ends it. So
+    the same config suits epochs of a minute and of a tenth of a second. All processes of a
+    distributed run do as the first one says.
+
+    A Trainer that was given `check_val_every_n_epoch` keeps to that but for the end of the run.
+
+    Args:
+        max_share: of the time of the run; None: after every epoch.
+    """
+
+    def __init__(self, max_share: float | None = 0.04) -> None:
+        if max_share is not None and not 0 < max_share < 1:
+            raise ValueError(f"max_share is between 0 and 1, not {max_share}")
+        self.max_share = max_share
+        self._decides = True
+        self._began: float | None = None  # of a validation that has not been accounted for
+        self._ended = -float("inf")
+        self._cost = 0.0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._decides = trainer.check_val_every_n_epoch == 1 and self.max_share is not None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._began = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        now = time.monotonic()
+        if self._began is not None:
+            self._cost, self._ended, self._began = now - self._began, now, None
+        if self._decides and self.max_share is not None:
+            due = now - self._ended >= self._cost * (1 / self.max_share - 1)
+            due = trainer.strategy.broadcast(due)
+            trainer.check_val_every_n_epoch = 1 if due else NEVER
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if 0 <= trainer.max_steps <= trainer.global_step:
+            trainer.should_stop = True
+        if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
+            trainer.check_val_every_n_epoch = 1
