@@ -61,7 +61,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     _log_start(cfg, vae, datamodule, trainer)
 
     start = time.monotonic()
-    trainer.fit(vae, datamodule, ckpt_path=resume_from)
+    trainer.fit(vae, datamodule, ckpt_path=resume_from, weights_only=True)
     time_s = time.monotonic() - start
 
     if not trainer.is_global_zero:
@@ -155,9 +155,10 @@ def _find_resume(resume_from: str | None, output_dir: Path) -> str | None:
     `last` is that of this run folder, else that of the newest run beside it; where there is none
     the run starts anew, so that a job that is requeued can always be given it.
     """
+    if resume_from is None:
+        return None
     if resume_from != "last":
-        if resume_from is not None and not Path(resume_from).is_file():
-            raise FileNotFoundError(f"resume_from: there is no checkpoint {resume_from}")
+        load_checkpoint(resume_from)  # our error rather than Lightning's, if it cannot be used
         return resume_from
     own = output_dir / "checkpoints" / "last.ckpt"
     beside = sorted(

@@ -151,10 +151,10 @@ class TransformerLayer(nn.Module):
 
 
 class PackedTransformer(nn.Module):
-    """`torch.nn.TransformerEncoder` on packed sequences, with a norm at the end if pre-norm.
+    """`torch.nn.TransformerEncoder` on packed sequences.
 
     Args:
-        norm: end with a LayerNorm; None: where `norm_first`.
+        final_norm: end with a LayerNorm.
         The others are those of `torch.nn.TransformerEncoderLayer`.
 
     Raises:
@@ -171,15 +171,14 @@ class PackedTransformer(nn.Module):
         activation: str = "gelu",
         norm_first: bool = True,
         bias: bool = True,
-        norm: bool | None = None,
+        final_norm: bool = True,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             TransformerLayer(d_model, nhead, dim_feedforward, dropout, activation, norm_first, bias)
             for _ in range(num_layers)
         )
-        ends_with_norm = norm_first if norm is None else norm
-        self.norm = nn.LayerNorm(d_model, bias=bias) if ends_with_norm else nn.Identity()
+        self.norm = nn.LayerNorm(d_model, bias=bias) if final_norm else nn.Identity()
 
     def forward(self, x_ND: Tensor, packing: Packing) -> Tensor:
         """(N, D) tokens to (N, D) tokens; each attends to those of its own sequence."""

@@ -1,10 +1,13 @@
-"""Checkpoints are opened here, and nothing in them is ever executed."""
+"""Checkpoints are opened and written here; nothing in them is ever executed."""
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
+from lightning import LightningModule
 
 
 class CheckpointError(ValueError):
@@ -34,3 +37,16 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} is no checkpoint: it has no state_dict")
     return checkpoint
+
+
+def save_checkpoint(module: LightningModule, path: str | Path) -> None:
+    """Write a module's weights and config as a checkpoint, whole or not at all."""
+    path = Path(path)
+    content = {
+        "state_dict": module.state_dict(),
+        "hyper_parameters": dict(module.hparams),
+        "pytorch-lightning_version": lightning.__version__,
+    }
+    partial = path.with_name(f"{path.name}.partial")
+    torch.save(content, partial)
+    os.replace(partial, path)

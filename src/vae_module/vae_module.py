@@ -269,7 +269,8 @@ class VAEModule(LightningModule):
         posterior = encoded["posterior"]
         prediction = self._predict({**encoded, "x": posterior.sample(generator)})
         loss, terms = vae_loss(prediction, posterior, target, self.loss_weights)
-        self._log_losses("train", loss, terms, batch)
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._log_losses("train", loss, terms, batch)  # what Lightning would drop costs time
         return loss
 
     def validation_step(self, batch: CrystalBatch, batch_idx: int) -> None:

@@ -12,6 +12,7 @@ RAGGED = [1, 20, 7, 200, 1, 3]  # with the smallest and a very large crystal
 VARIANTS = {
     "pre-norm gelu": {},
     "post-norm": {"norm_first": False},
+    "post-norm without a last one": {"norm_first": False, "final_norm": False},
     "relu": {"activation": "relu"},
     "no bias": {"bias": False},
     "post-norm relu no bias": {"norm_first": False, "activation": "relu", "bias": False},
@@ -23,12 +24,14 @@ def make_packing(lengths: list[int]) -> Packing:
     return Packing(num, torch.arange(len(lengths)).repeat_interleave(num), max(lengths))
 
 
-def stock_transformer(d_model: int, nhead: int, num_layers: int, **kwargs) -> nn.Module:
+def stock_transformer(
+    d_model: int, nhead: int, num_layers: int, final_norm=True, **kwargs
+) -> nn.Module:
     options = {"norm_first": True, "activation": "gelu", "bias": True, **kwargs}
     layer = nn.TransformerEncoderLayer(
         d_model, nhead, dim_feedforward=48, dropout=0.0, batch_first=True, **options
     )
-    norm = nn.LayerNorm(d_model, bias=options["bias"]) if options["norm_first"] else None
+    norm = nn.LayerNorm(d_model, bias=options["bias"]) if final_norm else None
     return nn.TransformerEncoder(layer, num_layers, norm=norm, enable_nested_tensor=False)
 
 

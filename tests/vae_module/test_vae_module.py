@@ -1,6 +1,7 @@
 """The public calls of `VAEModule`, its symmetries, its checkpoints."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from pymatgen.core import Lattice, Structure
 
 from src.data import CrystalBatch
 from src.data.augmentation import random_rotation, random_translation
-from src.utils.checkpoints import CheckpointError
+from src.utils.checkpoints import CheckpointError, save_checkpoint
 from src.vae_module import DiagonalGaussianDistribution, VAEModule
 from src.vae_module.decoders.transformer import TransformerDecoder
 from src.vae_module.encoders.transformer import TransformerEncoder
@@ -206,10 +207,8 @@ def test_the_randomness_of_a_step_is_a_function_of_seed_and_step(batch):
 # Configs and checkpoints
 
 
-def save(vae: VAEModule, path) -> str:
-    trainer = Trainer(accelerator="cpu", logger=False, barebones=True)
-    trainer.strategy.connect(vae)
-    trainer.save_checkpoint(path, weights_only=True)
+def save(vae: VAEModule, path: Path) -> Path:
+    save_checkpoint(vae, path)
     return path
 
 

@@ -46,8 +46,8 @@ class TransformerDecoder(nn.Module):
     The cell is read from the mean over a crystal's atoms, so the order of atoms does not matter.
 
     Args:
-        d_model, nhead, num_layers, dim_feedforward, dropout, activation, norm_first, bias: as for
-            the encoder.
+        d_model, nhead, num_layers, dim_feedforward, dropout, activation, norm_first, bias,
+            final_norm: as for the encoder.
         max_num_elements: classes of atom types, 0 (the mask token) among them.
         atom_type_predict: predict atom types (de novo generation); else they are given (crystal
             structure prediction).
@@ -70,6 +70,7 @@ class TransformerDecoder(nn.Module):
         activation: str = "gelu",
         norm_first: bool = True,
         bias: bool = True,
+        final_norm: bool = True,
         max_num_elements: int = 100,
         atom_type_predict: bool = True,
         atom_type_input: bool = True,
@@ -87,6 +88,7 @@ class TransformerDecoder(nn.Module):
         self.activation = activation
         self.norm_first = norm_first
         self.bias = bias
+        self.final_norm = final_norm
         self.max_num_elements = max_num_elements
         self.atom_type_predict = atom_type_predict
         self.atom_type_input = atom_type_input
@@ -94,7 +96,15 @@ class TransformerDecoder(nn.Module):
         self.index_embedding = index_embedding
 
         self.transformer = PackedTransformer(
-            d_model, nhead, num_layers, dim_feedforward, dropout, activation, norm_first, bias
+            d_model,
+            nhead,
+            num_layers,
+            dim_feedforward,
+            dropout,
+            activation,
+            norm_first,
+            bias,
+            final_norm,
         )
         if atom_type_predict:
             self.atom_types_head = nn.Linear(d_model, max_num_elements)

@@ -23,6 +23,7 @@ class TransformerEncoder(nn.Module):
         activation: `gelu` or `relu`.
         norm_first: LayerNorm before each sub-layer rather than after.
         bias: biases in the Transformer.
+        final_norm: end the Transformer with a LayerNorm.
         max_num_elements: size of the table of atom types; atomic numbers stay below it.
         coords_input: `fourier` (harmonics of each coordinate) or `raw`.
         num_harmonics: how many, for `fourier`.
@@ -45,6 +46,7 @@ class TransformerEncoder(nn.Module):
         activation: str = "gelu",
         norm_first: bool = True,
         bias: bool = True,
+        final_norm: bool = True,
         max_num_elements: int = 100,
         coords_input: str = "fourier",
         num_harmonics: int = 8,
@@ -64,6 +66,7 @@ class TransformerEncoder(nn.Module):
         self.activation = activation
         self.norm_first = norm_first
         self.bias = bias
+        self.final_norm = final_norm
         self.max_num_elements = max_num_elements
         self.coords_input = coords_input
         self.num_harmonics = num_harmonics
@@ -77,7 +80,15 @@ class TransformerEncoder(nn.Module):
             6 * num_harmonics if by_fourier else 3, d_model, bias=by_fourier
         )
         self.transformer = PackedTransformer(
-            d_model, nhead, num_layers, dim_feedforward, dropout, activation, norm_first, bias
+            d_model,
+            nhead,
+            num_layers,
+            dim_feedforward,
+            dropout,
+            activation,
+            norm_first,
+            bias,
+            final_norm,
         )
 
     def forward(self, batch: CrystalBatch) -> Tensor:

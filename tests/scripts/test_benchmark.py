@@ -1,0 +1,75 @@
+"""The benchmarks run, and their rows say what they should; speed itself is not tested."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    spec = importlib.util.spec_from_file_location("benchmark", SCRIPTS / "benchmark.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    for name in [name for name in sys.modules if name.startswith("benchmarks")]:
+        del sys.modules[name]
+
+
+def run(benchmark, tmp_path, *arguments: str) -> list[dict]:
+    path = tmp_path / "rows.json"
+    benchmark.main([*arguments, "--rounds", "1", "--json", str(path)])
+    rows = json.loads(path.read_text())
+    assert all(set(row) == {"bench", "variant", "value", "unit", "ratio"} for row in rows)
+    assert all(row["value"] > 0 for row in rows)
+    return rows
+
+
+def test_match(benchmark, tmp_path):
+    rows = run(benchmark, tmp_path, "match")
+    assert [row["variant"] for row in rows] == ["serial", "1 worker", "2 workers"]
+    assert rows[0]["ratio"] == 1.0
+
+
+def test_train(benchmark, tmp_path):
+    rows = run(benchmark, tmp_path, "train", "--preset", "tiny", "--crystals", "64",
+               "--batch-size", "32")  # fmt: skip
+    speed = {row["variant"]: row for row in rows if row["unit"] == "crystals/s"}
+    assert {"stock-fp32", "packed-fp32", "lightning-bf16"} <= set(speed)
+    assert speed["stock-fp32"]["ratio"] == 1.0
+    shares = [row["value"] for row in rows if row["unit"] == "%"]
+    assert all(0 < share < 150 for share in shares)
+
+
+def test_infer(benchmark, tmp_path, monkeypatch):
+    from benchmarks import infer
+
+    monkeypatch.setattr(infer, "NUM_SAMPLES", 100)
+    rows = run(benchmark, tmp_path, "infer", "--preset", "tiny", "--crystals", "64")
+    assert {row["bench"].split(": ")[1] for row in rows if row["unit"] == "crystals/s"} == {
+        "encode", "decode", "sample", "sample to Structure",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_data(benchmark, tmp_path):
+    rows = run(benchmark, tmp_path, "data")
+    assert {row["variant"] for row in rows} == {"pymatgen", "PyG collate", "xtal-latent"}
+
+
+@pytest.mark.slow
+def test_scale(benchmark, tmp_path, monkeypatch):
+    from benchmarks import scale
+
+    monkeypatch.setattr(scale, "ATOMS", (5, 10))
+    monkeypatch.setattr(scale, "BATCHES", (16, 64))
+    monkeypatch.setattr(scale, "PRESETS", {"tiny": scale.PRESETS["tiny"]})
+    picture = tmp_path / "scale.png"
+    rows = run(benchmark, tmp_path, "scale", "--preset", "tiny", "--picture", str(picture))
+    assert len([row for row in rows if row["unit"] == "µs/atom"]) == 5
+    assert picture.stat().st_size > 5_000
