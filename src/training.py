@@ -97,13 +97,13 @@ def summarize_run(
     batches = (dataset.batch(part) for part in indices.split(datamodule.eval_batch_size))
     with MatcherPool(eval_cfg.num_workers, timeout=eval_cfg.timeout) as pool:
         figures = evaluate_reconstruction(best, batches, pool, progress=True)
-    throughput = [c for c in trainer.callbacks if isinstance(c, Throughput)]  # type: ignore[attr-defined]
-    speed = throughput[0].crystals_per_second * trainer.world_size if throughput else math.nan
+    throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), Throughput())  # type: ignore[attr-defined]
     return {
         **figures,
         "crystals_evaluated": len(indices),
-        "crystals_per_second": speed,
+        "crystals_per_second": throughput.crystals_per_second * trainer.world_size,
         "time_s": time_s,
+        "training_steps_s": throughput.seconds,  # the rest: start, validation, checkpoints
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "best_val_loss": math.nan if best_score is None else float(best_score),
@@ -132,7 +132,9 @@ def summary_table(summary: dict[str, Any]) -> Table:
         ("distance of atoms, RMSD", f"{summary['coords_rmsd']:.4f} Å"),
         ("lengths, mean error", f"{summary['lengths_mae']:.4f} Å"),
         ("angles, mean error", f"{summary['angles_mae']:.3f}°"),
-        ("training", f"{summary['time_s']:.0f} s, {summary['epochs']} epochs"),
+        ("time", f"{summary['time_s']:.0f} s"),
+        ("  of which training steps", f"{summary['training_steps_s']:.0f} s"),
+        ("epochs", f"{summary['epochs']}"),
         ("steps", f"{summary['steps']:,}"),
         ("speed", f"{summary['crystals_per_second']:,.0f} crystals/s"),
     ]

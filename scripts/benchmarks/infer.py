@@ -1,5 +1,7 @@
 """Encode, decode and sample, packed against stock."""
 
+from functools import partial
+
 import torch
 
 from benchmarks import Row, alternate, compare, device
@@ -7,8 +9,10 @@ from benchmarks.models import PRESETS, has_native_bf16, make_vae
 from src.data.dataset import CrystalDataset
 from src.data.schema import CrystalBatch
 from src.utils.memory import keep_freed_memory
+from src.vae_module import VAEModule
 
 NUM_SAMPLES = 10_000
+CALLS = ("encode", "decode", "sample", "sample to Structure")
 
 
 @torch.no_grad()
@@ -24,27 +28,24 @@ def run(dataset: CrystalDataset, preset: str, batch_size: int, rounds: int) -> l
         vaes["packed-bf16"] = vaes["packed-fp32"]
 
     rows = []
-    for call in ("encode", "decode", "sample", "sample to Structure"):
+    for call in CALLS:
         variants = {
-            name: lambda name=name, call=call: _work(vaes[name], call, batches, "bf16" in name)
-            for name in vaes
+            name: partial(_work, vae, call, batches, "bf16" in name) for name, vae in vaes.items()
         }
         rates = alternate(variants, rounds, call)
         rows += compare(f"infer, {preset}, batch {batch_size}: {call}", rates, "crystals/s")
 
     many = dataset.num_atoms[torch.arange(NUM_SAMPLES) % len(dataset)].to(where)
     asks = [CrystalBatch.for_sampling(part.long()) for part in many.split(batch_size)]
-    name = list(vaes)[-1]
-    for call in ("sample", "sample to Structure"):
-        rate = alternate(
-            {name: lambda call=call: _work(vaes[name], call, asks, "bf16" in name)}, 1, call
-        )
+    name, vae = list(vaes.items())[-1]
+    for call in CALLS[2:]:
+        rate = alternate({name: partial(_work, vae, call, asks, "bf16" in name)}, 1, call)[name]
         title = f"infer, {preset}: {NUM_SAMPLES:,} samples, {call}"
-        rows.append(Row(title, name, NUM_SAMPLES / rate[name], "s"))
+        rows.append(Row(title, name, NUM_SAMPLES / rate, "s"))
     return rows
 
 
-def _work(vae, call: str, batches: list[CrystalBatch], bf16: bool) -> float:
+def _work(vae: VAEModule, call: str, batches: list[CrystalBatch], bf16: bool) -> float:
     with torch.autocast(vae.device.type, torch.bfloat16, enabled=bf16):
         for batch in batches:
             if call == "encode":

@@ -1,6 +1,7 @@
 """The models that are timed, packed and stock."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from src.vae_module.decoders.transformer import TransformerDecoder
 from src.vae_module.encoders.transformer import TransformerEncoder
 from src.vae_module.losses import vae_loss
 
-PRESETS: dict[str, dict[str, int]] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"d_model": 128, "nhead": 4, "num_layers": 4, "dim_feedforward": 512},
     "small": {"d_model": 256, "nhead": 8, "num_layers": 4, "dim_feedforward": 1024},
     "mp20": {"d_model": 512, "nhead": 8, "num_layers": 8, "dim_feedforward": 2048},
@@ -39,7 +40,7 @@ class StockTransformer(nn.Module):
         return packing.unpad(self.encoder(packing.pad(x), src_key_padding_mask=padding))
 
 
-def make_vae(sizes: dict[str, int], stock: bool = False) -> VAEModule:
+def make_vae(sizes: dict[str, Any], stock: bool = False) -> VAEModule:
     """A VAE of these sizes, with the packed or with the stock Transformer."""
     torch.manual_seed(0)
     vae = VAEModule(TransformerEncoder(**sizes), TransformerDecoder(**sizes), latent_dim=8)

@@ -7,7 +7,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from src.metrics.evaluate import match_batches, reconstruct_batches
-from src.metrics.matching import MatcherPool
+from src.metrics.matching import CDVAE, MatcherPool
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class MatchRate(Callback):
         dataset = trainer.val_dataloaders.dataset  # type: ignore[union-attr]
         indices = torch.arange(min(self.num_crystals, len(dataset)))
         pairs = reconstruct_batches(pl_module, [dataset.batch(indices)])
-        summary, _ = match_batches(*pairs, self.pool)
+        (summary,) = match_batches(*pairs, self.pool, [CDVAE])
         pl_module.log_dict(
             {"val/match_rate": summary.match_rate, "val/rmse": summary.rmse}, rank_zero_only=True
         )

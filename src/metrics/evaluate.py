@@ -1,13 +1,20 @@
 """How well a VAE reconstructs crystals."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
 from src.data.schema import CrystalBatch
-from src.metrics.matching import CDVAE, PYMATGEN, MatcherPool, MatchSummary, summarize
+from src.metrics.matching import (
+    CDVAE,
+    PYMATGEN,
+    MatcherPool,
+    MatcherSettings,
+    MatchSummary,
+    summarize,
+)
 from src.metrics.reconstruction import ReconstructionErrors
 
 
@@ -46,7 +53,7 @@ def evaluate_reconstruction(
     errors = ReconstructionErrors()
     for predicted, target in zip(predictions, targets, strict=True):
         errors.update(predicted, target)
-    cdvae, default = match_batches(targets, predictions, pool, progress)
+    cdvae, default = match_batches(targets, predictions, pool, (CDVAE, PYMATGEN), progress)
     return {
         "match_rate": cdvae.match_rate,
         "rmse": cdvae.rmse,
@@ -63,13 +70,14 @@ def match_batches(
     targets: Iterable[CrystalBatch],
     predictions: Iterable[CrystalBatch],
     pool: MatcherPool,
+    settings: Sequence[MatcherSettings],
     progress: bool = False,
-) -> tuple[MatchSummary, MatchSummary]:
-    """Match rate and RMSE with CDVAE's settings, and with pymatgen's defaults."""
+) -> list[MatchSummary]:
+    """Match rate and RMSE under each of the settings."""
     true = [structure for batch in targets for structure in batch.to_structure()]
     predicted = [structure for batch in predictions for structure in _structures(batch)]
-    cdvae, default = pool.match(true, predicted, [CDVAE, PYMATGEN], progress=progress)
-    return summarize(cdvae, CDVAE), summarize(default, PYMATGEN)
+    results = pool.match(true, predicted, settings, progress=progress)
+    return [summarize(pairs, each) for pairs, each in zip(results, settings, strict=True)]
 
 
 def _structures(batch: CrystalBatch) -> list[Any]:

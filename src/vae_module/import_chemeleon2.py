@@ -66,7 +66,7 @@ class Record:
         """What is found by a dotted path of submodules, attributes and config keys, else None."""
         found: Any = self
         for name in path.split("."):
-            places = [found.state] if isinstance(found, Record) else []
+            places: list[Any] = [found.state] if isinstance(found, Record) else []
             if isinstance(found, Record):
                 places += [found.state.get(key) for key in ("_modules", "_content")]
             found = next((p[name] for p in places if isinstance(p, dict) and name in p), None)

@@ -78,8 +78,8 @@ class VAEModule(LightningModule):
         quant_bias: bool = True,
     ) -> None:
         super().__init__()
-        self.encoder: Any = build(encoder, nn.Module) if isinstance(encoder, Mapping) else encoder
-        self.decoder: Any = build(decoder, nn.Module) if isinstance(decoder, Mapping) else decoder
+        self.encoder = _network(encoder)
+        self.decoder = _network(decoder)
         self.atom_type_predict: bool = self.decoder.atom_type_predict
         if atom_type_predict not in (None, self.atom_type_predict):
             raise ValueError(
@@ -342,10 +342,15 @@ class VAEModule(LightningModule):
     def _log_losses(
         self, stage: str, loss: Tensor, terms: Mapping[str, Tensor], batch: CrystalBatch
     ) -> None:
-        how = {"batch_size": len(batch.num_atoms), "sync_dist": stage != "train"}
+        how: dict[str, Any] = {"batch_size": len(batch.num_atoms), "sync_dist": stage != "train"}
         self.log(f"{stage}/loss", loss.detach(), prog_bar=True, **how)
         self.log_dict({f"{stage}/{name}_loss": v.detach() for name, v in terms.items()}, **how)
 
     def _log_errors(self, stage: str, errors: ReconstructionErrors) -> None:
         self.log_dict({f"{stage}/{name}": value for name, value in errors.compute().items()})
         errors.reset()
+
+
+def _network(given: Any) -> Any:
+    """Built, where a config is given; Any, since torch takes a Module's attributes for tensors."""
+    return build(given, nn.Module) if isinstance(given, Mapping) else given

@@ -8,7 +8,7 @@ from pymatgen.core import Lattice, Structure
 
 from src.data.schema import CrystalBatch
 from src.metrics.evaluate import evaluate_reconstruction, match_batches, reconstruct_batches
-from src.metrics.matching import MatcherPool
+from src.metrics.matching import CDVAE, PYMATGEN, MatcherPool
 
 
 class FakeVAE(torch.nn.Module):
@@ -136,7 +136,7 @@ def test_one_bad_crystal_does_not_spoil_the_others(pool):
         return batch.replace(frac_coords=coords)
 
     targets, predictions = reconstruct_batches(FakeVAE(spoil), [rocksalts(5.5, 5.6, 5.7)])
-    cdvae, default = match_batches(targets, predictions, pool)
+    cdvae, default = match_batches(targets, predictions, pool, (CDVAE, PYMATGEN))
     assert cdvae.match_rate == default.match_rate == pytest.approx(2 / 3)
     assert (cdvae.num_pairs, cdvae.num_errors, cdvae.rmse) == (3, 1, pytest.approx(0, abs=1e-6))
 
