@@ -57,7 +57,10 @@ def _run(args: argparse.Namespace) -> list:
         return match.run(module.dataset("test"), args.rounds)
     if args.bench == "scale":
         return scale.run(args.preset, args.rounds, args.picture)
-    dataset = module.dataset("train").head(args.crystals)
+    dataset = module.dataset("train")
+    # at random, since files are often sorted in some way
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
+    dataset = dataset.subset(order[: args.crystals])
     if args.bench == "infer":
         return infer.run(dataset, args.preset, args.batch_size, args.rounds)
     return train.run(dataset, args.preset, args.batch_size, args.rounds)

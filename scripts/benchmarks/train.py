@@ -2,10 +2,11 @@
 
 import logging
 import multiprocessing
-import resource
 import statistics
+import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
+from pathlib import Path
 
 import torch
 from lightning import Trainer
@@ -56,8 +57,10 @@ def run(dataset: CrystalDataset, preset: str, batch_size: int, rounds: int) -> l
         share = 100 * rate * flops / ceilings[kind]
         rows.append(Row(f"{title}: share of a {kind} matrix product's FLOP/s", name, share, "%"))
     rows += [Row(f"{title}: ceiling", k, v / 1e9, "GFLOP/s") for k, v in ceilings.items()]
-    memory = {name: _peak_memory(dataset, preset, batch_size, name) for name in epochs}
-    return rows + compare(f"{title}: peak memory of the process", memory, "MiB")
+    if where.type == "cuda" or sys.platform == "linux":
+        memory = {name: _peak_memory(dataset, preset, batch_size, name) for name in epochs}
+        rows += compare(f"{title}: peak memory of the process", memory, "MiB")
+    return rows
 
 
 def _names() -> list[str]:
@@ -95,7 +98,9 @@ class _Lightning:
         self.rates: list[float] = []
 
     def __call__(self) -> float:
-        logging.getLogger("lightning").setLevel(logging.ERROR)
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(f"{name}.utilities.rank_zero").setLevel(logging.ERROR)
         throughput = Throughput()
         trainer = Trainer(
             max_epochs=1,
@@ -118,7 +123,7 @@ class _Lightning:
 
 def _peak_memory(dataset: CrystalDataset, preset: str, batch_size: int, name: str) -> float:
     """MiB at the peak of two steps, in a process of its own (on a GPU: of its memory)."""
-    few = dataset.head(2 * batch_size)
+    few = dataset.subset(torch.arange(min(2 * batch_size, len(dataset))))
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_measure_memory, (few, preset, batch_size, name))
 
@@ -127,4 +132,6 @@ def _measure_memory(dataset: CrystalDataset, preset: str, batch_size: int, name:
     _epoch(dataset.to(device()), dataset, preset, batch_size, name)()
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    # not getrusage, whose peak a child inherits from its parent
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**10

@@ -157,10 +157,9 @@ class CrystalDataset(Dataset):
             max_num_atoms=int(counts.max()) if len(counts) else 0,
         )
 
-    def head(self, num_crystals: int) -> "CrystalDataset":
-        """The first crystals as a data set of their own."""
-        batch = self.batch(torch.arange(min(num_crystals, len(self))))
-        return self.from_batch(batch, self.ids[:num_crystals])
+    def subset(self, indices: Tensor) -> "CrystalDataset":
+        """The crystals at `indices` ((b,) int64, on the host) as a data set of their own."""
+        return self.from_batch(self.batch(indices), [self.ids[i] for i in indices.tolist()])
 
     def to(self, device: torch.device | str) -> "CrystalDataset":
         """The same crystals with their tensors on `device`."""

@@ -176,11 +176,10 @@ class VAEModule(LightningModule):
         Returns:
             A `CrystalBatch`, or a list as asked for.
         """
-        layout = self._layout(batch)
-        x = torch.randn(
-            len(layout["batch"]), self.latent_dim, generator=generator, device=self.device
-        )
-        crystals = self.reconstruct(self.decode({"x": x, **layout}), batch)
+        atom_types = None if self.atom_type_predict else batch.atom_types
+        ask = CrystalBatch.for_sampling(batch.num_atoms, atom_types).to(self.device)
+        x = torch.randn(len(ask.batch), self.latent_dim, generator=generator, device=self.device)
+        crystals = self.reconstruct(self.decode({"x": x, **self._layout(ask)}), ask)
         if return_structures:
             return crystals.to_structure()
         return crystals.to_atoms() if return_atoms else crystals
