@@ -1,9 +1,13 @@
 """What the benchmarks share: alternated timing, rows, models and the stock way of doing it."""
 
+import multiprocessing
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import track
@@ -53,6 +57,26 @@ def synchronize() -> None:
     """Wait for the GPU, where there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def in_fresh_process(function: Callable[..., float], *args: Any) -> float:
+    """What `function` returns in a process of its own, whose memory is its alone."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, args)
+
+
+def can_measure_memory() -> bool:
+    """Whether `peak_memory` knows how, here."""
+    return torch.cuda.is_available() or sys.platform == "linux"
+
+
+def peak_memory() -> float:
+    """MiB at the peak so far: of tensors on a GPU where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    # not getrusage, whose peak a child inherits from its parent
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**10
 
 
 def device() -> torch.device:

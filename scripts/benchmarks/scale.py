@@ -1,11 +1,19 @@
 """How time and memory grow with crystals, batches and models, with a picture."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib as mpl
 import torch
 
-from benchmarks import Row, alternate, device
+from benchmarks import (
+    Row,
+    alternate,
+    can_measure_memory,
+    device,
+    in_fresh_process,
+    peak_memory,
+)
 from benchmarks.models import PRESETS, has_native_bf16, make_step, make_vae
 from src.data.schema import CrystalBatch
 from src.utils.memory import keep_freed_memory
@@ -37,10 +45,34 @@ def run(preset: str, rounds: int, picture: Path) -> list[Row]:
 
 
 def _cost(preset: str, num_crystals: int, n: int, rounds: int) -> tuple[float, float | None]:
-    """µs per atom of a step, and on a GPU KiB per atom at its peak."""
+    """µs per atom of a step, and KiB per atom that it takes at its peak."""
+    step, batch = _step_and_batch(preset, num_crystals, n)
+
+    def variant() -> float:
+        step(batch)
+        return num_crystals * n
+
+    rate = alternate({"step": variant}, rounds, f"{preset}, {num_crystals} x {n}")["step"]
+    if not can_measure_memory():
+        return 1e6 / rate, None
+    return 1e6 / rate, in_fresh_process(_memory, preset, num_crystals, n)
+
+
+def _memory(preset: str, num_crystals: int, n: int) -> float:
+    """KiB per atom of two steps, beyond what a step on one crystal has taken before."""
+    step, batch = _step_and_batch(preset, num_crystals, n)
+    step(_step_and_batch(preset, 1, 2)[1])
+    before = peak_memory()
+    step(batch)
+    step(batch)
+    return (peak_memory() - before) * 2**10 / (num_crystals * n)
+
+
+def _step_and_batch(
+    preset: str, num_crystals: int, n: int
+) -> tuple[Callable[[CrystalBatch], None], CrystalBatch]:
     where = device()
-    vae = make_vae(PRESETS[preset]).to(where)
-    step = make_step(vae, bf16=has_native_bf16(), fused=True)
+    step = make_step(make_vae(PRESETS[preset]).to(where), bf16=has_native_bf16(), fused=True)
     generator = torch.Generator().manual_seed(0)
     batch = CrystalBatch.from_tensors(
         torch.randint(1, 90, (num_crystals * n,), generator=generator),
@@ -48,28 +80,25 @@ def _cost(preset: str, num_crystals: int, n: int, rounds: int) -> tuple[float, f
         torch.eye(3).expand(num_crystals, 3, 3) * 3 * n ** (1 / 3),
         torch.full((num_crystals,), n),
         max_num_atoms=n,
-    ).to(where)
-
-    def variant() -> float:
-        step(batch)
-        return num_crystals * n
-
-    if where.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    rate = alternate({"step": variant}, rounds, f"{preset}, {num_crystals} x {n}")["step"]
-    peak = torch.cuda.max_memory_allocated() if where.type == "cuda" else None
-    return 1e6 / rate, None if peak is None else peak / 2**10 / (num_crystals * n)
+    )
+    return step, batch.to(where)
 
 
 def _draw(panels: dict[str, dict[str, tuple[float, float | None]]], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(panels), figsize=(13, 4), constrained_layout=True)
-    for axis, (title, costs) in zip(axes, panels.items(), strict=True):
-        axis.plot(list(costs), [time for time, _ in costs.values()], marker="o")
-        axis.set_xlabel(title)
-        axis.set_ylim(bottom=0)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("training step, µs per atom")
-    figure.savefig(path, dpi=120)
+    figure, axes = plt.subplots(
+        2, len(panels), figsize=(13, 7), sharex="col", constrained_layout=True
+    )
+    for column, (title, costs) in zip(axes.T, panels.items(), strict=True):
+        for axis, index in zip(column, (0, 1), strict=True):
+            values = [cost[index] for cost in costs.values()]
+            if None not in values:
+                axis.plot(list(costs), values, marker="o")
+            axis.set_ylim(bottom=0)
+            axis.grid(alpha=0.3)
+        column[1].set_xlabel(title)
+    axes[0, 0].set_ylabel("training step, µs per atom")
+    axes[1, 0].set_ylabel("its memory, KiB per atom")
+    figure.savefig(path, dpi=110)

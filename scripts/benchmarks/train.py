@@ -1,17 +1,22 @@
 """Training steps: the stock way, packed, packed in bfloat16, and a real epoch under Lightning."""
 
 import logging
-import multiprocessing
 import statistics
-import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
-from pathlib import Path
 
 import torch
 from lightning import Trainer
 
-from benchmarks import Row, alternate, compare, device
+from benchmarks import (
+    Row,
+    alternate,
+    can_measure_memory,
+    compare,
+    device,
+    in_fresh_process,
+    peak_memory,
+)
 from benchmarks.models import (
     PRESETS,
     collated_batches,
@@ -53,12 +58,13 @@ def run(dataset: CrystalDataset, preset: str, batch_size: int, rounds: int) -> l
     step = {name: batch_size / rate for name, rate in rates.items()}
     rows += compare(f"{title}: step", step, "s/step")
     for name, rate in rates.items():
-        kind = "fp32" if name.endswith("fp32") else "bf16"
+        kind = "fp32" if "fp32" in name else "bf16"
         share = 100 * rate * flops / ceilings[kind]
         rows.append(Row(f"{title}: share of a {kind} matrix product's FLOP/s", name, share, "%"))
     rows += [Row(f"{title}: ceiling", k, v / 1e9, "GFLOP/s") for k, v in ceilings.items()]
-    if where.type == "cuda" or sys.platform == "linux":
-        memory = {name: _peak_memory(dataset, preset, batch_size, name) for name in epochs}
+    if can_measure_memory():
+        arguments = (dataset, preset, batch_size)
+        memory = {name: in_fresh_process(_memory, *arguments, name) for name in epochs}
         rows += compare(f"{title}: peak memory of the process", memory, "MiB")
     return rows
 
@@ -67,6 +73,8 @@ def _names() -> list[str]:
     names = ["stock-fp32", "packed-fp32"]
     if has_native_bf16():
         names.append("packed-bf16")
+    if torch.cuda.is_available():
+        names.append(f"{names[-1]}-compiled")
     return names
 
 
@@ -76,6 +84,8 @@ def _epoch(
     """A variant that trains on each crystal of the data set once."""
     stock = name.startswith("stock")
     vae = make_vae(PRESETS[preset], stock).to(on_device.frac_coords.device)
+    if name.endswith("compiled"):
+        vae.compile_networks()
     step = make_step(vae, bf16="bf16" in name, fused=not stock)
     batches: Iterator[CrystalBatch] = (
         collated_batches(dataset, batch_size) if stock else indexed_batches(on_device, batch_size)
@@ -121,17 +131,8 @@ class _Lightning:
         return statistics.median(self.rates[1:])
 
 
-def _peak_memory(dataset: CrystalDataset, preset: str, batch_size: int, name: str) -> float:
-    """MiB at the peak of two steps, in a process of its own (on a GPU: of its memory)."""
+def _memory(dataset: CrystalDataset, preset: str, batch_size: int, name: str) -> float:
+    """MiB at the peak of two steps."""
     few = dataset.subset(torch.arange(min(2 * batch_size, len(dataset))))
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_measure_memory, (few, preset, batch_size, name))
-
-
-def _measure_memory(dataset: CrystalDataset, preset: str, batch_size: int, name: str) -> float:
-    _epoch(dataset.to(device()), dataset, preset, batch_size, name)()
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    # not getrusage, whose peak a child inherits from its parent
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 2**10
+    _epoch(few.to(device()), few, preset, batch_size, name)()
+    return peak_memory()
