@@ -61,9 +61,8 @@ def _run(args: argparse.Namespace) -> list:
     # at random, since files are often sorted in some way
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
     dataset = dataset.subset(order[: args.crystals])
-    if args.bench == "infer":
-        return infer.run(dataset, args.preset, args.batch_size, args.rounds)
-    return train.run(dataset, args.preset, args.batch_size, args.rounds)
+    bench = infer if args.bench == "infer" else train
+    return bench.run(dataset, args.preset, args.batch_size, args.rounds)
 
 
 def _print(rows: list[dict]) -> None:
