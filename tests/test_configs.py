@@ -75,7 +75,7 @@ def test_experiments(make_config, name):
     assert data.data_dir == Path(cfg.paths.data_dir) / name.split("/")[0]
     assert vae.decoder.atom_type_predict is name.endswith("_dng")
     assert vae.atom_type_predict is name.endswith("_dng")
-    assert trainer.max_epochs == cfg.trainer.max_epochs >= 100
+    assert trainer.max_epochs == cfg.trainer.max_epochs >= 50
 
 
 @pytest.mark.parametrize("name", choices("debug"))
