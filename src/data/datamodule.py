@@ -35,7 +35,8 @@ class DataModule(LightningDataModule):
         max_rejected: share of refused crystals above which reading a split is an error.
         split_ratio: train, val, test, for a folder of `.cif` files.
         split_seed: of their shuffling.
-        seed: of the order of training crystals.
+        shuffle: draw training crystals in random order, another one each epoch.
+        seed: of that order.
         on_device: keep the tensors on the GPU where they fit.
         cache_dir: where parsed splits are kept; None: the user's cache folder.
     """
@@ -53,6 +54,7 @@ class DataModule(LightningDataModule):
         max_rejected: float = 0.1,
         split_ratio: Sequence[float] = (0.8, 0.1, 0.1),
         split_seed: int = 0,
+        shuffle: bool = True,
         seed: int = 0,
         on_device: bool = True,
         cache_dir: str | Path | None = None,
@@ -66,6 +68,7 @@ class DataModule(LightningDataModule):
         self.max_rejected = max_rejected
         self.split_ratio = tuple(split_ratio)
         self.split_seed = split_seed
+        self.shuffle = shuffle
         self.seed = seed
         self.on_device = on_device
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
@@ -97,7 +100,7 @@ class DataModule(LightningDataModule):
                 self.dataset(split)
 
     def train_dataloader(self) -> CrystalLoader:
-        return self.loader("train", shuffle=True)
+        return self.loader("train", shuffle=self.shuffle)
 
     def val_dataloader(self) -> CrystalLoader:
         return self.loader("val")
