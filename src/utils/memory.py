@@ -10,8 +10,7 @@ def keep_freed_memory() -> bool:
     """Let glibc keep freed memory for the next allocation of this process.
 
     By default it hands large blocks back to the system, which fills them with zeros, page by page,
-    when the next training step asks for the same again. The step of a small model on a CPU takes
-    about a third less time without that (`scripts/benchmark.py train` shows it).
+    when the next training step asks for the same again.
 
     Returns:
         Whether it did: False where the C library is not glibc.
