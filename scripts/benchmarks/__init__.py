@@ -74,6 +74,11 @@ def peak_memory() -> float:
     """MiB at the peak so far: of tensors on a GPU where there is one, else of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
+    return peak_resident()
+
+
+def peak_resident() -> float:
+    """MiB of this process's resident memory at the peak so far; on Linux."""
     # not getrusage, whose peak a child inherits from its parent
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 2**10

@@ -1,7 +1,10 @@
 """Pure functions from a batch to a new one: symmetries of a crystal, and corruption noise.
 
-Each takes a `torch.Generator` on the batch's device (None: torch's global one).
+Each takes a `torch.Generator` on the batch's device (None: torch's global one). Processes that
+share a batch (`CrystalBatch.part`) give the same numbers to a crystal as one process would.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,23 +13,45 @@ from src.data.schema import CrystalBatch
 from src.utils.geometry import transform
 
 
+def for_crystals(
+    random: Callable[..., Tensor],
+    batch: CrystalBatch,
+    width: int,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """`torch.rand` or `torch.randn` numbers for each crystal: (B, width)."""
+    part, device = batch.part, batch.frac_coords.device
+    whole = random(part.num_crystals, width, generator=generator, device=device)
+    return whole[part.first_crystal :][: len(batch.num_atoms)]
+
+
+def for_atoms(
+    random: Callable[..., Tensor],
+    batch: CrystalBatch,
+    width: int,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """`torch.rand` or `torch.randn` numbers for each atom: (N, width)."""
+    part, device = batch.part, batch.frac_coords.device
+    whole = random(part.num_atoms, width, generator=generator, device=device)
+    return whole[part.first_atom :][: len(batch.batch)]
+
+
 def random_translation(
     batch: CrystalBatch, generator: torch.Generator | None = None
 ) -> CrystalBatch:
     """Move each crystal by its own uniformly random fraction of the cell, wrapped to [0, 1)."""
-    shift = torch.rand(
-        len(batch.num_atoms), 3, generator=generator, device=batch.frac_coords.device
-    )
+    shift = for_crystals(torch.rand, batch, 3, generator)
     moved = batch.frac_coords + shift[batch.batch]
     return batch.replace(frac_coords=moved - moved.floor())
 
 
-def random_rotations(
-    num: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
-) -> Tensor:
-    """(num, 3, 3) rotation matrices, uniform over SO(3), from normalised Gaussian quaternions
-    (Shoemake 1992, "Uniform random rotations")."""
-    quaternions = torch.randn(num, 4, generator=generator, device=device)
+def quaternions_to_rotations(quaternions: Tensor) -> Tensor:
+    """(num, 4) quaternions to (num, 3, 3) rotation matrices.
+
+    Of Gaussian quaternions, the rotations are uniform over SO(3) (Shoemake 1992, "Uniform random
+    rotations").
+    """
     w, x, y, z = torch.nn.functional.normalize(quaternions, dim=-1).unbind(-1)
     rows = [
         torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)], -1),
@@ -38,7 +63,7 @@ def random_rotations(
 
 def random_rotation(batch: CrystalBatch, generator: torch.Generator | None = None) -> CrystalBatch:
     """Rotate each crystal's cell; fractional coordinates stay as they are."""
-    rotations = random_rotations(len(batch.num_atoms), generator, batch.lattices.device)
+    rotations = quaternions_to_rotations(for_crystals(torch.randn, batch, 4, generator))
     rows = transform(batch.lattices.flatten(0, 1), rotations.mT.repeat_interleave(3, dim=0))
     return batch.replace(lattices=rows.view(-1, 3, 3))
 
@@ -47,7 +72,7 @@ def mask_atom_types(
     batch: CrystalBatch, ratio: float, generator: torch.Generator | None = None
 ) -> CrystalBatch:
     """Replace each atom's type by the mask token 0 with probability `ratio`."""
-    draw = torch.rand(len(batch.atom_types), generator=generator, device=batch.frac_coords.device)
+    draw = for_atoms(torch.rand, batch, 1, generator).squeeze(1)
     return batch.replace(atom_types=torch.where(draw < ratio, 0, batch.atom_types))
 
 
@@ -55,9 +80,8 @@ def jitter_coords(
     batch: CrystalBatch, ratio: float, std: float, generator: torch.Generator | None = None
 ) -> CrystalBatch:
     """Displace each atom, with probability `ratio`, by Gaussian noise of `std` Å per direction."""
-    device = batch.frac_coords.device
-    draw = torch.rand(len(batch.atom_types), 1, generator=generator, device=device)
-    noise = torch.randn(len(batch.atom_types), 3, generator=generator, device=device) * std
+    draw = for_atoms(torch.rand, batch, 1, generator)
+    noise = for_atoms(torch.randn, batch, 3, generator) * std
     # row vectors: cart = frac @ lattice, so frac = cart @ lattice^-1
     inverse = torch.linalg.inv_ex(batch.lattices).inverse[batch.batch]
     displacement = transform(noise, inverse)

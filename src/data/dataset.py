@@ -18,21 +18,21 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from filelock import FileLock
 from rich.progress import track
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
 from src.data.cif import CrystalError, check_crystal, read_cif
+from src.data.flat import MappedTensors, ragged_index, save_tensors
 from src.data.readers import DataError, Reader, Record
-from src.data.schema import CrystalBatch
+from src.data.schema import CrystalBatch, Part
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +84,7 @@ class CrystalDataset(Dataset):
         self.num_atoms = num_atoms
         self.y = dict(y or {})
         self._ids = ids
+        self._file: MappedTensors | None = None
         # The host knows every count, so that no batch has to ask the device for its size.
         self._host_num_atoms = num_atoms.cpu()
         self._starts = torch.nn.functional.pad(num_atoms.cumsum(0), (1, 0))[:-1]
@@ -98,24 +99,15 @@ class CrystalDataset(Dataset):
     @classmethod
     def load(cls, path: Path) -> Self:
         """Open a cache's `crystals.safetensors`; the large tensors stay on disk until read."""
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        ids = json.loads(tensors.pop("ids").numpy().tobytes())
-        y = {name[2:]: tensors.pop(name) for name in list(tensors) if name.startswith("y.")}
-        return cls(**tensors, ids=ids, y=y)
+        file = MappedTensors(path)
+        self = cls(**file.tensors, ids=file.ids, y=file.y)
+        self._file = file
+        return self
 
     def save(self, path: Path) -> None:
         """Write what `load` reads."""
-        ids = np.frombuffer(json.dumps(list(self.ids)).encode(), dtype=np.uint8)
-        tensors = {
-            "atom_types": self.atom_types,
-            "frac_coords": self.frac_coords,
-            "lattices": self.lattices,
-            "num_atoms": self.num_atoms,
-            "ids": torch.from_numpy(ids.copy()),
-            **{f"y.{name}": value for name, value in self.y.items()},
-        }
-        save_file(tensors, path)
+        names = ("atom_types", "frac_coords", "lattices", "num_atoms")
+        save_tensors(path, {name: getattr(self, name) for name in names}, self.ids, self.y)
 
     @cached_property
     def ids(self) -> Sequence[str]:
@@ -127,6 +119,19 @@ class CrystalDataset(Dataset):
         tensors = (self.atom_types, self.frac_coords, self.lattices, self.num_atoms)
         return sum(t.nbytes for t in (*tensors, *self.y.values()))
 
+    def census(self) -> dict[str, Any]:
+        """What is in it, as plain types with string keys.
+
+        Returns:
+            `num_crystals`; `num_atoms`: crystals by their number of atoms; `elements`: atoms by
+            atomic number.
+        """
+        return {
+            "num_crystals": len(self),
+            "num_atoms": _count(self._host_num_atoms),
+            "elements": _count(self.atom_types),
+        }
+
     def __len__(self) -> int:
         return len(self.num_atoms)
 
@@ -134,20 +139,17 @@ class CrystalDataset(Dataset):
         """Crystal `index` as a PyG `Data`, for code that collates objects; `batch` is faster."""
         return self.batch(torch.tensor([range(len(self))[index]])).get_example(0)
 
-    def batch(self, indices: Tensor) -> CrystalBatch:
+    def batch(self, indices: Tensor, part: Part | None = None) -> CrystalBatch:
         """The crystals at `indices` ((b,) int64, on the host), in that order.
 
         On a device this queues a few kernels and waits for none.
         """
         counts = self._host_num_atoms[indices]
-        total = int(counts.sum())
-        device = self.frac_coords.device
-        index = indices.to(device, non_blocking=True)
+        if self._file is not None and self._file.is_large:
+            return self._read(self._file, indices, counts, part)
+        index = indices.to(self.frac_coords.device, non_blocking=True)
         num_atoms = self.num_atoms[index].long()
-        # atom k of the batch is atom k + (start in the data set - start in the batch)
-        offset = self._starts[index] - (num_atoms.cumsum(0) - num_atoms)
-        atoms = torch.arange(total, device=device)
-        atoms = atoms + offset.repeat_interleave(num_atoms, output_size=total)
+        atoms = ragged_index(self._starts[index], num_atoms, int(counts.sum()))
         return CrystalBatch.from_tensors(
             self.atom_types[atoms].long(),
             self.frac_coords[atoms],
@@ -155,7 +157,35 @@ class CrystalDataset(Dataset):
             num_atoms,
             y={name: value[index] for name, value in self.y.items()},
             max_num_atoms=int(counts.max()) if len(counts) else 0,
+            part=part,
         )
+
+    def _read(
+        self, file: MappedTensors, indices: Tensor, counts: Tensor, part: Part | None
+    ) -> CrystalBatch:
+        starts = self._starts[indices]
+        return CrystalBatch.from_tensors(
+            file.rows("atom_types", starts, counts).long(),
+            file.rows("frac_coords", starts, counts),
+            file.rows("lattices", indices, torch.ones_like(indices)),
+            counts.long(),
+            y={name: value[indices] for name, value in self.y.items()},
+            max_num_atoms=int(counts.max()) if len(counts) else 0,
+            part=part,
+        )
+
+    def part(self, whole: Tensor, rank: int, world_size: int) -> CrystalBatch:
+        """What the process `rank` holds of the batch of the indices `whole`."""
+        indices = whole.tensor_split(world_size)
+        counts = [int(self._host_num_atoms[part].sum()) for part in indices]
+        part = Part(
+            first_atom=sum(counts[:rank]),
+            first_crystal=sum(map(len, indices[:rank])),
+            num_atoms=sum(counts),
+            num_crystals=len(whole),
+            num_parts=world_size,
+        )
+        return self.batch(indices[rank], part)
 
     def subset(self, indices: Tensor) -> "CrystalDataset":
         """The crystals at `indices` ((b,) int64, on the host) as a data set of their own."""
@@ -171,6 +201,11 @@ class CrystalDataset(Dataset):
             self._ids,
             {name: value.to(device) for name, value in self.y.items()},
         )
+
+
+def _count(values: Tensor) -> dict[str, int]:
+    unique, counts = values.unique(return_counts=True)
+    return dict(zip(map(str, unique.tolist()), counts.tolist(), strict=True))
 
 
 def read_crystals(
@@ -216,11 +251,12 @@ def load_split(
 ) -> CrystalDataset:
     """The crystals of one split: from its cache, which is made first where it is not there.
 
-    Safe to call from many processes at once: one makes the cache, the others wait for it.
+    Safe to call from many processes at once: one makes the cache, the others wait for it. One that
+    is there is used also where nothing can be written.
 
     Raises:
         DataError: if more than the share `max_rejected` of the crystals cannot be used, or none
-            can; it names the first few and the file with them all.
+            can; it names the first few and the file with them all. If the cache cannot be written.
     """
     folder = cache_dir / _cache_key(reader, options)
     try:
@@ -228,13 +264,16 @@ def load_split(
         with FileLock(folder.with_suffix(".lock")):
             dataset = _open_cache(folder)
             if dataset is None:
+                shutil.rmtree(folder, ignore_errors=True)
                 _make_cache(folder, reader, options)
                 dataset = _open_cache(folder)
-    except OSError as error:
-        raise DataError(
-            f"Cannot write the cache of {reader.source} in {cache_dir} ({error}): "
-            "point data.cache_dir to a folder that can be written"
-        ) from error
+    except (OSError, SafetensorError) as error:  # safetensors' own, where the disk is full
+        dataset = _open_cache(folder)
+        if dataset is None:
+            raise DataError(
+                f"Cannot write the cache of {reader.source} in {cache_dir} ({error}): "
+                "point data.cache_dir to a folder that can be written"
+            ) from error
     assert dataset is not None
     _check_rejected(folder, reader, len(dataset), max_rejected)
     return dataset
@@ -261,7 +300,7 @@ def _sha256(path: Path) -> str:
 
 
 def _open_cache(folder: Path) -> CrystalDataset | None:
-    """The cache in `folder`, or None if it is not there or broken (then it is removed)."""
+    """The cache in `folder`, or None if it is not there or broken."""
     if not folder.exists():
         return None
     try:
@@ -272,7 +311,6 @@ def _open_cache(folder: Path) -> CrystalDataset | None:
         return CrystalDataset.load(folder / "crystals.safetensors")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         log.warning("The cache %s is broken and is made again: %s", folder, error)
-        shutil.rmtree(folder)
         return None
 
 

@@ -1,12 +1,20 @@
 """Batches of a data set in an order that a seed and an epoch decide."""
 
 from collections.abc import Iterator
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from src.data.dataset import CrystalDataset
-from src.data.schema import CrystalBatch
+
+B = TypeVar("B", covariant=True)
+
+
+class Batchable(Protocol[B]):
+    """What a loader iterates over: something that makes a batch of what is at some indices."""
+
+    def batch(self, indices: Tensor) -> B: ...
 
 
 class EpochSampler:
@@ -43,27 +51,44 @@ class EpochSampler:
     def __len__(self) -> int:
         stride = self.batch_size * self.world_size
         full, rest = divmod(self.num_crystals, stride)
-        # A last batch with fewer crystals than processes would leave one of them without a step.
         return full + (rest >= self.world_size)
 
     def __iter__(self) -> Iterator[Tensor]:
+        for whole in self.whole_batches():
+            yield whole.tensor_split(self.world_size)[self.rank]
+
+    def whole_batches(self) -> Iterator[Tensor]:
+        """The indices of each batch of all processes together.
+
+        A rest of fewer crystals than processes would leave one of them without a batch. A
+        shuffled epoch leaves it out; else the last batch takes it, so that each crystal comes once.
+
+        Raises:
+            ValueError: if there are fewer crystals than processes.
+        """
+        if self.num_crystals < self.world_size:
+            raise ValueError(
+                f"{self.num_crystals} crystals are too few for {self.world_size} processes: "
+                "take fewer devices"
+            )
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
             order = torch.randperm(self.num_crystals, generator=generator)
         else:
             order = torch.arange(self.num_crystals)
-        chunks = order.split(self.batch_size * self.world_size)
-        for chunk in chunks[: len(self)]:
-            yield chunk.tensor_split(self.world_size)[self.rank]
+        stride = self.batch_size * self.world_size
+        for position in range(len(self)):
+            last = position == len(self) - 1 and not self.shuffle
+            yield order[position * stride : None if last else (position + 1) * stride]
 
 
-class CrystalLoader:
+class CrystalLoader(Generic[B]):
     """Iterates over the batches of a data set, each made by indexing its tensors.
 
     Where they lie on a device, so do the batches, and no worker process is needed to keep up.
     """
 
-    def __init__(self, dataset: CrystalDataset, sampler: EpochSampler) -> None:
+    def __init__(self, dataset: Batchable[B], sampler: EpochSampler) -> None:
         self.dataset = dataset
         self.sampler = sampler  # Lightning calls its `set_epoch`,
         self.batch_sampler = None  # and looks at this one wherever it finds a sampler
@@ -73,15 +98,19 @@ class CrystalLoader:
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[CrystalBatch]:
+    def __iter__(self) -> Iterator[B]:
         resume, self._resume = self._resume, None
         start = 0
         if resume is not None and resume["epoch"] == self.sampler.epoch:
             start = resume["taken"]
-        for position, indices in enumerate(self.sampler):
+        rank, world_size = self.sampler.rank, self.sampler.world_size
+        for position, whole in enumerate(self.sampler.whole_batches()):
             if position >= start:
                 self._state = {"epoch": self.sampler.epoch, "taken": position + 1}
-                yield self.dataset.batch(indices)
+                if world_size > 1 and isinstance(self.dataset, CrystalDataset):
+                    yield self.dataset.part(whole, rank, world_size)
+                else:
+                    yield self.dataset.batch(whole.tensor_split(world_size)[rank])
 
     def state_dict(self) -> dict[str, int]:
         """Where in which epoch this loader is; Lightning keeps it in checkpoints."""

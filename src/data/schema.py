@@ -27,6 +27,7 @@ Derived on access, so that they cannot go stale:
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -37,6 +38,33 @@ from torch import Tensor
 from torch_geometric.data import Batch, Data
 
 from src.utils.geometry import lattices_to_parameters, transform
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Which part of a step's batch this process holds, where several share one.
+
+    Attributes:
+        first_atom, first_crystal: how many of the whole batch come before this part.
+        num_atoms, num_crystals: of the whole batch.
+        num_parts: processes.
+    """
+
+    first_atom: int
+    first_crystal: int
+    num_atoms: int
+    num_crystals: int
+    num_parts: int
+
+    @property
+    def mean_num_atoms(self) -> float:
+        """Atoms per process."""
+        return self.num_atoms / self.num_parts
+
+    @property
+    def mean_num_crystals(self) -> float:
+        """Crystals per process."""
+        return self.num_crystals / self.num_parts
 
 
 class CrystalBatch(Batch):
@@ -62,10 +90,12 @@ class CrystalBatch(Batch):
         num_atoms: Tensor,
         y: Mapping[str, Tensor] | None = None,
         max_num_atoms: int | None = None,
+        part: Part | None = None,
     ) -> Self:
         """Batch of tensors that are laid out as in the module's docstring.
 
-        `max_num_atoms` spares a synchronisation with the device where the caller knows it.
+        `max_num_atoms` spares a synchronisation with the device where the caller knows it. `part`
+        says that the batch is part of a larger one.
 
         Raises:
             ValueError: if the shapes do not belong together.
@@ -93,6 +123,7 @@ class CrystalBatch(Batch):
             self.y = dict(y)
         self._num_graphs = b
         self._max_num_atoms = max_num_atoms
+        self._part = part
         return self
 
     @classmethod
@@ -181,6 +212,7 @@ class CrystalBatch(Batch):
             self.num_atoms,
             y=self.y,
             max_num_atoms=self.max_num_atoms,
+            part=self._store.__dict__.get("_part"),
         )
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
@@ -191,6 +223,12 @@ class CrystalBatch(Batch):
     def max_num_atoms(self) -> int:
         known = self._store.__dict__.get("_max_num_atoms")
         return int(self.num_atoms.max()) if known is None else known
+
+    @property
+    def part(self) -> Part:
+        """Of the batch of a training step; the whole of it unless `from_tensors` was told."""
+        known = self._store.__dict__.get("_part")
+        return known or Part(0, 0, len(self.batch), len(self.num_atoms), 1)
 
     @property
     def lengths(self) -> Tensor:

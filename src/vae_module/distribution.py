@@ -39,11 +39,17 @@ class DiagonalGaussianDistribution:
         """(N, latent_dim)."""
         return torch.zeros_like(self.mean) if self.deterministic else self.logvar.exp()
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """One draw, differentiable in mean and standard deviation: (N, latent_dim)."""
-        noise = torch.randn(
-            self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype
-        )
+    def sample(
+        self, generator: torch.Generator | None = None, noise: Tensor | None = None
+    ) -> Tensor:
+        """One draw, differentiable in mean and standard deviation: (N, latent_dim).
+
+        `noise` (N, latent_dim) takes the place of standard normal numbers of the generator.
+        """
+        if noise is None:
+            noise = torch.randn(
+                self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype
+            )
         return self.mean + self.std * noise
 
     def mode(self) -> Tensor:

@@ -11,6 +11,9 @@ from src.data.schema import CrystalBatch
 from src.vae_module.decoders.transformer import Prediction
 from src.vae_module.distribution import DiagonalGaussianDistribution
 
+PER_CRYSTAL = frozenset({"lengths", "angles"})
+"""Terms that are means over crystals; the others are means over atoms."""
+
 
 def frac_coords_loss(coords: Tensor, frac_coords: Tensor) -> Tensor:
     """Mean squared error of fractional coordinates, in the form in which they are predicted.
@@ -41,6 +44,10 @@ def vae_loss(
     `lengths`, squared error of lengths_scaled (Å^2); `angles`, squared error (rad^2);
     `frac_coords`, see `frac_coords_loss`; `kl`, nats per atom, to the standard normal.
 
+    Each is a mean over the atoms or crystals of the batch. Of a batch that is part of a larger
+    one, it is the sum divided by the mean number per part, so that the mean of a term over the
+    processes is its mean over the larger batch.
+
     Args:
         prediction: of the decoder.
         posterior: that the prediction was decoded from.
@@ -58,5 +65,11 @@ def vae_loss(
     }
     if prediction.atom_logits is not None:
         terms["atom_types"] = F.cross_entropy(prediction.atom_logits, batch.atom_types)
+    of_crystals = len(batch.num_atoms) / batch.part.mean_num_crystals
+    of_atoms = len(batch.batch) / batch.part.mean_num_atoms
+    terms = {
+        name: term * (of_crystals if name in PER_CRYSTAL else of_atoms)
+        for name, term in terms.items()
+    }
     total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
     return total, terms

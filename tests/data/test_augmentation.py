@@ -9,8 +9,8 @@ from pymatgen.core import Lattice, Structure
 from src.data.augmentation import (
     jitter_coords,
     mask_atom_types,
+    quaternions_to_rotations,
     random_rotation,
-    random_rotations,
     random_translation,
 )
 from src.data.schema import CrystalBatch
@@ -121,7 +121,7 @@ def test_rotation_keeps_lengths_angles_and_handedness():
 
 
 def test_rotations_are_orthogonal_and_uniform():
-    rotations = random_rotations(20_000, seeded(0))
+    rotations = quaternions_to_rotations(torch.randn(20_000, 4, generator=seeded(0)))
     identity = torch.eye(3).expand_as(rotations)
     torch.testing.assert_close(rotations @ rotations.mT, identity, rtol=0, atol=1e-5)
     determinants = torch.linalg.det(rotations)

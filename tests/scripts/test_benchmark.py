@@ -36,6 +36,17 @@ def test_match(benchmark, tmp_path):
     assert rows[0]["ratio"] == 1.0
 
 
+@pytest.mark.slow
+def test_large(benchmark, tmp_path, monkeypatch):
+    from src.data import flat
+
+    monkeypatch.setattr(flat, "LARGE", 0)  # so that rows are read from the file
+    rows = run(benchmark, tmp_path, "large", "--crystals", "60000")
+    assert [row["unit"] for row in rows] == ["MiB", "MiB"] + 3 * ["crystals/s"]
+    # 60,000 crystals with 10 atoms of 13 bytes, 40 bytes each and their number
+    assert rows[0]["value"] == pytest.approx(60_000 * (130 + 40 + 8) / 2**20, rel=0.02)
+
+
 def test_train(benchmark, tmp_path):
     rows = run(benchmark, tmp_path, "train", "--preset", "tiny", "--crystals", "64",
                "--batch-size", "32")  # fmt: skip

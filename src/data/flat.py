@@ -1,0 +1,137 @@
+"""Many crystals in a few flat tensors: on disk, and the rows of some of them."""
+
+import json
+import math
+import mmap
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+LARGE = 2**28  # bytes: smaller files may become resident as a whole
+
+_DTYPES = {"U8": torch.uint8, "I32": torch.int32, "I64": torch.int64, "F32": torch.float32}
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], ids: Sequence[str], y: Mapping[str, Tensor]
+) -> None:
+    """Write tensors, ids and properties as one safetensors file, which `MappedTensors` reads."""
+    text = np.frombuffer(json.dumps(list(ids)).encode(), dtype=np.uint8)
+    properties = {f"y.{name}": value for name, value in y.items()}
+    path.touch()
+    permissions = path.stat().st_mode  # as usual here, where save_file leaves it to the owner alone
+    save_file({**tensors, **properties, "ids": torch.from_numpy(text.copy())}, path)
+    path.chmod(permissions)
+
+
+class MappedTensors:
+    """What `save_tensors` wrote, mapped: it stays on disk until it is read.
+
+    It is not to be written to, which would not reach the file.
+
+    Attributes:
+        tensors: by name.
+        ids: parsed when first asked for, since of millions they take more memory than the crystals.
+        y: properties by name.
+
+    Raises:
+        SafetensorError: if the file is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with safe_open(path, framework="pt"):
+            pass  # safetensors checks the header, which is then safe to go by
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        self._map = mmap.mmap(self._file, 0, access=mmap.ACCESS_COPY)
+        # https://github.com/huggingface/safetensors#format
+        start = 8 + int.from_bytes(self._map[:8], "little")
+        header = json.loads(self._map[8:start])
+        header.pop("__metadata__", None)
+        self._places = {
+            name: (_DTYPES[entry["dtype"]], entry["shape"], start + entry["data_offsets"][0])
+            for name, entry in header.items()
+        }
+        found = {name: self._tensor(*place) for name, place in self._places.items()}
+        self.ids: Sequence[str] = _StoredNames(found.pop("ids"))
+        self.y = {name[2:]: found.pop(name) for name in list(found) if name.startswith("y.")}
+        self.tensors = found
+
+    def _tensor(self, dtype: torch.dtype, shape: Sequence[int], offset: int) -> Tensor:
+        count = math.prod(shape)
+        if not count:
+            return torch.empty(shape, dtype=dtype)
+        return torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset).reshape(shape)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._path,)  # a process that it is sent to maps the file itself
+
+    @property
+    def is_large(self) -> bool:
+        """Whether rows are better read with `rows` than from the mapped tensors.
+
+        Rows here and there of a mapped file make pages around each of them resident, which soon
+        are all of it, and in a large one nearly each costs a page fault, which takes longer than
+        to read the row.
+        """
+        return len(self._map) > LARGE and hasattr(os, "pread")  # not on Windows
+
+    def rows(self, name: str, starts: Tensor, counts: Tensor) -> Tensor:
+        """Segments of the rows of a tensor, one after another, read into memory of their own.
+
+        Args:
+            starts, counts: (b,) first row and number of rows of each segment.
+        """
+        dtype, shape, offset = self._places[name]
+        if not len(starts):
+            return torch.empty(0, *shape[1:], dtype=dtype)
+        size = dtype.itemsize * math.prod(shape[1:])
+        parts = [
+            os.pread(self._file, count * size, offset + start * size)
+            for start, count in zip(starts.tolist(), counts.tolist(), strict=True)
+        ]
+        return torch.frombuffer(bytearray(b"".join(parts)), dtype=dtype).reshape(-1, *shape[1:])
+
+
+class _StoredNames(Sequence[str]):
+    """A list of names in JSON."""
+
+    def __init__(self, text: Tensor) -> None:
+        self._text = text
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return json.loads(self._text.numpy().tobytes())
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._names[index]
+
+
+def ragged_index(starts: Tensor, counts: Tensor, total: int) -> Tensor:
+    """The rows of segments of a flat tensor, one segment after another.
+
+    Args:
+        starts: (b,) int64, the first row of each segment.
+        counts: (b,) int64, its number of rows.
+        total: the sum of `counts`, known without asking a device.
+
+    Returns:
+        (total,) int64.
+    """
+    # row k of the result is row k + (start in the flat tensor - start in the result)
+    offset = starts - (counts.cumsum(0) - counts)
+    rows = torch.arange(total, device=counts.device)
+    return rows + offset.repeat_interleave(counts, output_size=total)

@@ -1,0 +1,100 @@
+"""Several processes on one machine (gloo) train as one process does."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from src.utils.checkpoints import load_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = [
+    f"vae_module.{part}.{name}={value}"
+    for part in ("encoder", "decoder")
+    for name, value in (("d_model", 16), ("nhead", 2), ("num_layers", 1), ("dim_feedforward", 16))
+]
+# 1,203 crystals: the last batch of an epoch is a small one, and odd
+SHORT = [
+    "data=prototypes",
+    "data.max_num_atoms=4",
+    "data.max_rejected=1",
+    "trainer.precision=32-true",
+    "trainer.max_epochs=2",
+    "trainer.log_every_n_steps=1",
+    "callbacks.validation_budget.max_share=null",
+    "callbacks.match_rate.every_n_epochs=0",
+    "eval.num_crystals=8",
+    "eval.num_workers=0",
+]
+
+
+def train(folder: Path, cache: Path, *overrides: str) -> str:
+    """Run the command in processes of its own; returns what it printed."""
+    command = [sys.executable, str(ROOT / "src" / "train_vae.py"), *SHORT, *TINY, *overrides]
+    done = subprocess.run(
+        [*command, f"hydra.run.dir={folder}", f"paths.cache_dir={cache}"],
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def agree(one: Path, many: Path) -> None:
+    """Losses of each step, validation, final weights: the same within float32 rounding."""
+    first, second = (pd.read_csv(folder / "metrics.csv") for folder in (one, many))
+    for name in first.columns:
+        if name.startswith(("train/", "val/", "summary/")) and not name.endswith("_second"):
+            if name in ("summary/time_s", "summary/training_steps_s"):
+                continue
+            left, right = first[name].dropna(), second[name].dropna()
+            assert len(left) == len(right), name
+            np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6, err_msg=name)
+    weights = [load_checkpoint(f / "checkpoints" / "last.ckpt")["state_dict"] for f in (one, many)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weight, weights[1][name], rtol=1e-4, atol=5e-6, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=0.1"],
+        ["vae_module.mask_ratio=0.1", "vae_module.jitter_ratio=0.1", "vae_module.rotate=true"],
+    ],
+    ids=["plain", "accumulated", "corrupted"],
+)
+def test_two_processes_train_as_one(tmp_path, more):
+    one, many, cache = tmp_path / "one", tmp_path / "many", tmp_path / "cache"
+    train(one, tmp_path / "other_cache", "trainer=cpu", "data.batch_size=256", *more)
+    printed = train(many, cache, "trainer=ddp_sim", "data.batch_size=128", *more)
+    agree(one, many)
+    steps = pd.read_csv(one / "metrics.csv")["train/loss"].notna().sum()
+    assert steps == json.loads((one / "summary.json").read_text())["steps"] * (
+        2 if "trainer.accumulate_grad_batches=2" in more else 1
+    )
+    assert printed.count("Read ") == 3  # each split by one process, while the other waited
+    written = {path.name for path in many.iterdir()}
+    assert written == {path.name for path in one.iterdir()}  # by the first process alone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more", [["trainer.precision=bf16-mixed"], ["compile=true"]], ids=["bf16", "compile"]
+)
+def test_switches_work_with_two_processes(tmp_path, more):
+    folder = tmp_path / "run"
+    train(folder, tmp_path / "cache", "trainer=ddp_sim", "trainer.max_epochs=1", *more)
+    losses = pd.read_csv(folder / "metrics.csv")["train/loss"].dropna()
+    assert len(losses) >= 2
+    assert np.isfinite(losses).all()
