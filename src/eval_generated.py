@@ -1,0 +1,24 @@
+"""Evaluate generated crystals: `python src/eval_generated.py input=FOLDER reference=FOLDER`."""
+
+import os
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("PROJECT_ROOT", str(ROOT))
+
+from src.generation import evaluate_files  # noqa: E402
+from src.utils.errors import exit_on_user_error  # noqa: E402
+
+
+@hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="eval_generated")
+@exit_on_user_error
+def main(cfg: DictConfig) -> None:
+    """Write the figures of a set of generated crystals."""
+    evaluate_files(cfg)
+
+
+if __name__ == "__main__":
+    main()
