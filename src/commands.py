@@ -1,0 +1,66 @@
+"""What the commands that use a checkpoint share: its model, and the data it was trained on."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from src.data import DataModule
+from src.data.readers import DataError
+from src.utils.config import build, to_plain
+from src.vae_module import VAEModule
+
+log = logging.getLogger(__name__)
+
+
+def load_vae(cfg: DictConfig) -> VAEModule:
+    """The model of `cfg.ckpt_path` on `cfg.device` (`auto`: a GPU if there is one).
+
+    Raises:
+        FileNotFoundError, CheckpointError: if it cannot be used; the message says why.
+    """
+    device = cfg.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return VAEModule.load_from_checkpoint(cfg.ckpt_path).to(device)
+
+
+def run_folder(checkpoint: str | Path) -> Path:
+    """The folder of the run that a checkpoint is from, where it still lies in its `checkpoints`;
+    else the folder that it lies in."""
+    folder = Path(checkpoint).expanduser().resolve().parent
+    return folder.parent if folder.name == "checkpoints" else folder
+
+
+def load_data(cfg: DictConfig) -> DataModule:
+    """The data that `cfg.data` names; what it leaves open is as in the run of `cfg.ckpt_path`.
+
+    A run keeps its `config.yaml` in its folder (see `run_folder`).
+
+    Raises:
+        DataError: if `cfg.data` leaves the folder open and there is no such file, or no config.
+    """
+    given = {name: value for name, value in to_plain(cfg.data).items() if value is not None}
+    if "data_dir" not in given or "_target_" not in given:
+        given = {**_data_of_run(Path(cfg.ckpt_path)), **given}
+    return build(given, DataModule, allow=["src.data"])
+
+
+def _data_of_run(checkpoint: Path) -> dict[str, Any]:
+    path = run_folder(checkpoint) / "config.yaml"
+    if not path.is_file():
+        raise DataError(
+            f"{checkpoint} does not lie in the folder of a run (there is no {path}), so say which "
+            "data: data=prototypes, or data=default data.data_dir=FOLDER"
+        )
+    try:
+        data = to_plain(OmegaConf.load(path).data)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise DataError(f"{path} is not the config of a run: {error}") from error
+    if not isinstance(data, dict):
+        raise DataError(f"{path} is not the config of a run: its data are {data!r}")
+    return data

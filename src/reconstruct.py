@@ -1,0 +1,24 @@
+"""Reconstruct crystals: `python src/reconstruct.py ckpt_path=PATH input=PATH output=FOLDER`."""
+
+import os
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("PROJECT_ROOT", str(ROOT))
+
+from src.reconstruction import reconstruct  # noqa: E402
+from src.utils.errors import exit_on_user_error  # noqa: E402
+
+
+@hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="reconstruct")
+@exit_on_user_error
+def main(cfg: DictConfig) -> None:
+    """Write the crystals of files as a checkpoint reconstructs them."""
+    reconstruct(cfg)
+
+
+if __name__ == "__main__":
+    main()

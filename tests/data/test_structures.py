@@ -1,0 +1,324 @@
+import gzip
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pandas as pd
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from pymatgen.core import Lattice, Structure
+
+from src.data import CrystalBatch, DataError
+from src.data.cif import Crystal, CrystalError
+from src.data.structures import (
+    NamedStructure,
+    Skipped,
+    iter_structures,
+    read_structures,
+    split_batch,
+    to_atoms,
+    to_crystal,
+    to_structure,
+    write_structures,
+    written_name,
+)
+
+TRICLINIC = Lattice.from_parameters(3.1, 4.2, 5.3, 81, 95, 107)
+
+
+@pytest.fixture
+def crystal() -> Structure:
+    """Three elements, a triclinic cell, atoms of one element apart."""
+    coords = [[0, 0, 0], [0.5, 0.5, 0.48], [0.51, 0.02, 0.5], [0.99, 0.5, 0.03]]
+    return Structure(TRICLINIC, ["Sr", "O", "Ti", "O"], coords)
+
+
+def ids(path: Path) -> list[str]:
+    return [item.id for item in read_structures(path)[0]]
+
+
+def assert_same(one: Structure, other: Structure, atol: float = 1e-6) -> None:
+    assert one.atomic_numbers == other.atomic_numbers
+    np.testing.assert_allclose(one.lattice.parameters, other.lattice.parameters, atol=atol)
+    offset = one.frac_coords - other.frac_coords
+    np.testing.assert_allclose(offset, np.rint(offset), atol=atol)
+
+
+# Formats
+
+
+NAMES = ["a.cif", "POSCAR", "CONTCAR.mp-2", "a.vasp", "a.extxyz", "a.json", "a.json.gz"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_written_reads_back(tmp_path, crystal, name):
+    path = tmp_path / "deep" / name
+    write_structures(path, [crystal], ["mine"])
+    (item,), skipped = read_structures(path)
+    assert skipped == []
+    assert_same(item.structure, crystal)
+    assert item.source == Path(name)
+    stem = name if name.startswith(("POSCAR", "CONTCAR")) else name.split(".")[0]
+    assert item.id == ("mine" if name == "a.extxyz" else stem.removesuffix(".gz"))
+
+
+@pytest.mark.parametrize("name", ["a.cif", "a.xyz", "a.json", "a.cif.gz"])
+def test_many_in_one_file(tmp_path, crystal, name):
+    others = [crystal, Structure(TRICLINIC.scale(30), ["C"], [[0.1, 0.2, 0.3]]), crystal]
+    write_structures(tmp_path / name, others, ["x", "y", "z"])
+    found, skipped = read_structures(tmp_path)
+    assert skipped == []
+    for item, structure in zip(found, others, strict=True):
+        assert_same(item.structure, structure)
+    assert [item.id for item in found] == (
+        ["x", "y", "z"] if name == "a.xyz" else ["a-0", "a-1", "a-2"]
+    )
+
+
+@pytest.mark.parametrize("name", ["a.cif", "POSCAR", "a.json"])
+def test_what_pymatgen_writes(tmp_path, crystal, name):
+    crystal.add_oxidation_state_by_element({"Sr": 2, "Ti": 4, "O": -2})
+    crystal.to(str(tmp_path / name))
+    (item,), _ = read_structures(tmp_path)
+    crystal.remove_oxidation_states()
+    assert_same(item.structure, crystal, atol=1e-5)
+    assert {type(specie).__name__ for specie in item.structure.species} == {"Element"}
+
+
+@pytest.mark.parametrize("name", ["a.cif", "POSCAR", "a.extxyz", "a.traj", "a.gen"])
+def test_what_ase_writes(tmp_path, crystal, name):
+    atoms = crystal.to_ase_atoms()
+    atoms = atoms[np.argsort(atoms.numbers)] if name in ("POSCAR", "a.gen") else atoms
+    ase.io.write(tmp_path / name, atoms)
+    (item,), _ = read_structures(tmp_path)
+    assert_same(item.structure, to_structure(to_crystal(atoms)), atol=1e-5)
+    assert written_name(item.source).name == (
+        f"{name}.extxyz" if name in ("a.traj", "a.gen") else name
+    )
+
+
+def test_symmetry_of_a_cif_is_applied(tmp_path):
+    rocksalt = Structure.from_spacegroup(
+        "Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
+    )
+    rocksalt.to(str(tmp_path / "a.cif"), symprec=0.01)
+    assert "x, y, z" in (tmp_path / "a.cif").read_text()
+    (item,), _ = read_structures(tmp_path)
+    assert item.structure.formula == "Na4 Cl4"
+    assert item.structure.lattice.parameters == pytest.approx((5.64,) * 3 + (90,) * 3)
+
+
+def test_ids_of_an_extxyz(tmp_path):
+    frames = [bulk("Cu"), bulk("Fe"), bulk("Al")]
+    frames[1].info["material_id"] = "mp-13"
+    frames[2].info |= {"id": 7, "material_id": "mp-134"}
+    ase.io.write(tmp_path / "f.extxyz", frames)
+    assert ids(tmp_path / "f.extxyz") == ["f-0", "mp-13", "7"]
+
+
+# Folders and archives
+
+
+def test_a_folder_is_searched_at_any_depth_in_order(tmp_path, crystal):
+    for name in ("b/c/x.1.cif", "b/POSCAR", "a.vasp", ".hidden/y.cif", "b/.z.cif"):
+        write_structures(tmp_path / name, [crystal], ["x"])
+    assert ids(tmp_path) == ["a", "b/POSCAR", "b/c/x.1"]
+
+
+def test_an_archive_is_a_folder(tmp_path, crystal):
+    write_structures(tmp_path / "a.cif", [crystal], ["a"])
+    write_structures(tmp_path / "f.extxyz", [crystal] * 2, ["u", "v"])
+    (tmp_path / "in").mkdir()
+    archive = tmp_path / "in" / "all.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for name, inside in (
+            ("a.cif", "q/a.cif"), ("f.extxyz", "f.extxyz"), ("a.cif", "../../out.cif"),
+            ("a.cif", "/abs.cif"), ("a.cif", "__MACOSX/._a.cif"),
+        ):  # fmt: skip
+            file.write(tmp_path / name, inside)
+        file.mkdir("empty")
+    found, skipped = read_structures(archive)
+    assert skipped == []
+    assert [(item.id, str(item.source)) for item in found] == [
+        ("abs", "abs.cif"), ("u", "f.extxyz"), ("v", "f.extxyz"), ("q/a", "q/a.cif")
+    ]  # fmt: skip
+    assert [str(item.source) for item in read_structures(tmp_path / "in")[0]] == [
+        f"all.zip/{item.source}" for item in found
+    ]
+
+
+def test_reading_is_a_stream(tmp_path, crystal):
+    for i in range(3):
+        write_structures(tmp_path / f"{i}.cif", [crystal], ["x"])
+    items = iter_structures(tmp_path)
+    assert isinstance(next(items), NamedStructure)
+    (tmp_path / "2.cif").write_text("")
+    assert [type(item) for item in items] == [NamedStructure, Skipped]
+
+
+def test_real_crystals(tmp_path, shared_data):
+    texts = pd.read_csv(shared_data / "mp_20" / "val.csv.gz", nrows=30)["cif"]
+    for i, text in enumerate(texts):
+        (tmp_path / f"{i:02d}.cif").write_text(text)
+    found, skipped = read_structures(tmp_path)
+    assert (len(found), len(skipped)) == (30, 0)
+    for suffix in ("extxyz", "json", "cif"):
+        path = tmp_path / suffix / f"all.{suffix}"
+        write_structures(path, [f.structure for f in found], [f.id for f in found])
+        for old, new in zip(found, read_structures(path)[0], strict=True):
+            assert_same(old.structure, new.structure, atol=1e-5)
+
+
+# What cannot be read
+
+
+def bad_files(folder: Path, crystal: Structure) -> dict[str, str]:
+    """Writes them; what is said of each."""
+    half = Structure(TRICLINIC, [{"Na": 0.5, "K": 0.5}], [[0, 0, 0]])
+    half.to(str(folder / "half.cif"))
+    (folder / "half.json").write_text(json.dumps(half.as_dict()))
+    dummy = Structure(TRICLINIC, ["X"], [[0, 0, 0]])
+    (folder / "dummy.json").write_text(json.dumps(dummy.as_dict()))
+    ase.io.write(folder / "water.xyz", molecule("H2O"))
+    slab = bulk("Cu")
+    slab.pbc = (True, True, False)
+    ase.io.write(folder / "slab.extxyz", slab)
+    open_cell = Structure(Lattice(np.eye(3) * 3, pbc=(True, True, False)), ["H"], [[0, 0, 0]])
+    (folder / "slab.json").write_text(json.dumps(open_cell.as_dict()))
+    (folder / "vasp4.vasp").write_text("x\n1\n3 0 0\n0 3 0\n0 0 3\n1\nDirect\n0 0 0\n")
+    (folder / "empty.cif").write_text("")
+    (folder / "bytes.cif").write_bytes(bytes(range(256)))
+    (folder / "other.json").write_text('{"a": 1}')
+    (folder / "cut.json").write_text('{"lattice": ')
+    (folder / "cut.zip").write_bytes(b"PK")
+    (folder / "notes.txt").write_text("hello")
+    flat = "1\nLattice='3 0 0 6 0 0 0 0 3' Properties=species:S:1:pos:R:3 pbc='T T T'\nH 0 0 0\n"
+    (folder / "flat.xyz").write_text(flat)
+    write_structures(folder / "whole.extxyz", [crystal, crystal], ["x", "y"])
+    text = (folder / "whole.extxyz").read_text()
+    (folder / "cut.extxyz").write_text(text[: len(text) - 60])
+    (folder / "whole.extxyz").unlink()
+    return {
+        "half.cif": "not an ordered crystal",
+        "half.json": "not an ordered crystal",
+        "dummy.json": "no element",
+        "water.xyz": "not periodic",
+        "slab.extxyz": "not periodic",
+        "slab.json": "not periodic",
+        "vasp4.vasp": "does not say which elements",
+        "empty.cif": "empty CIF",
+        "bytes.cif": "not valid CIF",
+        "other.json": "no pymatgen Structure",
+        "cut.json": "JSONDecodeError",
+        "cut.zip": "BadZipFile",
+        "notes.txt": "of no format",
+        "flat.xyz": "not periodic",
+        "cut.extxyz, frame 1": "XYZError",
+    }
+
+
+@pytest.mark.filterwarnings("ignore:dict interface is deprecated")
+def test_what_cannot_be_read_is_named(tmp_path, crystal):
+    expected = bad_files(tmp_path, crystal)
+    write_structures(tmp_path / "good.cif", [crystal], ["good"])
+    found, skipped = read_structures(tmp_path)
+    assert [item.id for item in found] == ["x", "good"]  # x is the whole frame of cut.extxyz
+    assert {item.where for item in skipped} == set(expected)
+    for where, reason in skipped:
+        assert expected[where] in reason, where
+        assert "\n" not in reason
+
+
+def test_nothing_in_a_file_is_executed(tmp_path, crystal):
+    """pymatgen's own reader would import and call what a site's properties name."""
+    content = crystal.as_dict()
+    trap = {"@module": "tests_trap", "@class": "Trap"}
+    content["sites"][0]["properties"] = {"magmom": trap}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    (tmp_path / "tests_trap.py").write_text("raise SystemExit('executed')")
+    (item,), _ = read_structures(tmp_path / "a.json")
+    assert_same(item.structure, crystal)
+
+
+@pytest.mark.parametrize("given", ["nothing", "empty", "empty/a.cif"])
+def test_no_crystal_at_all(tmp_path, given):
+    (tmp_path / "empty").mkdir()
+    if given.endswith(".cif"):
+        (tmp_path / given).write_text("data_x\n")
+    with pytest.raises(DataError, match="there is no file" if given == "nothing" else "no crystal"):
+        read_structures(tmp_path / given)
+
+
+def test_what_cannot_be_written(tmp_path, crystal):
+    with pytest.raises(ValueError, match="a POSCAR holds one crystal, not 2"):
+        write_structures(tmp_path / "POSCAR", [crystal] * 2, ["a", "b"])
+    with pytest.raises(ValueError, match="no format"):
+        write_structures(tmp_path / "a.docx", [crystal], ["a"])
+    flat = Structure(Lattice([[3, 0, 0], [6, 0, 0], [0, 0, 3]]), ["H"], [[0, 0, 0]])
+    with pytest.raises(CrystalError, match="no volume"):
+        write_structures(tmp_path / "a.cif", [flat], ["a"])
+    assert list(tmp_path.iterdir()) == []
+
+
+# Forms
+
+
+def test_forms_of_a_crystal(crystal):
+    arrays = to_crystal(crystal)
+    assert_same(to_structure(arrays), crystal, atol=1e-12)
+    atoms = to_atoms(arrays, "x")
+    assert atoms.info == {"id": "x"}
+    assert atoms.pbc.all()
+    assert_same(to_structure(to_crystal(atoms)), crystal, atol=1e-12)
+    (again, _) = split_batch(CrystalBatch.from_structures([crystal, crystal]))
+    np.testing.assert_allclose(again.lattice, arrays.lattice, rtol=1e-6)
+    np.testing.assert_allclose(again.frac_coords, arrays.frac_coords, atol=1e-6)
+    assert again.atom_types.tolist() == arrays.atom_types.tolist() == [38, 8, 22, 8]
+
+
+def test_coordinates_are_wrapped():
+    outside = Structure(TRICLINIC, ["H", "H", "H"], [[-1e-18, 1, 2.25], [-0.25, 0, 0], [0.5] * 3])
+    assert to_crystal(outside).frac_coords == pytest.approx(
+        np.array([[0, 0, 0.25], [0.75, 0, 0], [0.5] * 3])
+    )
+    assert outside.frac_coords[0, 2] == 2.25
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (Atoms(cell=[3, 3, 3], pbc=True), "no atoms"),
+        (Atoms("X", cell=[3, 3, 3], pbc=True), "no element"),
+        (Atoms("H", cell=[3, 3, 0], pbc=True), "not periodic"),
+        (Atoms("H", cell=[3, 3, 2e4], pbc=True), "a lattice entry"),
+        (Atoms("H", [[np.nan] * 3], cell=[3, 3, 3], pbc=True), "not finite"),
+        (
+            Atoms("H", cell=[3, 3, 3], pbc=True, info={"occupancy": {"0": {"H": 0.5}}}),
+            "partial occupancies",
+        ),
+        (Structure(Lattice(np.eye(3) * 3, pbc=(True, True, False)), ["H"], [[0] * 3]), "periodic"),
+    ],
+)
+def test_what_is_no_crystal(given, reason):
+    with pytest.raises(CrystalError, match=reason):
+        to_crystal(given)
+
+
+def test_wild_crystals_of_a_batch_are_kept(crystal):
+    batch = CrystalBatch.from_structures([crystal, crystal])
+    wild = batch.replace(lattices=batch.lattices * np.nan)
+    crystals = split_batch(wild)
+    assert len(crystals) == 2
+    assert isinstance(crystals[0], Crystal)
+    assert np.isnan(crystals[1].lattice).all()
+
+
+def test_compressed_files_are_those_of_gzip(tmp_path, crystal):
+    write_structures(tmp_path / "a.cif", [crystal], ["a"])
+    with gzip.open(tmp_path / "b.cif.gz", "wb") as file, (tmp_path / "a.cif").open("rb") as plain:
+        shutil.copyfileobj(plain, file)
+    assert ids(tmp_path) == ["a", "b"]
