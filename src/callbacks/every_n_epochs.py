@@ -1,0 +1,32 @@
+"""What callbacks share that do something every so many epochs."""
+
+from typing import Any
+
+from lightning import Callback, Trainer
+
+
+class EveryNEpochs(Callback):
+    """Due at the first validation of every so many epochs, whenever validations are.
+
+    Args:
+        every_n_epochs: how often; 0 for never.
+    """
+
+    def __init__(self, every_n_epochs: int) -> None:
+        self.every_n_epochs = every_n_epochs
+        self._next_epoch = every_n_epochs  # the first validation from there on is due
+
+    def is_due(self, trainer: Trainer) -> bool:
+        """Whether this validation is; to be asked once in each, in all processes."""
+        epoch = trainer.current_epoch + 1
+        due = self.every_n_epochs > 0 and epoch >= self._next_epoch
+        if trainer.sanity_checking or not due:
+            return False
+        self._next_epoch = epoch + self.every_n_epochs
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"next_epoch": self._next_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._next_epoch = state_dict["next_epoch"]

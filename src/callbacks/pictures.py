@@ -1,0 +1,55 @@
+"""Pictures of reconstructed crystals during training."""
+
+from pathlib import Path
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from matplotlib.figure import Figure
+
+from src.callbacks.every_n_epochs import EveryNEpochs
+from src.metrics.evaluate import reconstruct_batches
+from src.report.pictures import draw_pairs
+from src.utils.output import new_file
+
+KEY = "val/reconstructions"
+
+
+class ReconstructionPictures(EveryNEpochs):
+    """Every so many epochs, draw the first validation crystals above their reconstructions.
+
+    They go to W&B and TensorBoard as `val/reconstructions`, and for the CSV logger to
+    `pictures/epoch_0050.png` in its folder, from the first process of a distributed run alone.
+
+    Args:
+        every_n_epochs: how often; 0 for never.
+        num_crystals: how many.
+    """
+
+    def __init__(self, every_n_epochs: int = 50, num_crystals: int = 6) -> None:
+        super().__init__(every_n_epochs)
+        self.num_crystals = num_crystals
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.is_due(trainer) or not trainer.is_global_zero or not trainer.loggers:
+            return
+        epoch = trainer.current_epoch + 1
+        dataset = trainer.val_dataloaders.dataset  # type: ignore[union-attr]
+        indices = torch.arange(min(self.num_crystals, len(dataset)))
+        (originals,), (reconstructions,) = reconstruct_batches(pl_module, [dataset.batch(indices)])
+        figure = draw_pairs(
+            originals.to_atoms(), reconstructions.to_atoms(), title=f"Validation, epoch {epoch}"
+        )
+        for logger in trainer.loggers:
+            _log(logger, figure, epoch, trainer.global_step)
+
+
+def _log(logger: Logger, figure: Figure, epoch: int, step: int) -> None:
+    if isinstance(logger, WandbLogger):
+        logger.log_image(KEY, [figure], step=step)
+    elif isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_figure(KEY, figure, step, close=False)
+    elif isinstance(logger, CSVLogger):
+        path = Path(logger.log_dir) / "pictures" / f"epoch_{epoch:04d}.png"
+        with new_file(path, overwrite=True) as partial:
+            figure.savefig(partial, dpi=120)

@@ -1,0 +1,492 @@
+"use strict";
+// Fills the page from the JSON in #data. Text from the data reaches the page as text nodes only.
+
+const {metrics, matchers, crystals, pairs, elements, maps, training, total} =
+  JSON.parse(document.getElementById("data").textContent);
+
+// no line break between a setting and its value
+for (const matcher of matchers) matcher.settings = matcher.settings.replace(/ (?=\d)/g, "\u00a0");
+
+const PAIRS_PER_PAGE = 6;
+const MAX_CATEGORIES = 10; // of a colouring; the rest are grey
+const PALETTE = ["#3577c1", "#e08a2c", "#3f9b57", "#c8453c", "#8a63bd", "#8b6047", "#d873b5",
+  "#b5a42e", "#35a9b8", "#5b6b8c"];
+const NEUTRAL = "#8d949e";
+const LABELS = {
+  most_common_element: "most common element", heaviest_element: "heaviest element",
+  crystal_system: "crystal system", num_atoms: "number of atoms", matched: "matched",
+  matched_default: "matched (pymatgen's defaults)", rms: "rms",
+  rms_default: "rms (pymatgen's defaults)",
+  atom_types_right: "share of atom types right", coords_rmsd: "distance of atoms, RMSD (Å)",
+  lengths_error: "error of lengths (Å)", angles_error: "error of angles (°)",
+  volume_error: "relative error of the volume", valid: "valid", spacegroup: "space group",
+  spacegroup_reconstructed: "space group, reconstructed", valid_original: "original is valid",
+};
+const FIRST_COLORINGS = ["crystal_system", "most_common_element", "heaviest_element", "num_atoms",
+  "matched", "rms"];
+const NO_COLORING = ["id", "formula", "reason", "status", "status_default", "spacegroup",
+  "spacegroup_reconstructed"];
+
+// Small helpers
+
+const $ = id => document.getElementById(id);
+
+function el(tag, properties = {}, ...children) {
+  const node = Object.assign(document.createElement(tag), properties);
+  node.append(...children);
+  return node;
+}
+
+const is = value => value !== null && value !== undefined;
+const number = (value, unit = "", digits = 4) =>
+  is(value) ? `${value.toFixed(digits)}${unit}` : "–";
+const percent = share => is(share) ? `${(100 * share).toFixed(2)} %` : "–";
+const percents = shares => shares.map(share => is(share) ? 100 * share : null);
+const label = name => LABELS[name] ?? name.replaceAll("_", " ");
+// plotly reads tags in text
+const plain = text => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+
+/** Leave out a section that has nothing to show. */
+const drop = id => $(id).remove();
+
+/** Na2O with its numbers as subscripts. */
+function formulaNodes(text) {
+  return text.split(/(\d+)/).map(part => /^\d+$/.test(part) ? el("sub", {}, part) : part);
+}
+
+/** A table whose first row is its head; rows without any value are left out. */
+function table(caption, head, rows) {
+  const there = rows.filter(row => row.slice(1).some(cell => cell !== "–"));
+  if (!there.length) return "";
+  const line = (cells, tag) =>
+    el("tr", {}, ...cells.map((cell, i) => el(i ? tag : "th", {}, cell)));
+  return el("table", {}, el("caption", {}, caption),
+    el("thead", {}, line(head, "th")), el("tbody", {}, ...there.map(row => line(row, "td"))));
+}
+
+// Charts
+
+const charts = [];
+
+/** Draw `figure(theme)`, its traces and layout, now and whenever the colours of the page change. */
+function chart(node, figure, height = 340) {
+  const draw = () => {
+    const style = getComputedStyle(document.body);
+    const color = name => style.getPropertyValue(name);
+    const theme = {text: style.color, grid: color("--line"), faint: color("--faint")};
+    const {traces, layout} = figure(theme);
+    const axis = name => [name, {
+      gridcolor: theme.grid, zerolinecolor: theme.grid, linecolor: theme.grid, automargin: true,
+      ...layout[name],
+    }];
+    const axes = Object.keys({xaxis: 0, yaxis: 0, ...layout})
+      .filter(name => /^[xy]axis/.test(name));
+    return Plotly.react(node, traces, {
+      height, margin: {l: 60, r: 20, t: 40, b: 50}, hovermode: "closest",
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      font: {family: style.fontFamily, size: 13, color: theme.text},
+      legend: {orientation: "h", y: 1.02, yanchor: "bottom", x: 0},
+      ...layout, ...Object.fromEntries(axes.map(axis)),
+      modebar: {
+        orientation: "v", bgcolor: "rgba(0,0,0,0)", color: theme.faint, activecolor: theme.text,
+      },
+    }, {
+      displaylogo: false, responsive: true, displayModeBar: "hover",
+      modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
+    });
+  };
+  charts.push(draw);
+  draw();
+  return draw;
+}
+
+const rateAxis = (title = "match rate, %") => ({title: {text: title}, range: [0, 102]});
+
+// Summary
+
+function showSummary() {
+  $("source").append(...[
+    metrics.checkpoint && ["checkpoint ", metrics.checkpoint],
+    metrics.data_dir && ["data ", metrics.data_dir],
+    metrics.split && ["split ", metrics.split],
+  ].filter(Boolean).flatMap(([name, value], i) => [i ? " · " : "", name, el("code", {}, value)]));
+
+  const tile = (name, value, note) => el("div", {className: "tile"},
+    el("span", {}, name), el("strong", {}, value), el("small", {}, note));
+  const [cdvae, strict] = matchers;
+  $("tiles").append(
+    tile("Match rate", percent(metrics.match_rate), `${cdvae.name}: ${cdvae.settings}`),
+    tile("Match rate", percent(metrics.match_rate_default), `${strict.name}: ${strict.settings}`),
+    tile("RMSE", number(metrics.rmse), `of matched pairs, ${cdvae.name}`),
+    tile("cRMSE", number(metrics.crmse), `of all pairs, ${cdvae.name}`),
+    tile("Atom types right", percent(metrics.atom_type_accuracy), "share of all atoms"),
+    tile("Lengths", number(metrics.lengths_mae, " Å"), "mean absolute error"),
+    tile("Angles", number(metrics.angles_mae, "°", 3), "mean absolute error"),
+  );
+
+  const sampled = metrics.sampled ?? {}, gated = metrics.gated ?? {};
+  const both = (source, key, show) => matchers.map(({suffix}) => show(source[key + suffix]));
+  $("tables").append(
+    table("Structure matching", ["", ...matchers.map(m => `${m.name}: ${m.settings}`)], [
+      ["match rate", ...both(metrics, "match_rate", percent)],
+      ["RMSE of matched pairs, in (V/N)^(1/3)", ...both(metrics, "rmse", number)],
+      ["cRMSE, a pair without match charged stol", ...both(metrics, "crmse", number)],
+      ["METRe, a match with any reconstruction counts", ...both(metrics, "metre", percent)],
+      ["match rate, only valid ones count", ...both(gated, "match_rate", percent)],
+      ["match rate, one sample of the posterior", ...both(sampled, "match_rate", percent)],
+      ["RMSE, one sample of the posterior", ...both(sampled, "rmse", number)],
+    ]),
+    table("Atom by atom", ["", "posterior's mean", "one sample of it"], [
+      ["atom types right", percent, "atom_type_accuracy"],
+      ["fractional coordinates, RMSE", number, "frac_coords_rmse"],
+      ["distance of atoms, RMSD", v => number(v, " Å"), "coords_rmsd"],
+      ["lengths, mean absolute error", v => number(v, " Å"), "lengths_mae"],
+      ["angles, mean absolute error", v => number(v, "°", 3), "angles_mae"],
+      ["volume, mean relative error", percent, "volume_mape"],
+    ].map(([name, show, key]) => [name, show(metrics[key]), show(sampled[key])])),
+  );
+  const notes = [
+    is(gated.valid) && `${percent(gated.valid)} of reconstructions are valid in geometry and ` +
+      `composition, and ${percent(gated.valid_originals)} of the originals.`,
+    metrics.match_timeouts &&
+      `${metrics.match_timeouts} matches ran out of time and count as none.`,
+  ];
+  $("tables").append(el("p", {}, notes.filter(Boolean).join(" ")));
+}
+
+// Pairs
+
+const reasonOf = i => crystals.reason?.[i] || (crystals.status?.[i] ?? "unmatched");
+
+/** A crystal beside its reconstruction, turned together. */
+class PairCard {
+  constructor() {
+    const camera = new Camera();
+    this.camera = camera;
+    this.title = el("h3");
+    this.facts = el("p", {className: "facts"});
+    this.legend = el("p", {className: "legend"});
+    const canvases = ["original", "reconstruction"].map(name => {
+      const canvas = el("canvas", {ariaLabel: name});
+      return [canvas, el("figure", {}, canvas, el("figcaption", {}, name))];
+    });
+    this.node = el("article", {className: "pair"}, this.title,
+      el("div", {className: "canvases"}, ...canvases.map(([, figure]) => figure)),
+      this.legend, this.facts);
+    this.views = canvases.map(([canvas]) => new CrystalView(canvas, camera, elements));
+  }
+
+  show(i) {
+    this.index = i;
+    this.node.dataset.id = crystals.id[i];
+    this.title.replaceChildren(...formulaNodes(crystals.formula[i]),
+      el("code", {}, crystals.id[i]));
+    const matched = crystals.matched[i];
+    this.facts.replaceChildren(
+      el("b", {className: matched ? "good" : "bad"}, matched ? "matched" : "not matched"),
+      matched ? `, rms ${number(crystals.rms[i])}` : `: ${reasonOf(i)}`,
+      ` · ${crystals.num_atoms[i]} atoms`,
+      crystals.spacegroup ? ` · space group ${groups(i)}` : "");
+    const used = new Set(pairs[i].flatMap(crystal => crystal?.numbers ?? []));
+    this.legend.replaceChildren(...[...used].map(n => {
+      const chip = el("i");
+      chip.style.background = `rgb(${elements[n].color})`;
+      return el("span", {}, chip, elements[n].symbol);
+    }));
+    this.views.forEach((view, k) => view.show(pairs[i][k]));
+    this.camera.reset();
+  }
+}
+
+function groups(i) {
+  const old = crystals.spacegroup[i] ?? "–";
+  const column = crystals.spacegroup_reconstructed;
+  const rebuilt = column ? column[i] ?? "–" : old;
+  return old === rebuilt ? `${old}` : `${old} → ${rebuilt}`;
+}
+
+function showPairs() {
+  const cards = Array.from({length: Math.min(PAIRS_PER_PAGE, pairs.length)}, () => new PairCard());
+  $("grid").append(...cards.map(card => card.node));
+  const numPages = Math.ceil(pairs.length / PAIRS_PER_PAGE);
+  let page;
+  const goTo = wanted => {
+    page = wanted;
+    cards.forEach((card, k) => {
+      const i = page * PAIRS_PER_PAGE + k;
+      card.node.hidden = i >= pairs.length;
+      card.node.classList.remove("chosen");
+      if (i < pairs.length) card.show(i);
+    });
+    $("page").textContent = `Page ${page + 1} of ${numPages}`;
+    $("previous").disabled = page === 0;
+    $("next").disabled = page === numPages - 1;
+  };
+  $("previous").onclick = () => goTo(page - 1);
+  $("next").onclick = () => goTo(page + 1);
+  $("ids").append(...crystals.id.map((id, i) => el("option", {value: id}, crystals.formula[i])));
+  $("choose").onchange = () => {
+    const id = $("choose").value.trim();
+    const i = crystals.id.indexOf(id);
+    $("not-found").textContent = i < 0 && id ? `${id} is not on this page` : "";
+    if (i < 0) return;
+    goTo(Math.floor(i / PAIRS_PER_PAGE));
+    cards[i % PAIRS_PER_PAGE].node.classList.add("chosen");
+    cards[i % PAIRS_PER_PAGE].node.scrollIntoView({block: "nearest"});
+  };
+  if (pairs.length < total) {
+    $("limit").textContent = `${pairs.length.toLocaleString("en")} of ` +
+      `${total.toLocaleString("en")} crystals are on this page: half of them the worst, half a ` +
+      "random part of the others. Figures and bars are of all.";
+  }
+  goTo(0);
+}
+
+// Where it matches
+
+function showMatch() {
+  const rows = metrics.by_num_atoms ?? [];
+  if (rows.length) {
+    const x = rows.map(row => row.num_atoms);
+    chart($("by-num-atoms"), () => ({
+      traces: [
+        ...matchers.map(({suffix, settings, color}) => ({
+          type: "bar", name: settings, x, y: percents(rows.map(row => row[`match_rate${suffix}`])),
+          marker: {color}, hovertemplate: "%{x} atoms: %{y:.1f} %<extra></extra>",
+        })),
+        {
+          type: "bar", x, y: rows.map(row => row.crystals), text: rows.map(row => row.crystals),
+          textposition: "outside", cliponaxis: false, yaxis: "y2", showlegend: false,
+          marker: {color: NEUTRAL}, hovertemplate: "%{x} atoms: %{y} crystals<extra></extra>",
+        },
+      ],
+      layout: {
+        xaxis: {title: {text: "atoms in the cell"}, dtick: x.length > 30 ? 4 : 1, anchor: "y2"},
+        yaxis: {...rateAxis(), domain: [0.36, 1]},
+        yaxis2: {title: {text: "crystals"}, domain: [0, 0.24], nticks: 3},
+        barmode: "group", bargap: 0.2,
+      },
+    }), 400);
+  } else drop("by-num-atoms");
+
+  const found = Object.entries(metrics.by_element ?? {}).filter(([, row]) => is(row.match_rate));
+  found.sort(([, a], [, b]) => a.match_rate - b.match_rate || b.crystals - a.crystals);
+  if (found.length) {
+    chart($("by-element"), () => ({
+      traces: [{
+        type: "bar", x: found.map(([symbol]) => symbol),
+        y: percents(found.map(([, row]) => row.match_rate)), marker: {color: matchers[0].color},
+        customdata: found.map(([, row]) => [row.crystals, row.atoms,
+          is(row.atom_type_accuracy) ? 100 * row.atom_type_accuracy : "–"]),
+        hovertemplate: "%{x}: %{y:.1f} % of %{customdata[0]} crystals<br>" +
+          "types of %{customdata[1]} atoms: %{customdata[2]:.1f} % right<extra></extra>",
+      }],
+      layout: {
+        title: {
+          text: `Crystals with an element, worst first (${matchers[0].settings})`,
+          font: {size: 14}, x: 0,
+        },
+        xaxis: {type: "category", tickangle: 0, tickfont: {size: 10}, dtick: 1, showgrid: false},
+        yaxis: rateAxis(),
+      },
+    }), 300);
+  } else drop("by-element");
+  if (!rows.length && !found.length) drop("match");
+}
+
+function showNoise() {
+  const noise = metrics.noise;
+  if (!noise) return drop("noise");
+  chart($("noise-curve"), () => ({
+    traces: matchers.filter(({suffix}) => noise[`match_rate${suffix}`]).map(
+      ({suffix, settings, color}) => ({
+        type: "scatter", mode: "lines+markers", x: noise.levels,
+        name: settings + (is(noise[`area${suffix}`])
+          ? `; area under it <b>${number(noise[`area${suffix}`], "", 3)}</b>` : ""),
+        y: percents(noise[`match_rate${suffix}`]), marker: {color, size: 8}, line: {color},
+        hovertemplate: "noise %{x}: %{y:.1f} %<extra></extra>",
+      })),
+    layout: {
+      xaxis: {title: {text: "noise on the latents, in standard deviations of each channel"}},
+      yaxis: rateAxis(),
+    },
+  }));
+}
+
+// Map
+
+/** Traces that colour points by a column: a scale for numbers, else one trace per category. */
+function coloredTraces([x, y], name) {
+  const values = crystals[name];
+  const trace = (indices, more) => ({
+    type: "scatter", mode: "markers", x: indices.map(i => x[i]), y: indices.map(i => y[i]),
+    customdata: indices, text: indices.map(hover), hovertemplate: "%{text}<extra></extra>", ...more,
+  });
+  const there = values.map((_, i) => i).filter(i => is(values[i]));
+  const absent = values.map((_, i) => i).filter(i => !is(values[i]));
+  const grey = {marker: {color: NEUTRAL, size: 6, opacity: 0.5}};
+  const missing = absent.length ? [trace(absent, {name: "none", ...grey})] : [];
+  if (there.length && typeof values[there[0]] === "number") {
+    const sorted = there.map(i => values[i]).sort((a, b) => a - b);
+    const at = share => sorted[Math.round(share * (sorted.length - 1))];
+    return [...missing, trace(there, {
+      showlegend: false,
+      marker: {
+        color: there.map(i => values[i]), colorscale: "Viridis", cmin: at(0.01), cmax: at(0.99),
+        showscale: true, size: 7, opacity: 0.85,
+        colorbar: {
+          title: {text: plain(label(name)), side: "right"}, thickness: 12, outlinewidth: 0,
+        },
+      },
+    })];
+  }
+  const members = Map.groupBy(there, i => String(values[i]));
+  const bySize = [...members].sort(([, a], [, b]) => b.length - a.length);
+  const few = bySize.slice(0, MAX_CATEGORIES);
+  const rest = bySize.slice(MAX_CATEGORIES).flatMap(([, indices]) => indices);
+  if (rest.length) missing.push(trace(rest, {name: "others", ...grey}));
+  return [...missing, ...few.map(([category, indices], k) =>
+    trace(indices, {name: plain(category), marker: {color: PALETTE[k], size: 7, opacity: 0.85}}))];
+}
+
+function hover(i) {
+  return [
+    `<b>${plain(crystals.formula[i])}</b> ${plain(crystals.id[i])}`,
+    `${crystals.num_atoms[i]} atoms` +
+      (crystals.spacegroup ? `, space group ${plain(groups(i))}` : ""),
+    crystals.matched[i] ? `rms ${number(crystals.rms[i])}` : `not matched: ${plain(reasonOf(i))}`,
+  ].join("<br>");
+}
+
+function showMap() {
+  if (!maps.length) return drop("map");
+  const others = Object.keys(crystals).filter(
+    name => !FIRST_COLORINGS.includes(name) && !NO_COLORING.includes(name));
+  others.sort((one, other) => (one in LABELS) - (other in LABELS)); // properties first
+  const choices = [...FIRST_COLORINGS.filter(name => crystals[name]), ...others];
+  $("color-by").append(...choices.map(name => el("option", {value: name}, label(name))));
+  let plane = maps[0];
+  const card = new PairCard();
+  const details = el("dl");
+  $("viewer").append(card.node, details);
+
+  const draw = chart($("points"), ({text}) => ({
+    traces: [...coloredTraces(plane.points, $("color-by").value), {
+      type: "scatter", mode: "markers", hoverinfo: "skip", showlegend: false,
+      x: [plane.points[0][card.index]], y: [plane.points[1][card.index]],
+      marker: {size: 15, symbol: "circle-open", color: text, line: {width: 2}},
+    }],
+    layout: {
+      xaxis: {title: {text: plane.axes[0]}, zeroline: false},
+      yaxis: {title: {text: plane.axes[1]}, zeroline: false}, margin: {l: 60, r: 10, t: 60, b: 50},
+    },
+  }), 560);
+  const show = i => {
+    card.show(i);
+    details.replaceChildren(...others.flatMap(name => [
+      el("dt", {}, label(name)),
+      el("dd", {}, typeof crystals[name][i] === "number"
+        ? String(+crystals[name][i].toPrecision(4)) : String(crystals[name][i] ?? "–"))]));
+    draw();
+  };
+  const buttons = maps.map(each => el("button", {
+    type: "button", textContent: each.name, onclick: () => {
+      plane = each;
+      buttons.forEach((button, k) => button.setAttribute("aria-pressed", maps[k] === each));
+      draw();
+    },
+  }));
+  if (maps.length > 1) $("methods").append(...buttons);
+  buttons[0].setAttribute("aria-pressed", true);
+  $("color-by").onchange = draw;
+  $("points").on("plotly_click", event => {
+    const i = event.points[0].customdata;
+    if (is(i)) show(i);
+  });
+  show(0);
+}
+
+// Latent space, training
+
+function showLatent() {
+  const {latent, symmetry, space_group: kept} = metrics;
+  if (latent) {
+    const x = latent.kl_per_channel.map((_, i) => i + 1);
+    const bars = (y, name, axis, color) => ({
+      type: "bar", x, y, name, yaxis: axis, xaxis: axis.replace("y", "x"), marker: {color},
+      hovertemplate: `channel %{x}: %{y:.3f}<extra>${name}</extra>`,
+    });
+    const channel = {title: {text: "channel"}, dtick: x.length > 24 ? 4 : 1};
+    chart($("channels"), () => ({
+      traces: [
+        bars(latent.kl_per_channel, "KL", "y", PALETTE[0]),
+        bars(latent.std, "over atoms, of the means", "y2", PALETTE[1]),
+        ...(latent.posterior_std
+          ? [bars(latent.posterior_std, "of the posterior", "y2", NEUTRAL)] : []),
+      ].map(trace => ({...trace, showlegend: trace.yaxis === "y2"})),
+      layout: {
+        barmode: "group", legend: {orientation: "h", x: 0.56, y: 1.02, yanchor: "bottom"},
+        xaxis: {...channel, domain: [0, 0.44]},
+        yaxis: {title: {text: "KL to the prior, nats per atom"}},
+        xaxis2: {...channel, domain: [0.56, 1], anchor: "y2"},
+        yaxis2: {title: {text: "standard deviation"}, anchor: "x2"},
+      },
+    }), 300);
+    $("latent-tables").append(el("p", {},
+      el("b", {}, `${latent.active_units} of ${x.length}`), " channels are active."));
+  } else drop("channels");
+  if (symmetry) {
+    const show = [["distance of atoms", "coords_rmsd", v => number(v, " Å")],
+      ["atom types the same", "atom_type_accuracy", percent],
+      ["lengths", "lengths_mae", v => number(v, " Å")],
+      ["angles", "angles_mae", v => number(v, "°", 3)], ["match rate", "match_rate", percent]];
+    $("latent-tables").append(table(
+      "How much a reconstruction changes if its crystal is written in another way",
+      ["", ...show.map(([name]) => name)],
+      Object.entries(symmetry).map(([motion, row]) =>
+        [motion, ...show.map(([, key, format]) => format(row[key]))])));
+  }
+  if (kept) {
+    const parts = ["kept", "lost", "gained", "changed"].filter(key => is(kept[key]));
+    $("latent-tables").append(table(`Space groups (symprec ${kept.symprec} Å)`,
+      ["", ...parts], [["share of crystals", ...parts.map(key => percent(kept[key]))]]));
+  }
+  if (!latent && !symmetry && !kept) drop("latent");
+}
+
+function showTraining() {
+  const curve = (name, color, scale = 1) => training[name] && {
+    type: "scatter", mode: training[name][0].length > 1 ? "lines" : "markers", name,
+    x: training[name][0], y: training[name][1].map(y => is(y) ? scale * y : null), line: {color},
+    marker: {color},
+  };
+  const losses = [curve("train/loss", NEUTRAL), curve("val/loss", PALETTE[0])].filter(Boolean);
+  const rates = [curve("val/match_rate", PALETTE[0], 100)].filter(Boolean);
+  const step = {title: {text: "step"}};
+  const type = losses.every(trace => trace.y.every(y => y > 0)) ? "log" : "linear";
+  if (losses.length) {
+    chart($("losses"), () => ({traces: losses, layout: {
+      xaxis: step, yaxis: {title: {text: "loss"}, type, dtick: type === "log" ? "D2" : undefined},
+    }}));
+  } else drop("losses");
+  if (rates.length) {
+    chart($("rates"), () => ({
+      traces: rates, layout: {xaxis: step, yaxis: rateAxis("val/match_rate, %"), showlegend: false},
+    }));
+  } else drop("rates");
+  if (!losses.length && !rates.length) drop("training");
+}
+
+showSummary();
+showPairs();
+showMatch();
+showNoise();
+showMap();
+showLatent();
+showTraining();
+$("contents").append(...[...document.querySelectorAll("section")].map(section =>
+  el("a", {href: `#${section.id}`}, section.querySelector("h2").textContent)));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  charts.forEach(draw => draw());
+  dispatchEvent(new Event("resize"));
+});

@@ -1,0 +1,174 @@
+"""The page that shows what an evaluation found, one file that needs no network."""
+
+import html
+import json
+import logging
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols
+from ase.data.colors import jmol_colors
+from matplotlib.figure import Figure
+from plotly.offline import get_plotlyjs
+
+from src.report.figures import (
+    MATCHERS,
+    by_num_atoms_figure,
+    latents_figure,
+    noise_figure,
+    settings_text,
+    training_curves,
+    training_figure,
+)
+from src.report.files import EvaluationFiles
+from src.report.maps import PlaneMap, plane_maps
+from src.report.pictures import draw_pairs, formula, is_drawable, radii, whole_cell
+from src.utils.output import new_file
+
+log = logging.getLogger(__name__)
+
+NUM_WORST = 6  # pairs in worst.png
+MATCHER_NAMES = ("CDVAE's matcher", "pymatgen's defaults")
+
+
+def write_report(folder: str | Path, max_crystals: int = 3000, seed: int = 0) -> None:
+    """Write `report.html` and `figures/*.png` from the other files in an evaluation's folder.
+
+    Figures that `metrics.json` does not have, and maps and curves whose files are absent, are left
+    out. `report.html` holds all it shows, plotly among it (5 MB).
+
+    Args:
+        folder: as `eval_vae` leaves it; see `EvaluationFiles`.
+        max_crystals: on the page. Of more, half are the worst and half are drawn at random.
+        seed: of that draw, and of UMAP.
+
+    Raises:
+        DataError: if a file that is needed is absent, cannot be read, or does not belong to the
+            others; the message names it.
+    """
+    folder = Path(folder)
+    evaluation = EvaluationFiles.read(folder)
+    maps = [] if evaluation.pooled is None else plane_maps(evaluation.pooled, seed)
+    for name, figure in _figures(evaluation, maps):
+        with new_file(folder / "figures" / f"{name}.png", overwrite=True) as path:
+            figure.savefig(path, dpi=150)
+    shown = choose_crystals(len(evaluation.crystals), max_crystals, seed)
+    with new_file(folder / "report.html", overwrite=True) as path:
+        path.write_text(_page(evaluation, maps, shown), encoding="utf-8")
+    log.info("The report shows %d of %d crystals", len(shown), len(evaluation.crystals))
+
+
+def choose_crystals(total: int, limit: int, seed: int) -> np.ndarray:
+    """Indices, ascending, of at most `limit` of `total` crystals that are sorted worst first.
+
+    If not all, the first half of them are the worst, and the rest a random part of the others.
+    """
+    if total <= limit:
+        return np.arange(total)
+    worst = limit // 2
+    others = np.random.default_rng(seed).choice(total - worst, limit - worst, replace=False)
+    return np.concatenate([np.arange(worst), np.sort(others) + worst])
+
+
+def embed_json(content: Any) -> str:
+    """JSON that can stand in a `<script>`: no text in it can close that element or open another.
+
+    Raises:
+        ValueError: for numbers that are not finite, which JSON has not.
+    """
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _figures(evaluation: EvaluationFiles, maps: list[PlaneMap]) -> Iterator[tuple[str, Figure]]:
+    metrics, crystals = evaluation.metrics, evaluation.crystals
+    if metrics.get("by_num_atoms"):
+        yield "match_by_num_atoms", by_num_atoms_figure(metrics["by_num_atoms"])
+    if metrics.get("noise"):
+        yield "noise", noise_figure(metrics["noise"])
+    if maps:
+        yield "latents", latents_figure(maps, crystals)
+    if training := training_figure(evaluation.training):
+        yield "training", training
+    worst = evaluation.originals[:NUM_WORST]
+    labels = []
+    for atoms, row in zip(worst, crystals.head(NUM_WORST).to_dict("records"), strict=True):
+        name = row["id"].replace("$", r"\$")  # which matplotlib would take for mathematics
+        result = f"rms {row['rms']:.3f}" if row["matched"] else "no match"
+        labels.append(f"{formula(atoms)}\n{name}\n{result}")
+    yield "worst", draw_pairs(worst, evaluation.reconstructions[:NUM_WORST], labels)
+
+
+def _page(evaluation: EvaluationFiles, maps: list[PlaneMap], shown: np.ndarray) -> str:
+    metrics, crystals = evaluation.metrics, evaluation.crystals.iloc[shown]
+    pairs = [(evaluation.originals[i], evaluation.reconstructions[i]) for i in shown]
+    data = {
+        "metrics": _plain(metrics),
+        "matchers": [
+            {"name": name, "suffix": suffix, "settings": settings_text(settings), "color": color}
+            for name, (suffix, settings, color) in zip(MATCHER_NAMES, MATCHERS, strict=True)
+        ],
+        "total": len(evaluation.crystals),
+        "crystals": {name: _plain(column.tolist()) for name, column in crystals.items()},
+        "pairs": [[_drawn(old), _drawn(new, like=old)] for old, new in pairs],
+        "elements": _elements([atoms for pair in pairs for atoms in pair]),
+        "maps": [
+            {"name": m.name, "points": _plain(m.points[shown].T.tolist()), "axes": m.axes}
+            for m in maps
+        ],
+        "training": {
+            name: _plain([steps.tolist(), values.tolist()])
+            for name, (steps, values) in training_curves(evaluation.training).items()
+        },
+    }
+    split = metrics.get("split")
+    here = files("src.report")
+    return Template(here.joinpath("page.html").read_text("utf-8")).substitute(
+        title=f"Reconstruction of {len(evaluation.crystals):,} crystals"
+        + (f" ({html.escape(str(split))})" if split else ""),
+        style=here.joinpath("page.css").read_text("utf-8"),
+        plotly=get_plotlyjs(),
+        data=embed_json(data),
+        crystals=here.joinpath("crystals.js").read_text("utf-8"),
+        script=here.joinpath("page.js").read_text("utf-8"),
+    )
+
+
+def _drawn(atoms: Atoms, like: Atoms | None = None) -> dict[str, Any] | None:
+    """What `crystals.js` draws; None if the numbers make no crystal. Å, to 1/1000."""
+    if not is_drawable(atoms):
+        return None
+    index, positions, cell = whole_cell(atoms, like)
+    return {
+        "numbers": atoms.numbers[index].tolist(),
+        "positions": positions.round(3).tolist(),
+        "cell": cell.round(3).tolist(),
+    }
+
+
+def _elements(crystals: list[Atoms]) -> dict[str, dict[str, Any]]:
+    numbers = sorted({int(number) for atoms in crystals for number in atoms.numbers})
+    return {
+        str(number): {
+            "symbol": chemical_symbols[number],
+            "color": [round(255 * float(part)) for part in jmol_colors[number]],
+            "radius": round(float(radii(np.array([number]))[0]), 3),
+        }
+        for number in numbers
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Types of JSON: numbers to five digits, and null for a missing or infinite one."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if np.isfinite(value) else None
+    return value

@@ -1,0 +1,147 @@
+"""The page of a report in a real browser without a network or a GPU."""
+
+import json
+import shutil
+
+import pytest
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+
+from src.report import write_report  # noqa: E402
+
+CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--window-size=1300,900", "--force-device-scale-factor=1",
+]  # fmt: skip
+NUM_DRAWN = """
+const canvas = arguments[0];
+const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+return pixels.filter((alpha, i) => i % 4 === 3 && alpha > 0).length;
+"""
+
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and CHROMEDRIVER), reason="chromium and chromedriver are not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"]:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
+    yield driver
+    driver.quit()
+
+
+def open_page(driver, folder) -> None:
+    driver.get((folder / "report.html").as_uri())
+    assert driver.get_log("browser") == []
+
+
+def errors(driver) -> list[str]:
+    return [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def requests(driver) -> list[str]:
+    messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    sent = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    return [m["request"]["url"] for m in sent if m["documentURL"].startswith("file:")]
+
+
+def picture(driver, canvas) -> str:
+    return driver.execute_script("return arguments[0].toDataURL()", canvas)
+
+
+def shown_ids(driver) -> list[str]:
+    cards = driver.find_elements(By.CSS_SELECTOR, "#grid .pair")
+    return [card.get_attribute("data-id") for card in cards if card.is_displayed()]
+
+
+def test_a_report_in_use(make_folder, driver):
+    hostile = "</script><script>document.title='owned'</script><b>$\\frac{"
+    folder = make_folder(ids={9: hostile})
+    write_report(folder)
+    open_page(driver, folder)
+
+    # it is all there, and says what it should
+    sections = [s.get_attribute("id") for s in driver.find_elements(By.TAG_NAME, "section")]
+    assert sections == ["summary", "pairs", "match", "noise", "map", "latent", "training"]
+    assert driver.title == "Reconstruction of 14 crystals (test)"
+    tiles = [tile.text for tile in driver.find_elements(By.CSS_SELECTOR, ".tile strong")]
+    assert tiles[:3] == ["78.57 %", "50.00 %", "0.0700"]
+    assert len(driver.find_elements(By.CSS_SELECTOR, "#by-num-atoms .bars .point")) == 6
+    assert len(driver.find_elements(By.CSS_SELECTOR, "#noise-curve .point")) == 6
+
+    # pages, worst crystals first
+    assert shown_ids(driver) == [hostile, *(f"id-{k}" for k in (5, 2, 13, 12, 11))]
+    driver.find_element(By.ID, "next").click()
+    assert shown_ids(driver) == [f"id-{k}" for k in (10, 8, 7, 6, 4, 3)]
+    driver.find_element(By.ID, "next").click()
+    assert shown_ids(driver) == ["id-1", "id-0"]
+    assert not driver.find_element(By.ID, "next").is_enabled()
+    driver.find_element(By.ID, "previous").click()
+    choose = driver.find_element(By.ID, "choose")
+    choose.send_keys("id-12", Keys.ENTER)
+    assert "id-12" in shown_ids(driver)
+    chosen = driver.find_element(By.CSS_SELECTOR, ".pair.chosen")
+    assert chosen.get_attribute("data-id") == "id-12"
+    choose.clear()
+    choose.send_keys("nothing", Keys.ENTER)
+    assert driver.find_element(By.ID, "not-found").text == "nothing is not on this page"
+
+    # crystals are drawn, turn together, zoom, and come back
+    canvases = chosen.find_elements(By.TAG_NAME, "canvas")
+    at_first = [picture(driver, canvas) for canvas in canvases]
+    for canvas in canvases:
+        drawn = driver.execute_script(NUM_DRAWN, canvas)
+        assert drawn > 0.05 * canvas.size["width"] * canvas.size["height"]
+    ActionChains(driver).drag_and_drop_by_offset(canvases[0], 40, 25).perform()
+    turned = [picture(driver, canvas) for canvas in canvases]
+    assert turned[0] != at_first[0]
+    assert turned[1] != at_first[1]
+    origin = webdriver.common.actions.wheel_input.ScrollOrigin.from_element(canvases[0])
+    before = driver.execute_script(NUM_DRAWN, canvases[0])
+    ActionChains(driver).scroll_from_origin(origin, 0, 300).perform()
+    assert driver.execute_script(NUM_DRAWN, canvases[0]) < before
+    ActionChains(driver).double_click(canvases[0]).perform()
+    assert [picture(driver, canvas) for canvas in canvases] == at_first
+
+    # a point of the map shows its crystal
+    viewer = driver.find_element(By.CSS_SELECTOR, "#viewer .pair")
+    assert viewer.get_attribute("data-id") == hostile
+    driver.execute_script(
+        "const s = document.getElementById('color-by'); s.value = arguments[0]; s.onchange()",
+        "formation_energy",
+    )
+    wanted = 4
+    point = driver.find_elements(By.CSS_SELECTOR, "#points .scatterlayer .point")[wanted]
+    driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", point)
+    before = picture(driver, viewer.find_element(By.TAG_NAME, "canvas"))
+    ActionChains(driver).move_to_element(point).click().perform()
+    assert viewer.get_attribute("data-id") == "id-12"
+    assert "id-12" in viewer.text
+    assert picture(driver, viewer.find_element(By.TAG_NAME, "canvas")) != before
+
+    # and all that without an error or the network
+    assert errors(driver) == []
+    loaded = "return performance.getEntriesByType('resource').map(entry => entry.name)"
+    assert driver.execute_script(loaded) == []
+    assert requests(driver) == [(folder / "report.html").as_uri()]
+
+
+def test_a_report_of_little(make_folder, driver):
+    folder = make_folder(blocks=False)
+    write_report(folder)
+    open_page(driver, folder)
+    sections = [s.get_attribute("id") for s in driver.find_elements(By.TAG_NAME, "section")]
+    assert sections == ["summary", "pairs"]
+    assert len(shown_ids(driver)) == 6
+    assert errors(driver) == []
