@@ -1,10 +1,14 @@
 """Fixtures that many tests share."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +17,22 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"the real crystals are not at {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory) -> Path:
+    """The folder of a run of a minute on the embedded data, for slow tests: most crystals match."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = subprocess.run(
+        [
+            sys.executable, str(ROOT / "src" / "train_vae.py"), "experiment=prototypes/vae_dng",
+            "data.batch_size=64", "vae_module.optimizer.lr=0.002", "trainer.max_epochs=12",
+            "callbacks.match_rate.every_n_epochs=0", f"paths.cache_dir={folder}/cache",
+            f"hydra.run.dir={folder}/run",
+        ],
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / "run"

@@ -1,0 +1,55 @@
+"""The notebooks run from top to bottom, and are kept without their outputs."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from IPython.core.inputtransformer2 import TransformerManager
+
+FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def notebook(request) -> nbformat.NotebookNode:
+    return nbformat.read(request.param, as_version=4)
+
+
+def test_they_are_all_there():
+    assert [path.name[0] for path in NOTEBOOKS] == ["1", "2", "3", "4"]
+
+
+def test_they_are_valid_and_without_outputs(notebook):
+    nbformat.validate(notebook)
+    assert notebook.cells[0].cell_type == "markdown"
+    assert notebook.cells[0].source.startswith("# ")
+    for cell in notebook.cells:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
+        assert not cell.metadata
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+
+
+def test_they_compile_and_name_no_place_on_a_machine(notebook):
+    to_python = TransformerManager().transform_cell
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            compile(to_python(cell.source), "cell", "exec")
+        assert not re.search(r"""(?<![\w.])/\w+/|~/|\b[A-Z]:\\""", cell.source)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_they_run(path, trained_run, monkeypatch):
+    """Cells assert on what they compute, so a run without an error has the right figures."""
+    from nbclient import NotebookClient
+
+    monkeypatch.setenv("XTAL_CHECKPOINT", str(trained_run / "checkpoints" / "best.ckpt"))
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(notebook, timeout=550, resources={"metadata": {"path": str(FOLDER)}})
+    client.execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    pictures = [o for o in outputs if "image/png" in o.get("data", {})]
+    expected = {"1_quickstart": 1, "2_latent_space": 4, "3_your_own_cifs": 1}
+    assert len(pictures) == expected.get(path.stem, 2)
