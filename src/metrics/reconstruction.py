@@ -1,5 +1,7 @@
 """Errors of a reconstruction, atom by atom and cell by cell, accumulated over batches."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -17,7 +19,11 @@ class ReconstructionErrors(Metric):
     - `frac_coords_rmse`: root mean square, over atoms and directions, of the difference of
       fractional coordinates, wrapped to the nearest image;
     - `coords_rmsd`: root mean square distance of atoms, in Å, in the true cell, of those images;
-    - `lengths_mae` (Å) and `angles_mae` (degrees): mean absolute errors of the cell.
+    - `lengths_mae` (Å) and `angles_mae` (degrees): mean absolute errors of the cell;
+    - `volume_mape`: mean absolute error of the cell's volume, as a share of it.
+
+    Args:
+        kwargs: as for `torchmetrics.Metric`.
     """
 
     full_state_update = False
@@ -26,14 +32,15 @@ class ReconstructionErrors(Metric):
     squared_cart: Tensor
     lengths: Tensor
     angles: Tensor
+    volumes: Tensor
     right: Tensor
     atoms: Tensor
     crystals: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         # float32, since Apple's GPUs have no float64
-        for name in ("squared_frac", "squared_cart", "lengths", "angles"):
+        for name in ("squared_frac", "squared_cart", "lengths", "angles", "volumes"):
             self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
         for name in ("right", "atoms", "crystals"):
             self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
@@ -46,6 +53,8 @@ class ReconstructionErrors(Metric):
         self.squared_cart += (distance**2).sum()
         self.lengths += (predicted.lengths - target.lengths).abs().sum()
         self.angles += (predicted.angles - target.angles).abs().sum()
+        volume = target.lattices.det().abs()
+        self.volumes += ((predicted.lattices.det().abs() - volume).abs() / volume).sum()
         self.atoms += len(target.atom_types)
         self.crystals += len(target.num_atoms)
 
@@ -56,4 +65,5 @@ class ReconstructionErrors(Metric):
             "coords_rmsd": (self.squared_cart / self.atoms).sqrt(),
             "lengths_mae": self.lengths / (3 * self.crystals),
             "angles_mae": self.angles / (3 * self.crystals),
+            "volume_mape": self.volumes / self.crystals,
         }

@@ -1,0 +1,129 @@
+"""Symmetry: of a crystal, its space group; of a model, whether it sees what no crystal has.
+
+Batches and generators are on the host here.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import spglib
+import torch
+from pymatgen.core import Structure
+from torch import Tensor
+
+from src.data.augmentation import random_rotation
+from src.data.schema import CrystalBatch
+from src.utils.geometry import transform
+
+SYMPREC = 0.1  # Å, the Materials Project's tolerance for space groups
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceGroup:
+    """A space group as spglib finds it.
+
+    Attributes:
+        number: 1 to 230.
+        operations_per_atom: order of the point group over the atoms of a primitive cell. Of the
+            groups of one set of atoms, a subgroup always has fewer, translations lost included.
+    """
+
+    number: int
+    operations_per_atom: float
+
+
+def space_group(structure: Structure, symprec: float = SYMPREC) -> SpaceGroup | None:
+    """The space group of a crystal; None where spglib finds none (in a flat cell, or where atoms of
+    one element overlap).
+
+    Args:
+        symprec: tolerance on positions in Å.
+    """
+    positions = structure.frac_coords.tolist()
+    cell = (structure.lattice.matrix.tolist(), positions, list(structure.atomic_numbers))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # spglib's, about how it reports failures
+            found = spglib.get_symmetry_dataset(cell, symprec=symprec)
+    except spglib.SpglibError:
+        found = None
+    if found is None:
+        return None
+    # not the cell's own rotations, since a larger cell need not have all those of its crystal
+    operations = spglib.get_symmetry_from_database(found.hall_number)
+    assert operations is not None  # as for every number that spglib gives itself
+    point_group = {rotation.tobytes() for rotation in operations["rotations"]}
+    primitive = set(found.mapping_to_primitive.tolist())
+    return SpaceGroup(found.number, len(point_group) / len(primitive))
+
+
+@dataclass(frozen=True, slots=True)
+class Motion:
+    """Another way to write the same crystals, and the way back.
+
+    Attributes:
+        moved: the crystals, written that way.
+        undo: takes crystals with the layout of `moved` back to the original's.
+    """
+
+    moved: CrystalBatch
+    undo: Callable[[CrystalBatch], CrystalBatch]
+
+
+def translation(batch: CrystalBatch, generator: torch.Generator) -> Motion:
+    """Another origin: each crystal moved by its own random fraction of the cell."""
+    shift = torch.rand(len(batch.num_atoms), 3, generator=generator)[batch.batch]
+
+    def by(crystals: CrystalBatch, sign: int) -> CrystalBatch:
+        moved = crystals.frac_coords + sign * shift
+        return crystals.replace(frac_coords=moved - moved.floor())
+
+    return Motion(by(batch, 1), lambda crystals: by(crystals, -1))
+
+
+def rotation(batch: CrystalBatch, generator: torch.Generator) -> Motion:
+    """Another orientation. Lengths, angles and fractional coordinates do not tell it."""
+    return Motion(random_rotation(batch, generator), lambda crystals: crystals)
+
+
+def permutation(batch: CrystalBatch, generator: torch.Generator) -> Motion:
+    """Another order of the atoms within each crystal."""
+    key = batch.batch + torch.rand(len(batch.batch), generator=generator, dtype=torch.float64)
+    order = key.argsort()
+    back = order.argsort()
+
+    def by(crystals: CrystalBatch, index: Tensor) -> CrystalBatch:
+        return crystals.replace(
+            atom_types=crystals.atom_types[index], frac_coords=crystals.frac_coords[index]
+        )
+
+    return Motion(by(batch, order), lambda crystals: by(crystals, back))
+
+
+def cell(batch: CrystalBatch, generator: torch.Generator) -> Motion:
+    """Another choice of cell of the same volume: one random cell vector plus another one."""
+    num = len(batch.num_atoms)
+    row = torch.randint(3, (num,), generator=generator)
+    other = (row + 1 + torch.randint(2, (num,), generator=generator)) % 3
+    shear = torch.zeros(num, 3, 3)
+    shear[torch.arange(num), row, other] = 1
+    identity = torch.eye(3)
+    there, back = identity + shear, identity - shear
+
+    def by(crystals: CrystalBatch, to: Tensor, inverse: Tensor) -> CrystalBatch:
+        # rows: new lattice = to @ lattice, and x @ lattice = (x @ to^-1) @ (to @ lattice)
+        coords = transform(crystals.frac_coords, inverse[crystals.batch])
+        return crystals.replace(
+            frac_coords=coords - coords.floor(), lattices=to @ crystals.lattices
+        )
+
+    return Motion(by(batch, there, back), lambda crystals: by(crystals, back, there))
+
+
+MOTIONS: dict[str, Callable[[CrystalBatch, torch.Generator], Motion]] = {
+    "translation": translation,
+    "rotation": rotation,
+    "permutation": permutation,
+    "cell": cell,
+}
