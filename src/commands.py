@@ -25,7 +25,8 @@ def load_vae(cfg: DictConfig) -> VAEModule:
     """
     device = cfg.device
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        mps = "mps" if torch.backends.mps.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else mps
     return VAEModule.load_from_checkpoint(cfg.ckpt_path).to(device)
 
 
@@ -44,7 +45,9 @@ def load_data(cfg: DictConfig) -> DataModule:
     Raises:
         DataError: if `cfg.data` leaves the folder open and there is no such file, or no config.
     """
-    given = {name: value for name, value in to_plain(cfg.data).items() if value is not None}
+    given = {
+        name: value for name, value in to_plain(cfg.data).items() if value not in (None, "???")
+    }
     if "data_dir" not in given or "_target_" not in given:
         given = {**_data_of_run(Path(cfg.ckpt_path)), **given}
     return build(given, DataModule, allow=["src.data"])

@@ -1,4 +1,4 @@
-"""Data sets to latents, for models that are built on them."""
+"""Data sets to latents and back, for models that are built on them."""
 
 import json
 import logging
@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from rich.progress import track
+from torch import Tensor
 
 from src.commands import load_data, load_vae
 from src.data.dataset import CrystalDataset
 from src.data.latents import LatentDataset
+from src.data.schema import CrystalBatch
 from src.utils.checksum import sha256_of
 from src.utils.inference import inference
 from src.utils.output import new_folder
@@ -46,6 +48,41 @@ def encode_dataset(
             start = stop
     return LatentDataset(
         mean, logvar, dataset.atom_types, dataset.num_atoms, dataset.ids, dataset.y
+    )
+
+
+def decode_dataset(
+    vae: VAEModule, x: Tensor, dataset: CrystalDataset, batch_size: int
+) -> CrystalBatch:
+    """Decode a latent for each atom of a data set (atom types that are not predicted are its own).
+
+    Args:
+        x: (N, latent_dim).
+        batch_size: crystals to decode at a time.
+
+    Returns:
+        All the crystals, on the host.
+    """
+    whole = dataset.batch(torch.arange(len(dataset)))
+    parts: list[CrystalBatch] = []
+    start = 0
+    with inference(vae):
+        for indices in torch.arange(len(dataset)).split(batch_size):
+            batch = dataset.batch(indices).to(vae.device)
+            stop = start + len(batch.batch)
+            asked = {
+                "x": x[start:stop].to(vae.device),
+                "num_atoms": batch.num_atoms,
+                "batch": batch.batch,
+                "max_num_atoms": batch.max_num_atoms,
+                "atom_types": batch.atom_types,
+            }
+            parts.append(vae.reconstruct(vae.decode(asked), batch).to("cpu"))
+            start = stop
+    return whole.replace(
+        atom_types=torch.cat([part.atom_types for part in parts]),
+        frac_coords=torch.cat([part.frac_coords for part in parts]),
+        lattices=torch.cat([part.lattices for part in parts]),
     )
 
 

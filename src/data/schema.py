@@ -21,6 +21,7 @@ Derived on access, so that they cannot go stale:
 | angles         | (B, 3)        | degrees (alpha, beta, gamma)                                |
 | angles_radians | (B, 3)        | radians                                                     |
 | lengths_scaled | (B, 3)        | lengths / num_atoms^(1/3), Å                                |
+| volumes        | (B,)          | Å^3                                                         |
 | token_idx      | (N,) int64    | index of each atom within its crystal                       |
 | cart_coords    | (N, 3)        | Å                                                           |
 """
@@ -245,6 +246,11 @@ class CrystalBatch(Batch):
     @property
     def angles(self) -> Tensor:
         return self.angles_radians.rad2deg()
+
+    @property
+    def volumes(self) -> Tensor:
+        a, b, c = self.lattices.unbind(dim=1)
+        return (torch.linalg.cross(a, b) * c).sum(dim=-1).abs()
 
     @property
     def token_idx(self) -> Tensor:

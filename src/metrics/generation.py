@@ -25,7 +25,6 @@ from scipy.stats import wasserstein_distance
 from src.data.structures import to_crystal, to_structure
 from src.metrics.matching import PYMATGEN, MatcherPool, MatcherSettings
 from src.metrics.validity import (
-    INSTALL_HINT,
     invalid_reason,
     is_valid_composition,
     is_valid_structure,
@@ -145,7 +144,7 @@ def evaluate_generated(
 
     Raises:
         ValueError: if there are no generated crystals, or no reference crystals that can be used.
-        ImportError: if smact or matminer is not installed.
+        ImportError: if matminer is not installed.
     """
     if not generated:
         raise ValueError("there are no generated crystals to evaluate")
@@ -386,7 +385,9 @@ def _load_fingerprints() -> ModuleType:
     try:
         from src.metrics import fingerprints
     except ImportError as error:
-        raise ImportError(f"matminer is needed for fingerprints; {INSTALL_HINT}") from error
+        raise ImportError(
+            "matminer is needed for fingerprints: pip install 'xtal-latent[generation]'"
+        ) from error
     return fingerprints
 
 

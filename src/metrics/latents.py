@@ -35,12 +35,6 @@ def latent_statistics(mean: Tensor, logvar: Tensor) -> dict[str, Any]:
     }
 
 
-def pool_atoms(x: Tensor, num_atoms: Tensor) -> Tensor:
-    """Mean over the atoms of each crystal: (N, d) to (B, d)."""
-    parts = x.split(num_atoms.tolist())
-    return torch.stack([part.mean(dim=0) for part in parts]) if parts else x[:0]
-
-
 def noise_area(levels: Sequence[float], match_rates: Sequence[float]) -> float:
     """Area under match rate against noise (trapezoids), divided by the range of the noise.
 

@@ -94,8 +94,8 @@ class MatchSummary:
         rmse: Mean rms over the matched pairs only; NaN if none matched.
         crmse: Mean over all pairs of the rms, or `stol` where the pair did not match
             (arXiv:2509.12178), so that failing on hard crystals does not pay; NaN if no pairs.
-            That paper's METRe looks for a match among all predictions; here a crystal has one,
-            its own, so the match rate takes its place.
+            A crystal is charged its own pair here, where that paper takes the best match among
+            all predictions; see `src.metrics.tables.metre` for that share.
         num_pairs, num_timeouts, num_crashed, num_errors: Counts.
     """
 

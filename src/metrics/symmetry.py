@@ -121,9 +121,20 @@ def cell(batch: CrystalBatch, generator: torch.Generator) -> Motion:
     return Motion(by(batch, there, back), lambda crystals: by(crystals, back, there))
 
 
-MOTIONS: dict[str, Callable[[CrystalBatch, torch.Generator], Motion]] = {
-    "translation": translation,
-    "rotation": rotation,
-    "permutation": permutation,
-    "cell": cell,
+@dataclass(frozen=True, slots=True)
+class MotionKind:
+    """A way to write crystals differently, by what is another one then."""
+
+    word: str
+    move: Callable[[CrystalBatch, torch.Generator], Motion]
+
+    def __call__(self, batch: CrystalBatch, generator: torch.Generator) -> Motion:
+        return self.move(batch, generator)
+
+
+MOTIONS = {
+    "translation": MotionKind("origin", translation),
+    "rotation": MotionKind("orientation", rotation),
+    "permutation": MotionKind("order of atoms", permutation),
+    "cell": MotionKind("choice of cell", cell),
 }

@@ -1,6 +1,6 @@
 """Whether a crystal can be one: its geometry by CDVAE's rule, its composition by SMACT's.
 
-smact is imported when a composition is first judged, so that this module works without it.
+smact is imported when a composition is first judged, since that takes a moment.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from src.data.structures import to_crystal
 # CDVAE (Xie et al., ICLR 2022), scripts/eval_utils.py
 MIN_DISTANCE = 0.5  # Å
 MIN_VOLUME = 0.1  # Å^3
-
-INSTALL_HINT = "it comes with `pip install xtal-latent[generation]`"
 
 _HEAVIEST_ELEMENT = 118
 _MAX_COMBINATIONS = 1_000_000  # of oxidation states, about a second
@@ -67,7 +65,6 @@ def is_valid_composition(composition: Composition) -> bool:
     The verdict is kept for each reduced formula.
 
     Raises:
-        ImportError: if smact is not installed.
         ValueError: if the numbers of atoms are not whole.
     """
     if any(isinstance(specie, DummySpecies) for specie in composition):
@@ -82,11 +79,9 @@ def is_valid_composition(composition: Composition) -> bool:
 
 @functools.lru_cache(maxsize=2**17)
 def _is_valid_formula(formula: str) -> bool:
-    try:
-        from smact import Element, metals
-        from smact.screening import smact_validity
-    except ImportError as error:
-        raise ImportError(f"smact is needed to judge a composition; {INSTALL_HINT}") from error
+    from smact import Element, metals
+    from smact.screening import smact_validity
+
     composition = Composition(formula)
     symbols = [element.symbol for element in composition]
     try:

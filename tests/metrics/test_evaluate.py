@@ -7,8 +7,15 @@ import torch
 from pymatgen.core import Lattice, Structure
 
 from src.data.schema import CrystalBatch
-from src.metrics.evaluate import evaluate_reconstruction, match_batches, reconstruct_batches
-from src.metrics.matching import CDVAE, PYMATGEN, MatcherPool
+from src.metrics.evaluate import (
+    SETTINGS,
+    evaluate_reconstruction,
+    match_batches,
+    reconstruct_batches,
+    reconstruction_figures,
+    to_structures,
+)
+from src.metrics.matching import CDVAE, PYMATGEN, MatcherPool, PairResult
 
 
 class FakeVAE(torch.nn.Module):
@@ -32,12 +39,14 @@ class FakeVAE(torch.nn.Module):
         return self.spoil(decoded["crystals"])
 
 
+SODIUM = [[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
+CHLORINE = [[0.5, 0.5, 0.5], [0, 0, 0.5], [0, 0.5, 0], [0.5, 0, 0]]
+
+
 def rocksalts(*lengths: float) -> CrystalBatch:
+    elements = ["Na"] * 4 + ["Cl"] * 4
     return CrystalBatch.from_structures(
-        [
-            Structure.from_spacegroup("Fm-3m", Lattice.cubic(a), ["Na", "Cl"], [[0] * 3, [0.5] * 3])
-            for a in lengths
-        ]
+        [Structure(Lattice.cubic(a), elements, SODIUM + CHLORINE) for a in lengths]
     )
 
 
@@ -68,6 +77,7 @@ def test_a_perfect_vae(batches, pool):
             "coords_rmsd": 0.0,
             "lengths_mae": 0.0,
             "angles_mae": 0.0,
+            "volume_mape": 0.0,
         },
         abs=1e-6,
     )
@@ -136,9 +146,59 @@ def test_one_bad_crystal_does_not_spoil_the_others(pool):
         return batch.replace(frac_coords=coords)
 
     targets, predictions = reconstruct_batches(FakeVAE(spoil), [rocksalts(5.5, 5.6, 5.7)])
+    for results in match_batches(targets, predictions, pool):
+        assert [result.status for result in results] == ["matched", "error", "matched"]
+        assert [result.matched for result in results] == [True, False, True]
+        assert results[0].rms == pytest.approx(0, abs=1e-6)
+        assert results[1].rms is None
+    (first, second, third) = to_structures(predictions[0])
+    assert second is None
+    assert (first.volume, third.volume) == (pytest.approx(5.5**3), pytest.approx(5.7**3))
+
+
+@pytest.mark.parametrize("field", ["frac_coords", "lattices"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_any_number_that_is_not_finite_costs_its_crystal_alone(field, value):
+    batch = rocksalts(5.5, 5.6, 5.7)
+    for i in range(3):
+        values = getattr(batch, field).clone()
+        values[i if field == "lattices" else batch.ptr[i + 1] - 1, 1] = value
+        structures = to_structures(batch.replace(**{field: values}))
+        assert [structure is None for structure in structures] == [i == 0, i == 1, i == 2]
+
+
+def test_results_are_of_each_of_the_settings_in_the_order_of_the_pairs(pool):
+    """An atom of CsCl moved by three fractions of the free length."""
+    cscl = Structure(Lattice.cubic(4.0), ["Cs", "Cl"], [[0.0] * 3, [0.5] * 3])
+    free_length = 4.0 / 2 ** (1 / 3)
+    targets, predictions = [], []
+    for share in (0.1, 0.62, 0.3):  # the matcher takes half of it for a shift of both atoms
+        moved = cscl.copy()
+        moved.translate_sites([0], [share * free_length, 0, 0], frac_coords=False)
+        targets.append(CrystalBatch.from_structures([cscl]))
+        predictions.append(CrystalBatch.from_structures([moved]))
     cdvae, default = match_batches(targets, predictions, pool, (CDVAE, PYMATGEN))
-    assert cdvae.match_rate == default.match_rate == pytest.approx(2 / 3)
-    assert (cdvae.num_pairs, cdvae.num_errors, cdvae.rmse) == (3, 1, pytest.approx(0, abs=1e-6))
+    assert [r.rms for r in cdvae] == pytest.approx([0.05, 0.31, 0.15], rel=1e-4)
+    assert [r.matched for r in default] == [True, False, True]
+    assert match_batches(targets, predictions, pool) == [cdvae, default]
+    (alone,) = match_batches(targets, predictions, pool, [PYMATGEN])
+    assert alone == default
+
+
+def test_figures_of_results_by_hand(batches):
+    """Three pairs: one timed out under one matcher, none matched under the other."""
+    assert SETTINGS == (CDVAE, PYMATGEN)
+    cdvae = [PairResult("matched", 0.2), PairResult("matched", 0.1), PairResult("timeout")]
+    default = [PairResult("timeout"), PairResult("error"), PairResult("unmatched")]
+    figures = reconstruction_figures(batches, batches, [cdvae, default])
+    assert figures["match_rate"] == pytest.approx(2 / 3)
+    assert figures["rmse"] == pytest.approx(0.15)
+    assert figures["crmse"] == pytest.approx((0.2 + 0.1 + 0.5) / 3)
+    assert figures["match_rate_default"] == 0
+    assert math.isnan(figures["rmse_default"])
+    assert figures["crmse_default"] == pytest.approx(0.3)
+    assert figures["match_timeouts"] == 2
+    assert figures["atom_type_accuracy"] == 1
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -53,6 +53,8 @@ EXPECTED = {
     "coords_rmsd": math.sqrt((0.2**2 + 0.4**2 + 0.08**2) / 3),
     "lengths_mae": (0.3 + 0.6) / 6,
     "angles_mae": 6 / 6,
+    # 4.3 x 4 x 4 for 4 x 4 x 4; 2 x 3 x 4.4 of a cell sheared to 84° for 2 x 3 x 5
+    "volume_mape": (0.3 / 4 + 1 - 0.88 * math.sin(math.radians(84))) / 2,
 }
 
 
@@ -67,6 +69,13 @@ def test_a_perfect_reconstruction():
     errors = ReconstructionErrors()
     errors.update(target, target)
     assert plain(errors) == {**dict.fromkeys(EXPECTED, 0.0), "atom_type_accuracy": 1.0}
+
+
+def test_a_mirrored_cell_has_the_same_volume():
+    _, target = make_pair()
+    errors = ReconstructionErrors()
+    errors.update(target.replace(lattices=-target.lattices), target)
+    assert plain(errors)["volume_mape"] == 0
 
 
 def test_whole_cells_make_no_difference():

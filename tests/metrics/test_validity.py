@@ -1,5 +1,4 @@
 import math
-import sys
 
 import numpy as np
 import pandas as pd
@@ -102,12 +101,6 @@ class TestComposition:
     def test_fractions_are_refused(self):
         with pytest.raises(ValueError, match="whole numbers"):
             is_valid_composition(Composition("Na0.5Cl"))
-
-    def test_without_smact(self, monkeypatch):
-        validity._is_valid_formula.cache_clear()
-        monkeypatch.setitem(sys.modules, "smact", None)
-        with pytest.raises(ImportError, match=r"pip install xtal-latent\[generation\]"):
-            is_valid_composition(Composition("KBr"))
 
 
 def test_share_of_real_crystals(shared_data):
