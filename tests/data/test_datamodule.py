@@ -57,7 +57,7 @@ def test_a_folder_of_tables(tables, options):
     batch = next(iter(data.val_dataloader()))
     assert isinstance(batch, CrystalBatch)
     assert batch.y["gap"].tolist() == [30, 31, 32]
-    assert data.dataset("val").ids == [f"id-{i}" for i in range(30, 35)]
+    assert list(data.dataset("val").ids) == [f"id-{i}" for i in range(30, 35)]
     assert data.dataset("val") is data.dataset("val")
 
 
