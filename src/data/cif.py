@@ -48,6 +48,11 @@ _UNKNOWN = ("?", ".")
 # A failure of spglib is None in old versions, and an exception in new ones, as it is set up.
 _SPGLIB_ERRORS = (spglib.SpglibError,) if hasattr(spglib, "SpglibError") else ()
 
+# gemmi cuts its message short, at times within a character.
+_GEMMI_ERRORS = (RuntimeError, UnicodeDecodeError)
+
+_LONE_POINT = re.compile(r"(?<!\d)\.(?!\d)")  # gemmi takes it for zero
+
 _HOME_CELL = np.zeros((1, 3))
 _NEIGHBOR_CELLS = np.stack(np.meshgrid(*3 * [[-1.0, 0.0, 1.0]]), axis=-1).reshape(27, 3)
 
@@ -246,7 +251,7 @@ def _block_with_atoms(text: str) -> cif.Block:
     if not isinstance(text, str) or not text.strip():
         raise CrystalError("empty CIF")
     try:
-        document = cif.read_string(text)
+        document = cif.read_string(text.encode())
     except (ValueError, RuntimeError) as error:
         raise CrystalError(f"not valid CIF: {' '.join(str(error).split())}") from error
     for block in document:
@@ -343,8 +348,10 @@ def _read_operations(block: cif.Block) -> np.ndarray:
 def _parse_operation(triplet: str) -> gemmi.Op:
     try:
         operation = gemmi.Op(triplet)
-    except RuntimeError as error:
+    except _GEMMI_ERRORS as error:
         raise CrystalError(f"symmetry operation {triplet!r} cannot be read") from error
+    if _LONE_POINT.search(triplet):
+        raise CrystalError(f"symmetry operation {triplet!r} cannot be read")
     if abs(operation.det_rot()) != gemmi.Op.DEN**3:
         raise CrystalError(f"symmetry operation {triplet!r} does not preserve the volume")
     return operation
@@ -353,7 +360,8 @@ def _parse_operation(triplet: str) -> gemmi.Op:
 def _space_group_operations(block: cif.Block) -> Iterable[gemmi.Op]:
     """Of the first of Hall symbol, Hermann-Mauguin name and number that is given; none for P1.
 
-    A given one that is unknown is an error: the next may stand for another setting.
+    A given one that is unknown is an error: the next may stand for another setting. So is a name
+    that is not the number's.
     """
     hall = _first_value(block, _HALL_TAGS)
     name = _first_value(block, _HERMANN_MAUGUIN_TAGS)
@@ -361,16 +369,19 @@ def _space_group_operations(block: cif.Block) -> Iterable[gemmi.Op]:
     if hall is not None:
         try:
             return gemmi.symops_from_hall(hall)
-        except RuntimeError as error:
+        except _GEMMI_ERRORS as error:
             raise CrystalError(f"unknown space group, Hall symbol {hall!r}") from error
     if name is None and number is not None:
-        known = gemmi.find_spacegroup_by_number(int(number)) if number.isdecimal() else None
+        is_one = number.isdecimal() and len(number) <= 3
+        known = gemmi.find_spacegroup_by_number(int(number)) if is_one else None
         name = known.hm if known is not None else f"number {number}"
     if name is not None:
         alpha, gamma = _number(block, "_cell_angle_alpha"), _number(block, "_cell_angle_gamma")
         group = gemmi.find_spacegroup_by_name(name, alpha, gamma)
         if group is None:
             raise CrystalError(f"unknown space group {name!r}")
+        if number not in (None, str(group.number)):
+            raise CrystalError(f"space group {name!r} is number {group.number}, not {number}")
         return group.operations()
     if any(item.loop and item.loop.tags[0].startswith("_space_group_symop_magn") for item in block):
         raise CrystalError("magnetic symmetry operations are not supported")

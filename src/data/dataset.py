@@ -33,10 +33,11 @@ from src.data.cif import CrystalError, check_crystal, read_cif
 from src.data.flat import MappedTensors, ragged_index, save_tensors
 from src.data.readers import DataError, Reader, Record
 from src.data.schema import CrystalBatch, Part
+from src.utils.checksum import sha256_of
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # part of the cache's name: raise it when the same input gives other tensors
+FORMAT = 2  # part of the cache's name: raise it when the same input gives other tensors
 MAX_ATOMIC_NUMBER = 99
 
 
@@ -290,13 +291,8 @@ def _cache_key(reader: Reader, options: ReadOptions) -> str:
     for path in reader.files:
         name = path.relative_to(reader.source.parent)  # it is part of the ids
         digest.update(f"\n{name}\n".encode())
-        digest.update(_sha256(path).encode())
+        digest.update(sha256_of(path).encode())
     return digest.hexdigest()[:32]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _open_cache(folder: Path) -> CrystalDataset | None:
@@ -306,7 +302,7 @@ def _open_cache(folder: Path) -> CrystalDataset | None:
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         for name in ("crystals.safetensors", "rejected.csv"):
-            if manifest["sha256"][name] != _sha256(folder / name):
+            if manifest["sha256"][name] != sha256_of(folder / name):
                 raise ValueError(f"{name} does not have the checksum in manifest.json")
         return CrystalDataset.load(folder / "crystals.safetensors")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -325,7 +321,7 @@ def _make_cache(folder: Path, reader: Reader, options: ReadOptions) -> None:
         writer.writerow(["where", "material_id", "reason"])
         writer.writerows([record.where, record.id, reason] for record, reason in rejected)
     manifest = {
-        "sha256": {path.name: _sha256(path) for path in sorted(partial.iterdir())},
+        "sha256": {path.name: sha256_of(path) for path in sorted(partial.iterdir())},
         "source": str(reader.source),
         "num_crystals": len(dataset),
         "num_rejected": len(rejected),

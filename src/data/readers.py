@@ -1,10 +1,13 @@
 """What lies on disk, as a stream of records: a CSV in the CDVAE layout, or a folder of CIFs."""
 
+import gzip
+import io
 import logging
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,7 +36,7 @@ class CsvReader:
     """A table with the columns `material_id` (optional), `cif`, and properties.
 
     Args:
-        path: `.csv`, plain or compressed in any way that pandas reads.
+        path: `.csv`, plain or `.gz`.
         properties: numeric columns that ride along; one that this file lacks is all NaN.
     """
 
@@ -54,18 +57,22 @@ class CsvReader:
         Raises:
             DataError: if the file cannot be read as CSV or has no column `cif`.
         """
-        wanted = ["material_id", "cif", *self.properties]
         row = 0
+        opened = gzip.open if self.path.suffix == ".gz" else open
         try:
-            with pd.read_csv(
-                self.path,
-                chunksize=10_000,
-                dtype={"material_id": str, "cif": str},
-                usecols=lambda name: name in wanted,
-            ) as chunks:
+            with (
+                opened(self.path, "rb") as file,
+                pd.read_csv(
+                    io.BufferedReader(_WithoutNul(file)),
+                    chunksize=10_000,
+                    dtype={"material_id": str, "cif": str},
+                    low_memory=False,
+                    keep_default_na=False,  # "NA" is a name, too
+                ) as chunks,
+            ):
                 for chunk in chunks:
                     if row == 0:
-                        self._check_columns(chunk.columns)
+                        self._check_columns(chunk)
                     values = np.full((len(chunk), len(self.properties)), np.nan)
                     for i, name in enumerate(self.properties):
                         if name in chunk:
@@ -83,13 +90,32 @@ class CsvReader:
                 EOFError, zlib.error) as error:  # fmt: skip
             raise DataError(f"{self.path} is not a readable CSV file: {error}") from error
 
-    def _check_columns(self, columns: pd.Index) -> None:
-        if "cif" not in columns:
+    def _check_columns(self, chunk: pd.DataFrame) -> None:
+        if not isinstance(chunk.index, pd.RangeIndex):  # pandas has shifted the names
+            raise DataError(f"{self.path} has more values in a row than columns in its first line")
+        if "cif" not in chunk:
             header = pd.read_csv(self.path, nrows=0).columns.tolist()
             raise DataError(f"{self.path} has no column 'cif'; its columns are {header}")
         for name in self.properties:
-            if name not in columns:
+            if name not in chunk:
                 log.warning("%s has no column %r: NaN for all its crystals", self.path, name)
+
+
+class _WithoutNul(io.RawIOBase):
+    """Passes bytes on until there is a zero among them: there pandas would cut off the field."""
+
+    def __init__(self, file: io.BufferedIOBase) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._file.read(len(buffer))
+        if b"\0" in content:
+            raise OSError("there is a zero byte in it")
+        buffer[: len(content)] = content
+        return len(content)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ N tokens in the batch, B sequences, L padded length, D model width, H heads, E =
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,11 @@ from torch import Tensor, nn
 
 from src.utils.precision import full_precision
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
 
 
 class Packing:
@@ -90,7 +95,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, d_model: int, nhead: int, dropout: float = 0.0, bias: bool = True) -> None:
         super().__init__()
-        if d_model % nhead:
+        if not isinstance(nhead, int) or nhead < 1 or d_model % nhead:
             raise ValueError(f"d_model={d_model} is not a multiple of nhead={nhead}")
         self.nhead = nhead
         self.dropout = dropout

@@ -1,13 +1,22 @@
 """Checkpoints are opened and written here; nothing in them is ever executed."""
 
+import io
+import logging
 import os
 import pickle
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning import LightningModule
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+log = logging.getLogger(__name__)
+
+LAST = "last.ckpt"  # what a run goes on from
 
 
 class CheckpointError(ValueError):
@@ -25,7 +34,10 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
+        refuse_compressed(path)
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
@@ -39,6 +51,18 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     return checkpoint
 
 
+def refuse_compressed(path: Path) -> None:
+    """Refuse a zip archive out of which comes more than the file is long; torch writes none.
+
+    Raises:
+        CheckpointError: if it is such a one.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+                raise CheckpointError(f"{path} is no checkpoint: it is compressed")
+
+
 def save_checkpoint(module: LightningModule, path: str | Path) -> None:
     """Write a module's weights and config as a checkpoint, whole or not at all."""
     path = Path(path)
@@ -47,6 +71,83 @@ def save_checkpoint(module: LightningModule, path: str | Path) -> None:
         "hyper_parameters": dict(module.hparams),
         "pytorch-lightning_version": lightning.__version__,
     }
+    module.on_save_checkpoint(content)
+    write_checkpoint(content, path)
+
+
+def write_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
+    """Write a checkpoint, whole or not at all: until it is whole, the one before it stays.
+
+    Raises:
+        CheckpointError: if a weight is not finite, or if it cannot be written (a full disk).
+    """
+    path = Path(path)
+    for name, weight in content["state_dict"].items():
+        if not weight.isfinite().all():
+            raise CheckpointError(f"{path} is not written, since there are NaN or inf in {name}")
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
     partial = path.with_name(f"{path.name}.partial")
-    torch.save(content, partial)
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{path} cannot be written ({error}); what was there before it is as it was"
+        ) from error
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lets Lightning write its checkpoints with `write_checkpoint`."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        write_checkpoint(checkpoint, path)
+
+
+def find_last(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint in `folder` to go on from, and its content; None if there is none at all.
+
+    That is `last.ckpt` or, where it is missing or damaged, the newest that is good; a damaged one
+    is named in a warning.
+
+    Raises:
+        CheckpointError: if there are checkpoints and none of them can be used.
+    """
+    paths = sorted(
+        Path(folder).glob("*.ckpt"),
+        key=lambda path: (path.name == LAST, path.stat().st_mtime_ns),
+        reverse=True,
+    )
+    for path in paths:
+        try:
+            return path, load_resumable(path)
+        except CheckpointError as error:
+            log.warning("%s", error)
+    if paths:
+        raise CheckpointError(
+            f"no checkpoint in {folder} can be continued from: to start anew, choose another "
+            "folder, or remove them"
+        )
+    return None
+
+
+def load_resumable(path: str | Path) -> dict[str, Any]:
+    """As `load_checkpoint`, of a checkpoint that holds the state of a run as well.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as there, or if it holds weights alone.
+    """
+    checkpoint = load_checkpoint(path)
+    if missing := {"loops", "optimizer_states", "global_step"} - set(checkpoint):
+        raise CheckpointError(
+            f"{path} holds weights but no run to continue ({', '.join(sorted(missing))} missing): "
+            "start from it with ckpt_path"
+        )
+    return checkpoint

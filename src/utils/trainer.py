@@ -8,6 +8,8 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import Timer
 
+from src.utils.checkpoints import AtomicCheckpointIO
+
 
 def native_precision(accelerator: str = "auto") -> str:
     """`bf16-mixed` where the hardware multiplies bfloat16 natively, else `32-true`.
@@ -33,6 +35,7 @@ def build_trainer(
     default_root_dir: str | Path = ".",
     max_time: str | None = None,
     callbacks: Sequence[Callback] = (),
+    plugins: Sequence[Any] = (),
     **kwargs: Any,
 ) -> Trainer:
     """A `lightning.Trainer`; all its arguments pass through.
@@ -43,13 +46,23 @@ def build_trainer(
         max_time: DD:HH:MM:SS. Its Timer comes before the other callbacks, so that they learn in
             the same step that the time is up.
         callbacks: as for the Trainer.
+        plugins: as for the Trainer; `AtomicCheckpointIO` is added to them.
     """
     if precision == "auto":
         precision = native_precision(kwargs.get("accelerator", "auto"))
     timer = [Timer(max_time)] if max_time else []
-    return Trainer(
+    trainer = Trainer(
         precision=precision,  # type: ignore[arg-type]
         default_root_dir=default_root_dir,
         callbacks=[*timer, *callbacks],
+        plugins=[AtomicCheckpointIO(), *plugins],
         **kwargs,
     )
+    # Where max_steps is set, Lightning takes each checkpoint for one from within an epoch. A run
+    # that goes on from the end of an epoch would then leave out the steps of the next one.
+    trainer.fit_loop._iteration_based_training = _never  # type: ignore[method-assign]
+    return trainer
+
+
+def _never() -> bool:
+    return False

@@ -6,8 +6,10 @@ the records kept (heads, norm order, activation) and the shapes of the weights s
 same network from our classes.
 """
 
+import io
 import math
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -16,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.utils.checkpoints import CheckpointError
+from src.utils.checkpoints import CheckpointError, refuse_compressed
 from src.vae_module.decoders.transformer import TransformerDecoder
 from src.vae_module.encoders.transformer import TransformerEncoder
+from src.vae_module.pretrained import restore
 from src.vae_module.vae_module import LOSS_WEIGHTS, VAEModule
 
 # Names of torch's typed storages, and what they hold.
@@ -35,13 +38,27 @@ STORAGES = {
     "BoolStorage": torch.bool,
 }
 
+# What torch.compile, DataParallel and weight averaging put into the names of weights.
+WRAPPERS = ("_orig_mod", "module")
+
+# Serve training alone: the projection of the alignment loss, the count of weight averaging.
+NOT_OF_THE_VAE = ("proj.", "n_averaged")
+
 
 class Record:
     """Stands for any object of a foreign class: keeps its state and does nothing."""
 
+    state: dict[str, Any]
+    items: dict[Any, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Record":
+        # not in __init__, which pickle mostly passes by
+        self = super().__new__(cls)
+        self.state, self.items = {}, {}
+        return self
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.state: dict[str, Any] = {}
-        self.items: dict[Any, Any] = {}
+        pass
 
     def __setstate__(self, state: Any) -> None:
         self.state = state if isinstance(state, dict) else {"state": state}
@@ -62,24 +79,34 @@ class Record:
     def add(self, value: Any) -> None:
         self.append(value)
 
-    def __getitem__(self, path: str) -> Any:
-        """What is found by a dotted path of submodules, attributes and config keys, else None."""
-        found: Any = self
-        for name in path.split("."):
-            places: list[Any] = [found.state] if isinstance(found, Record) else []
-            if isinstance(found, Record):
-                places += [found.state.get(key) for key in ("_modules", "_content")]
-            found = next((p[name] for p in places if isinstance(p, dict) and name in p), None)
-        is_node = isinstance(found, Record) and "_val" in found.state  # a leaf of OmegaConf
-        return found.state["_val"] if is_node else found
+
+def find(node: Any, path: str) -> Any:
+    """What a dotted path of attributes, submodules and keys leads to from a record, else None."""
+    for name in path.split("."):
+        node = next((place[name] for place in _places(node) if name in place), None)
+        for wrapper in WRAPPERS:
+            node = next((place[wrapper] for place in _places(node) if wrapper in place), node)
+    is_leaf = isinstance(node, Record) and "_val" in node.state  # of OmegaConf
+    return node.state["_val"] if is_leaf else node
+
+
+def _places(node: Any) -> list[dict[Any, Any]]:
+    """Where the parts of a network, of a config or of a dict are."""
+    if not isinstance(node, Record):
+        return [node] if isinstance(node, dict) else []
+    places = [node.state, node.items, node.state.get("_modules"), node.state.get("_content")]
+    return [place for place in places if isinstance(place, dict)]
 
 
 class InertUnpickler(pickle.Unpickler):
     """Unpickles tensors and plain types; every other class becomes a kind of `Record`."""
 
     def __init__(self, archive: zipfile.ZipFile, prefix: str) -> None:
-        super().__init__(archive.open(f"{prefix}data.pkl"))
+        content = archive.read(f"{prefix}data.pkl")
+        _check_sizes(content)
+        super().__init__(io.BytesIO(content))
         self.archive, self.prefix = archive, prefix
+        self.storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         known = {
@@ -92,19 +119,27 @@ class InertUnpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Tensor:
         try:
             _, kind, key, _, _ = pid
-            dtype = STORAGES[kind.__name__]
-            content = self.archive.read(f"{self.prefix}data/{key}")
+            if key not in self.storages:
+                content = bytearray(self.archive.read(f"{self.prefix}data/{key}"))
+                dtype = STORAGES[kind.__name__]
+                self.storages[key] = torch.frombuffer(content or bytearray(8), dtype=dtype)
+            return self.storages[key]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise pickle.UnpicklingError(f"unknown storage {pid!r}") from error
-        return torch.frombuffer(bytearray(content), dtype=dtype)
+
+
+def _check_sizes(content: bytes) -> None:
+    """Refuse a pickle for which the unpickler would take memory that the file does not fill."""
+    for opcode, arg, _ in pickletools.genops(content):  # notices lengths beyond the end by itself
+        if opcode.name == "LONG_BINPUT" and int(arg or 0) > len(content):
+            raise pickle.UnpicklingError(f"a memo of {arg} entries in {len(content)} bytes")
 
 
 def _rebuild_tensor(storage: Tensor, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:
-    if (
-        math.prod(size) > storage.numel()
-    ):  # as_strided checks all but repetition, which costs memory
+    # as_strided checks all but repetition, which would cost memory later
+    if math.prod(size) > storage.numel():
         raise pickle.UnpicklingError(f"a tensor of {tuple(size)} in {storage.numel()} numbers")
-    return storage.as_strided(tuple(size), tuple(stride), offset).clone()
+    return storage.as_strided(tuple(size), tuple(stride), offset)
 
 
 def read_foreign_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -118,6 +153,7 @@ def read_foreign_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
+        refuse_compressed(path)
         with zipfile.ZipFile(path) as archive:
             pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
             if len(pickles) != 1:
@@ -140,74 +176,132 @@ def import_chemeleon2(path: str | Path) -> VAEModule:
         CheckpointError: if it is no such checkpoint, or of a form that our classes do not have.
     """
     checkpoint = read_foreign_checkpoint(path)
-    weights, parameters = checkpoint["state_dict"], checkpoint.get("hyper_parameters", {})
     try:
-        predicts = "decoder.atom_types_head.weight" in weights
-        encoder = TransformerEncoder(
-            **_sizes(weights, parameters, "encoder"),
-            max_num_elements=weights["encoder.atom_type_embedder.weight"].shape[0],
-            coords_input="raw",
-            lattice_input="matrix",
-            index_embedding=True,
-        )
-        decoder = TransformerDecoder(
-            **_sizes(weights, parameters, "decoder"),
-            max_num_elements=encoder.max_num_elements,
-            atom_type_predict=predicts,
-            atom_type_input=False,
-            coords_output="raw",
-            index_embedding=True,
-        )
-        vae = VAEModule(
-            encoder,
-            decoder,
-            latent_dim=weights["post_quant_conv.weight"].shape[1],
-            loss_weights=_loss_weights(parameters),
-            quant_bias="quant_conv.bias" in weights,
-            rotate=True,
-        )
-        vae.load_state_dict(weights)
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        weights = _own_names(checkpoint["state_dict"])
+        with torch.device("meta"):  # what the shapes ask for takes no memory yet
+            vae = _build(weights, checkpoint.get("hyper_parameters"))
+    except KeyError as error:
+        raise CheckpointError(f"{path} is not a VAE of Chemeleon2: no {error} in it") from error
+    except (TypeError, AttributeError, ValueError, IndexError, ArithmeticError) as error:
         raise CheckpointError(f"{path} is not a VAE of Chemeleon2 that fits: {error}") from error
-    return vae.eval()
+    weights |= _missing_biases(weights, vae)
+    content = {"state_dict": weights, "hyper_parameters": dict(vae.hparams)}
+    return restore(VAEModule, content, path)
 
 
-def _sizes(weights: dict[str, Tensor], parameters: Any, part: str) -> dict[str, Any]:
-    """Arguments of encoder or decoder, from shapes where these tell, else from the record."""
-    prefix = f"{part}.transformer.layers."
-    first = f"{prefix}0."
-    record = parameters[part]
-    layer = record["transformer.layers.0"]
-    if layer["norm1"].state.get("eps") != 1e-5:
-        raise ValueError(f"{part} has LayerNorms with eps {layer['norm1'].state.get('eps')}")
+def _own_names(weights: dict[str, Any]) -> dict[str, Any]:
+    """The VAE's own weights, under the names that they have without wrappers."""
+    names = {n: ".".join(p for p in n.split(".") if p not in WRAPPERS) for n in weights}
+    return {own: weights[name] for name, own in names.items() if not own.startswith(NOT_OF_THE_VAE)}
+
+
+def _missing_biases(weights: dict[str, Tensor], vae: VAEModule) -> dict[str, Tensor]:
+    """Zeros for layers without biases: these still end in a LayerNorm with one, ours do not."""
+    prefixes = tuple(
+        f"{part}.transformer.layers."
+        for part in ("encoder", "decoder")
+        if f"{part}.transformer.layers.0.linear1.bias" not in weights
+    )
     return {
-        "d_model": weights[f"{first}linear1.weight"].shape[1],
-        "nhead": layer["self_attn"].state["num_heads"],
-        "num_layers": len({n.split(".")[3] for n in weights if n.startswith(prefix)}),
-        "dim_feedforward": weights[f"{first}linear1.weight"].shape[0],
-        "dropout": layer["dropout"].state["p"],
-        "activation": _activation(layer),
-        "norm_first": layer.state["norm_first"],
-        "bias": f"{first}linear1.bias" in weights,
-        "final_norm": f"{part}.transformer.norm.weight" in weights,
+        name: torch.zeros(weight.shape)
+        for name, weight in vae.state_dict().items()
+        if name.startswith(prefixes) and name.endswith("bias")
     }
 
 
-def _activation(layer: Record) -> str:
-    """Of a `torch.nn.TransformerEncoderLayer`.
+def _build(weights: dict[str, Tensor], parameters: Any) -> VAEModule:
+    """The module, without its weights."""
+    num_types = len(weights["encoder.atom_type_embedder.weight"])
+    predicts = "decoder.atom_types_head.weight" in weights
+    return VAEModule(
+        TransformerEncoder(
+            **_arguments(weights, parameters, "encoder"),
+            max_num_elements=num_types,
+            coords_input="raw",
+            lattice_input="matrix",
+        ),
+        TransformerDecoder(
+            **_arguments(weights, parameters, "decoder"),
+            max_num_elements=(
+                len(weights["decoder.atom_types_head.weight"]) if predicts else num_types
+            ),
+            atom_type_predict=predicts,
+            atom_type_input=False,
+            coords_output="raw",
+        ),
+        latent_dim=weights["post_quant_conv.weight"].shape[1],
+        loss_weights=_loss_weights(parameters),
+        quant_bias="quant_conv.bias" in weights,
+        rotate=True,
+    )
 
-    A tanh-approximated GELU counts as the exact one, which that layer computes when it runs its
-    fused kernel, in evaluation mode; the two differ by less than 1e-3.
+
+def _arguments(weights: dict[str, Tensor], parameters: Any, part: str) -> dict[str, Any]:
+    """Those of encoder or decoder: from shapes where these tell, else from the record.
+
+    The record is a pickled network or, failing that, the config of one.
     """
-    activation = layer["activation"]
-    name = activation.__name__ if isinstance(activation, type) else type(activation).__name__
-    try:
-        return {"GELU": "gelu", "gelu": "gelu", "ReLU": "relu", "relu": "relu"}[name]
-    except KeyError:
-        raise ValueError(f"activation {name}") from None
+    prefix = f"{part}.transformer.layers."
+    hidden = weights[f"{prefix}0.linear1.weight"]
+    has_bias = f"{prefix}0.linear1.bias" in weights
+
+    def recorded(in_network: str, in_config: str) -> Any:
+        found = find(parameters, f"{part}.transformer.layers.0.{in_network}")
+        found = find(parameters, f"{part}.{in_config}") if found is None else found
+        if found is None:
+            raise ValueError(f"it does not say what {part}.{in_config} is")
+        return found
+
+    for norm in ("layers.0.norm1", "layers.0.norm2", "norm"):
+        eps = find(parameters, f"{part}.transformer.{norm}.eps")
+        if eps not in (None, 1e-5):
+            raise ValueError(f"{part} has LayerNorms with eps {eps}")
+    nhead = recorded("self_attn.num_heads", "nhead")
+    return {
+        "d_model": hidden.shape[1],
+        "nhead": nhead,
+        "num_layers": len({name.split(".")[3] for name in weights if name.startswith(prefix)}),
+        "dim_feedforward": hidden.shape[0],
+        "dropout": recorded("dropout.p", "dropout"),
+        "activation": _activation(
+            recorded("activation", "activation"), fused=has_bias and nhead % 2 == 0
+        ),
+        "norm_first": recorded("norm_first", "norm_first"),
+        "bias": has_bias or f"{part}.transformer.norm.bias" in weights,
+        "final_norm": f"{part}.transformer.norm.weight" in weights,
+        "index_embedding": _index_embedding(parameters, part),
+    }
+
+
+def _activation(given: Any, fused: bool) -> str:
+    """Of a `torch.nn.TransformerEncoderLayer`, as it computes it in evaluation mode.
+
+    Its fused kernel (which it has for an even number of heads, with biases) knows the exact GELU
+    alone and takes that for the tanh approximation, too. Chemeleon2 always asks for the latter.
+    The two differ by less than 1e-3.
+    """
+    of_class = given if isinstance(given, type) else type(given)
+    name = given if isinstance(given, str) else of_class.__name__
+    if name in ("relu", "ReLU"):
+        return "relu"
+    if name not in ("gelu", "GELU"):
+        raise ValueError(f"activation {name}")
+    by_tanh = isinstance(given, str) or find(given, "approximate") == "tanh"
+    return "gelu_tanh" if by_tanh and not fused else "gelu"
+
+
+def _index_embedding(parameters: Any, part: str) -> bool:
+    """Whether there is one; of those that Chemeleon2 had over time, ours is the first."""
+    given = find(parameters, f"{part}.index_embedding")
+    name = given if isinstance(given, str) or given is None else type(given).__name__
+    if name in ("none", "NoPositionalEmbedding"):
+        return False
+    max_length = find(given, "max_len") or 2048
+    if name in (None, "sinusoidal", "SinusoidalPositionalEmbedding") and max_length == 2048:
+        return True
+    raise ValueError(f"{part} has the index embedding {name} (max_len {max_length})")
 
 
 def _loss_weights(parameters: Any) -> dict[str, float]:
-    record = parameters.get("loss_weights")
-    values = {name: record[name] for name in LOSS_WEIGHTS} if isinstance(record, Record) else {}
+    values = {name: find(parameters, f"loss_weights.{name}") for name in LOSS_WEIGHTS}
     return {name: float(value) for name, value in values.items() if value is not None}

@@ -1,7 +1,7 @@
 """The LightningModule: the public calls, the steps, logging and optimizers; nothing else."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,22 +12,29 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from pymatgen.core import Structure
 from torch import Tensor, nn
 
+from src.data import DataModule
 from src.data import augmentation as augment
 from src.data.schema import CrystalBatch
+from src.metrics.losses import LossAverages
 from src.metrics.reconstruction import ReconstructionErrors
-from src.utils.checkpoints import CheckpointError, load_checkpoint
+from src.utils.checkpoints import load_checkpoint
 from src.utils.config import build, describe, to_plain
 from src.utils.geometry import parameters_to_lattices
 from src.utils.precision import full_precision
 from src.utils.schedules import Schedule, run_progress
 from src.vae_module.decoders.transformer import Prediction
 from src.vae_module.distribution import DiagonalGaussianDistribution
-from src.vae_module.losses import vae_loss
+from src.vae_module.features import Features, featurize
+from src.vae_module.losses import PER_CRYSTAL, vae_loss
+from src.vae_module.pretrained import (
+    TRUSTED_MODULES,
+    push_to_hub,
+    read_pretrained,
+    restore,
+    save_pretrained,
+)
 
 log = logging.getLogger(__name__)
-
-# Whose classes the config inside a checkpoint may name.
-TRUSTED_MODULES = ("src", "torch.optim")
 
 LOSS_WEIGHTS = {"atom_types": 1.0, "lengths": 1.0, "angles": 10.0, "frac_coords": 5.0, "kl": 1e-5}
 OPTIMIZER = {"_target_": "torch.optim.AdamW", "lr": 1e-3, "betas": [0.9, 0.99], "fused": True}
@@ -102,8 +109,16 @@ class VAEModule(LightningModule):
 
         self.quant_conv = nn.Linear(self.encoder.d_model, 2 * latent_dim, bias=quant_bias)
         self.post_quant_conv = nn.Linear(latent_dim, self.decoder.d_model, bias=quant_bias)
+        terms = [name for name in LOSS_WEIGHTS if self.atom_type_predict or name != "atom_types"]
+        self.val_losses = LossAverages(terms, PER_CRYSTAL)
         self.val_errors = ReconstructionErrors()
+        self.test_losses = LossAverages(terms, PER_CRYSTAL)
         self.test_errors = ReconstructionErrors()
+        # what it was trained on, as `CrystalDataset.census` counts it; kept in checkpoints
+        self.training_set: dict[str, Any] | None = None
+        # terms of the loss and norm of the gradient in the last training step, for callbacks
+        self.last_step: dict[str, Tensor] = {}
+        self._seed: int | None = None  # of the run
 
         config = describe(self)
         del config["_target_"]
@@ -184,6 +199,30 @@ class VAEModule(LightningModule):
             return crystals.to_structure()
         return crystals.to_atoms() if return_atoms else crystals
 
+    def featurize(
+        self, structures: Sequence[Structure] | Sequence[Atoms], batch_size: int = 256
+    ) -> Features:
+        """Latents of crystals as features: of each atom, and pooled for each crystal.
+
+        Cells are taken as they stand, and another cell of the same crystal has other latents.
+        Training reduces cells to their Niggli form (unless `data.niggli` is false), so that form
+        is the one to give: `structure.get_reduced_structure("niggli")` of pymatgen, or
+        `src.data.cif.niggli_reduce`.
+
+        Args:
+            structures: pymatgen `Structure`s or ASE `Atoms`.
+            batch_size: how many to encode at a time.
+
+        Returns:
+            `Features`: `per_atom`, a list of (n, latent_dim), and `pooled`, (B, latent_dim), both
+            on the CPU and in the order of `structures`.
+
+        Raises:
+            ValueError: if there are none, or for one that is no crystal or has an element that the
+                model does not know, named by its index.
+        """
+        return featurize(self, structures, batch_size)
+
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
         cls,
@@ -206,18 +245,83 @@ class VAEModule(LightningModule):
             FileNotFoundError: if there is no such file.
             CheckpointError: if it is not a checkpoint of this class; it says why.
         """
-        checkpoint = load_checkpoint(checkpoint_path, map_location or "cpu")
-        arguments = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {})
-        try:
-            for name in ("encoder", "decoder"):
-                arguments[name] = build(arguments[name], nn.Module, allow=TRUSTED_MODULES)
-            module = cls(**{**arguments, **overrides})
-            module.load_state_dict(checkpoint["state_dict"], strict=strict)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{checkpoint_path} is not a checkpoint of {cls.__name__}: {error}"
-            ) from error
-        return module.eval()
+        content = load_checkpoint(checkpoint_path, map_location or "cpu")
+        return restore(cls, content, checkpoint_path, strict, overrides)
+
+    def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> None:
+        """Write a folder to pass on, whole or not at all.
+
+        It holds `model.safetensors`, `config.json` (all that rebuilds the module, and
+        `training_set`) and a model card, `README.md`.
+
+        Args:
+            folder: a new one.
+            overwrite: replace such a folder.
+
+        Raises:
+            OutputError: if there is something at `folder` that is not to be replaced.
+            CheckpointError: if a weight is not finite.
+        """
+        save_pretrained(self, folder, overwrite)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        endpoint: str | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """The module that `save_pretrained` or `push_to_hub` wrote, on the CPU, for evaluation.
+
+        No code is ever run from the files.
+
+        Args:
+            source: a folder, or the name of a repository on the Hugging Face hub.
+            revision: a branch, tag or commit there.
+            cache_dir: where downloads are kept; by default where the hub's client keeps them.
+            token: for a private repository; by default that of `hf auth login`.
+            endpoint: address of the hub; by default HF_ENDPOINT, or the public one.
+            local_files_only: use what was downloaded before, without a connection.
+
+        Raises:
+            CheckpointError: if it cannot be had, or is no such module; it says why.
+        """
+        content = read_pretrained(
+            source,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            endpoint=endpoint,
+            local_files_only=local_files_only,
+        )
+        return restore(cls, content, source)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        endpoint: str | None = None,
+    ) -> str:
+        """Publish what `save_pretrained` writes as a repository on the Hugging Face hub.
+
+        Args:
+            repo_id: `owner/name`; it is made if it is not there.
+            private: whether a new repository is; by default as its owner has set it up.
+            revision: a branch that is there; by default the main one.
+            token, endpoint: as for `from_pretrained`.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            CheckpointError: if the hub refuses or cannot be reached.
+        """
+        return push_to_hub(self, repo_id, private, revision, token, endpoint)
 
     def compile_networks(self) -> None:
         """Compile the Transformers in place, once for all shapes of batches.
@@ -261,28 +365,50 @@ class VAEModule(LightningModule):
 
     # Training
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["training_set"] = self.training_set
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.training_set = checkpoint.get("training_set")
+
+    def on_fit_start(self) -> None:
+        self._seed = torch.initial_seed()
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if isinstance(datamodule, DataModule):  # after a checkpoint to go on from was loaded
+            self.training_set = datamodule.dataset("train").census()
+
+    def on_train_start(self) -> None:
+        # The schedule counts the steps of the run, for which Lightning makes the loader. So when it
+        # comes to load the loader's state, to go on within an epoch, it takes that for done.
+        self.trainer.fit_loop._load_combined_loader_states()
+
     def training_step(self, batch: CrystalBatch, batch_idx: int) -> Tensor:
-        generator = self._generator()
+        generator = self._generator(batch_idx)
+        torch.manual_seed(generator.initial_seed() + 1)  # for dropout, which takes no generator
         target = self._augment(batch, generator)
         encoded = self.encode(self._corrupt(target, generator))
         posterior = encoded["posterior"]
-        prediction = self._predict({**encoded, "x": posterior.sample(generator)})
+        noise = augment.for_atoms(torch.randn, target, self.latent_dim, generator)
+        prediction = self._predict({**encoded, "x": posterior.sample(noise=noise)})
         loss, terms = vae_loss(prediction, posterior, target, self.loss_weights)
+        self.last_step = {f"{name}_loss": term.detach() for name, term in terms.items()}
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._log_losses("train", loss, terms, batch)  # what Lightning would drop costs time
+            # at other steps Lightning would drop it, and it costs time
+            figures = {"loss": loss.detach(), **self.last_step}
+            self._log("train", figures, sync_dist=True, batch_size=len(batch.num_atoms))
         return loss
 
     def validation_step(self, batch: CrystalBatch, batch_idx: int) -> None:
-        self._evaluate("val", batch, self.val_errors)
+        self._evaluate(batch, self.val_losses, self.val_errors)
 
     def test_step(self, batch: CrystalBatch, batch_idx: int) -> None:
-        self._evaluate("test", batch, self.test_errors)
+        self._evaluate(batch, self.test_losses, self.test_errors)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_errors("val", self.val_errors)
+        self._log_evaluation("val", self.val_losses, self.val_errors)
 
     def on_test_epoch_end(self) -> None:
-        self._log_errors("test", self.test_errors)
+        self._log_evaluation("test", self.test_losses, self.test_errors)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = build(
@@ -310,12 +436,15 @@ class VAEModule(LightningModule):
         if self.trainer.precision == "16-mixed" or gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
-            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val, foreach=True)
+            norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val, foreach=True)
+            self.last_step["grad_norm"] = norm
 
-    def _generator(self) -> torch.Generator:
-        """The randomness of a training step, a function of seed, step and process alone."""
-        seed = torch.initial_seed() + 1_000_003 * self.global_step + 7919 * self.global_rank
-        return torch.Generator(self.device).manual_seed(seed % 2**63)
+    def _generator(self, batch_idx: int) -> torch.Generator:
+        """The randomness of a training step, a function of seed, step and batch in it alone."""
+        accumulated = self.trainer.accumulate_grad_batches
+        index = self.global_step * accumulated + batch_idx % accumulated
+        seed = torch.initial_seed() if self._seed is None else self._seed
+        return torch.Generator(self.device).manual_seed((seed + 1_000_003 * index) % 2**63)
 
     def _augment(self, batch: CrystalBatch, generator: torch.Generator) -> CrystalBatch:
         if self.translate:
@@ -331,23 +460,28 @@ class VAEModule(LightningModule):
             batch = augment.jitter_coords(batch, self.jitter_ratio, self.jitter_std, generator)
         return batch
 
-    def _evaluate(self, stage: str, batch: CrystalBatch, errors: ReconstructionErrors) -> None:
+    def _evaluate(
+        self, batch: CrystalBatch, losses: LossAverages, errors: ReconstructionErrors
+    ) -> None:
         encoded = self.encode(batch)
         prediction = self._predict(encoded)
-        loss, terms = vae_loss(prediction, encoded["posterior"], batch, self.loss_weights)
-        self._log_losses(stage, loss, terms, batch)
+        _, terms = vae_loss(prediction, encoded["posterior"], batch, self.loss_weights)
+        losses.update(terms, batch)
         errors.update(self.reconstruct(self._present(prediction, batch.num_atoms), batch), batch)
 
-    def _log_losses(
-        self, stage: str, loss: Tensor, terms: Mapping[str, Tensor], batch: CrystalBatch
+    def _log_evaluation(
+        self, stage: str, losses: LossAverages, errors: ReconstructionErrors
     ) -> None:
-        how: dict[str, Any] = {"batch_size": len(batch.num_atoms), "sync_dist": stage != "train"}
-        self.log(f"{stage}/loss", loss.detach(), prog_bar=True, **how)
-        self.log_dict({f"{stage}/{name}_loss": v.detach() for name, v in terms.items()}, **how)
-
-    def _log_errors(self, stage: str, errors: ReconstructionErrors) -> None:
-        self.log_dict({f"{stage}/{name}": value for name, value in errors.compute().items()})
+        terms = losses.compute()
+        loss = torch.stack([self.loss_weights[name] * term for name, term in terms.items()]).sum()
+        figures = {"loss": loss, **{f"{name}_loss": term for name, term in terms.items()}}
+        self._log(stage, {**figures, **errors.compute()})
+        losses.reset()
         errors.reset()
+
+    def _log(self, stage: str, figures: Mapping[str, Tensor], **how: Any) -> None:
+        for name, value in figures.items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == "loss", **how)
 
 
 def _network(given: Any) -> Any:

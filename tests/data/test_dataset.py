@@ -1,5 +1,6 @@
 import csv
 import gzip
+import json
 import logging
 import multiprocessing
 import os
@@ -142,6 +143,36 @@ def test_real_crystals(shared_data, tmp_path):
     volumes = [float(cif.split("_cell_volume")[1].split()[0]) for cif in rows["cif"]]
     # a Niggli cell of a P1 file has the volume of the cell that was given
     np.testing.assert_allclose([s.volume for s in structures], volumes, rtol=1e-4)
+
+
+def test_a_census_counts_crystals_by_size_and_atoms_by_element(tmp_path):
+    structures = [
+        CrystalBatch.from_tensors(
+            torch.tensor(types), torch.zeros(len(types), 3), torch.eye(3)[None],
+            torch.tensor([len(types)]),
+        ).get_example(0)
+        for types in ([11, 17], [8, 8, 8, 22, 38], [8, 12], [26])
+    ]  # fmt: skip
+    dataset = CrystalDataset.from_batch(CrystalBatch.from_data_list(structures))
+    expected = {
+        "num_crystals": 4,
+        "num_atoms": {"1": 1, "2": 2, "5": 1},
+        "elements": {"8": 4, "11": 1, "12": 1, "17": 1, "22": 1, "26": 1, "38": 1},
+    }
+    assert dataset.census() == expected
+    assert json.loads(json.dumps(dataset.census())) == expected
+    assert dataset.subset(torch.tensor([3, 0])).census()["elements"] == {"11": 1, "17": 1, "26": 1}
+
+
+def test_the_census_of_a_cache_is_plain(reader, cache_dir):
+    census = load_split(reader, ReadOptions(), cache_dir).census()
+    crystals = [read_cif(record.cif) for record in reader]
+    assert census["num_crystals"] == 12
+    sizes, types = [c.num_atoms for c in crystals], np.concatenate([c.atom_types for c in crystals])
+    assert census["num_atoms"] == {str(n): sizes.count(n) for n in set(sizes)}
+    assert census["elements"] == {str(z): int((types == z).sum()) for z in set(types)}
+    counts = [census["num_crystals"], *census["num_atoms"].values(), *census["elements"].values()]
+    assert {type(count) for count in counts} == {int}
 
 
 # --- batches ---------------------------------------------------------------------------------

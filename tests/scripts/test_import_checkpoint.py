@@ -1,8 +1,9 @@
 """Chemeleon2's checkpoints against what their own program computed from them."""
 
+import contextlib
+import importlib.util
+import io
 import pickle
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -19,6 +20,13 @@ ROOT = Path(__file__).resolve().parents[2]
 COMPAT = ROOT.parent / "shared" / "compat"
 
 
+def load_script():
+    spec = importlib.util.spec_from_file_location("script", ROOT / "scripts/import_checkpoint.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="module", params=["dng", "csp"])
 def imported(request, tmp_path_factory):
     """The module that the script wrote, the batch, and what the other program computed."""
@@ -26,14 +34,11 @@ def imported(request, tmp_path_factory):
     if not folder.is_dir():
         pytest.skip(f"the checkpoints of another program are not at {COMPAT}")
     out = tmp_path_factory.mktemp("import") / "vae.ckpt"
-    done = subprocess.run(
-        [sys.executable, "scripts/import_checkpoint.py", folder / "chemeleon2_vae.ckpt", out],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert request.param.upper() in done.stdout
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        code = load_script().main([str(folder / "chemeleon2_vae.ckpt"), str(out)])
+    assert code == 0
+    assert request.param.upper() in said.getvalue()
     expected = load_file(folder / "expected.safetensors")
     names = ("in_atom_types", "in_frac_coords", "in_lattices", "in_num_atoms")
     batch = CrystalBatch.from_tensors(*(expected[name] for name in names))

@@ -1,12 +1,27 @@
-"""Nothing in a checkpoint is executed, and a bad one is named."""
+"""Nothing in a checkpoint is executed, a bad one is named, and none is half written."""
 
 import os
 import random
+import resource
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 
-from src.utils.checkpoints import CheckpointError, load_checkpoint
+from src.utils.checkpoints import (
+    AtomicCheckpointIO,
+    CheckpointError,
+    find_last,
+    load_checkpoint,
+    load_resumable,
+    write_checkpoint,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Bomb:
@@ -68,6 +83,21 @@ def test_a_truncated_file(good, share):
         load_checkpoint(good)
 
 
+def test_a_compressed_archive_is_refused_unread(tmp_path):
+    """Of 40 kB could come 40 MB, and of 40 MB more than a machine has."""
+    path, bomb = tmp_path / "large.ckpt", tmp_path / "bomb.ckpt"
+    torch.save({"state_dict": {"weight": torch.zeros(10**7)}}, path)
+    with (
+        zipfile.ZipFile(path) as old,
+        zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    assert bomb.stat().st_size < 10**5
+    with pytest.raises(CheckpointError, match=r"bomb\.ckpt is no checkpoint: it is compressed"):
+        load_checkpoint(bomb)
+
+
 def test_a_text_file(tmp_path):
     path = tmp_path / "notes.ckpt"
     path.write_text("epoch,loss\n1,0.5\n")
@@ -106,3 +136,102 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path, zipped):
         except CheckpointError:
             refused += 1
     assert refused > 100
+
+
+# Writing
+
+
+def content(value: float = 1.0) -> dict:
+    return {
+        "state_dict": {"weight": torch.full((1000,), value), "count": torch.tensor(3)},
+        "loops": {},
+        "optimizer_states": [],
+        "global_step": 7,
+    }
+
+
+def test_what_is_written_is_read(tmp_path):
+    path = tmp_path / "new" / "a.ckpt"
+    AtomicCheckpointIO().save_checkpoint(content(), path)
+    assert torch.equal(load_checkpoint(path)["state_dict"]["weight"], torch.ones(1000))
+    assert [p.name for p in path.parent.iterdir()] == ["a.ckpt"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    path = tmp_path / "a.ckpt"
+    write_checkpoint(content(), path)
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match=r"a\.ckpt is not written, .* in weight"):
+        write_checkpoint(content(value), path)
+    assert path.read_bytes() == before
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path):
+    """A limit on the size of files: the system refuses the second half."""
+    path = tmp_path / "a.ckpt"
+    write_checkpoint(content(), path)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"a\.ckpt cannot be written .*as it was"):
+            write_checkpoint(content(2.0), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys, torch
+from src.utils.checkpoints import write_checkpoint
+write_checkpoint({"state_dict": {"weight": torch.ones(1000)}}, sys.argv[1])
+os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
+write_checkpoint({"state_dict": {"weight": torch.zeros(1000)}}, sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_while_it_writes(tmp_path):
+    path = tmp_path / "last.ckpt"
+    done = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, path], cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL
+    assert (tmp_path / "last.ckpt.partial").exists()
+    assert torch.equal(load_checkpoint(path)["state_dict"]["weight"], torch.ones(1000))
+    write_checkpoint(content(), path)
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+# Going on
+
+
+def test_last_is_last_however_new_others_are(tmp_path):
+    assert find_last(tmp_path) is None
+    for name in ("last", "best"):
+        write_checkpoint(content(), tmp_path / f"{name}.ckpt")
+    path, found = find_last(tmp_path)  # type: ignore[misc]
+    assert (path.name, found["global_step"]) == ("last.ckpt", 7)
+
+
+def test_a_damaged_one_is_named_and_the_newest_good_one_taken(tmp_path, caplog):
+    for age, name in enumerate(("last", "best", "middle", "oldest")):
+        write_checkpoint(content(), tmp_path / f"{name}.ckpt")
+        os.utime(tmp_path / f"{name}.ckpt", (1e9 - age, 1e9 - age))
+    (tmp_path / "last.ckpt").write_bytes(b"PK")
+    (tmp_path / "best.ckpt").write_bytes(b"")
+    path, _ = find_last(tmp_path)  # type: ignore[misc]
+    assert path.name == "middle.ckpt"
+    named = [record.message.split()[0] for record in caplog.records]
+    assert named == [str(tmp_path / "last.ckpt"), str(tmp_path / "best.ckpt")]
+
+
+def test_all_are_damaged(tmp_path):
+    (tmp_path / "last.ckpt").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* to start anew, choose another"):
+        find_last(tmp_path)
+
+
+def test_weights_alone_are_no_run(good):
+    with pytest.raises(CheckpointError, match=r"good\.ckpt holds weights but no run .* ckpt_path"):
+        load_resumable(good)

@@ -4,14 +4,17 @@ import copy
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from ase import Atoms
 from lightning import Trainer
 from pymatgen.core import Lattice, Structure
 
-from src.data import CrystalBatch
+from src.data import CrystalBatch, DataModule
 from src.data.augmentation import random_rotation, random_translation
+from src.data.cif import Crystal, write_cif
 from src.utils.checkpoints import CheckpointError, save_checkpoint
 from src.vae_module import DiagonalGaussianDistribution, VAEModule
 from src.vae_module.decoders.transformer import TransformerDecoder
@@ -198,12 +201,18 @@ def test_every_parameter_gets_a_gradient(batch, predict, forms):
 
 def test_the_randomness_of_a_step_is_a_function_of_seed_and_step(batch):
     vae = make_vae()
+    vae._trainer = Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, accumulate_grad_batches=2
+    )
     torch.manual_seed(5)
-    first = vae._augment(batch, vae._generator()).frac_coords
+    first = vae._augment(batch, vae._generator(0)).frac_coords
     torch.rand(7)  # what else draws from the global generator must not matter
-    assert torch.equal(first, vae._augment(batch, vae._generator()).frac_coords)
+    assert torch.equal(first, vae._augment(batch, vae._generator(0)).frac_coords)
+    assert torch.equal(first, vae._augment(batch, vae._generator(2)).frac_coords)
+    # of the batches that make one step, each has its own
+    assert not torch.equal(first, vae._augment(batch, vae._generator(1)).frac_coords)
     torch.manual_seed(6)
-    assert not torch.equal(first, vae._augment(batch, vae._generator()).frac_coords)
+    assert not torch.equal(first, vae._augment(batch, vae._generator(0)).frac_coords)
 
 
 # Configs and checkpoints
@@ -226,6 +235,82 @@ def test_a_checkpoint_needs_nothing_but_itself(batch, predict, tmp_path):
         expected, found = (v.decode(v.encode(batch)) for v in (vae, loaded))
         for key in expected:
             assert torch.equal(expected[key], found[key])
+
+
+def write_tables(folder: Path, num: dict[str, int]) -> Path:
+    """Crystals of one oxygen and one metal each."""
+    folder.mkdir()
+    coords = np.array([[0.0] * 3, [0.5] * 3])
+    for split, count in num.items():
+        pairs = [np.array([8, 20 + i]) for i in range(count)]
+        cifs = [write_cif(Crystal(4 * np.eye(3), pair, coords), "any") for pair in pairs]
+        table = pd.DataFrame({"material_id": range(count), "cif": cifs})
+        table.to_csv(folder / f"{split}.csv", index=False)
+    return folder
+
+
+def fit(
+    vae: VAEModule, folder: Path, max_epochs: int = 1, ckpt_path: Path | None = None
+) -> Trainer:
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=max_epochs, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    data = DataModule(folder, batch_size=4, cache_dir=folder / "cache")
+    trainer.fit(vae.train(), datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    return trainer
+
+
+def census(num: int) -> dict:
+    metals = {str(20 + i): 1 for i in range(num)}
+    return {"num_crystals": num, "num_atoms": {"2": num}, "elements": {"8": num, **metals}}
+
+
+def test_what_it_was_trained_on_travels_with_it(tmp_path):
+    vae = make_vae()
+    assert vae.training_set is None
+    trainer = fit(vae, write_tables(tmp_path / "data", {"train": 3, "val": 2}))
+    assert vae.training_set == census(3)
+    lightning, own = tmp_path / "lightning.ckpt", tmp_path / "own.ckpt"
+    trainer.save_checkpoint(lightning)
+    save_checkpoint(vae, own)
+    for path in (lightning, own):
+        assert torch.load(path, weights_only=True)["training_set"] == census(3)
+        assert VAEModule.load_from_checkpoint(path).training_set == census(3)
+
+    # validation is no training, on whatever it is
+    other = write_tables(tmp_path / "other", {"train": 5, "val": 1})
+    data = DataModule(other, cache_dir=other / "cache")
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    trainer.validate(vae, data, verbose=False)
+    assert vae.training_set == census(3)
+
+
+def test_a_checkpoint_from_before_there_was_a_census(tmp_path):
+    vae = make_vae()
+    folder = write_tables(tmp_path / "data", {"train": 3, "val": 1})
+    path = tmp_path / "vae.ckpt"
+    fit(vae, folder).save_checkpoint(path)
+    content = torch.load(path, weights_only=True)
+    del content["training_set"]
+    torch.save(content, path)
+    assert VAEModule.load_from_checkpoint(path).training_set is None
+
+    again = make_vae()
+    fit(again, folder, max_epochs=2, ckpt_path=path)  # that run knows what it goes on with
+    assert again.training_set == census(3)
+
+
+def test_a_model_that_saw_no_data_of_ours_says_so(tmp_path):
+    vae = make_vae()
+    save_checkpoint(vae, tmp_path / "vae.ckpt")
+    assert VAEModule.load_from_checkpoint(tmp_path / "vae.ckpt").training_set is None
+    folder = write_tables(tmp_path / "data", {"train": 2, "val": 1})
+    data = DataModule(folder, batch_size=2, cache_dir=folder / "cache")
+    trainer = Trainer(accelerator="cpu", fast_dev_run=True, enable_progress_bar=False)
+    # loaders alone do not tell of what
+    trainer.fit(vae.train(), data.train_dataloader(), data.val_dataloader())
+    assert vae.training_set is None
 
 
 def test_networks_can_be_given_as_configs():
