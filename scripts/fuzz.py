@@ -36,7 +36,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 1.0  # seconds that an input may take
 PATIENCE = 30.0  # seconds after which a process is killed that does not notice the limit
-MEMORY = 12 * 2**30  # bytes of address space, so that this machine survives what takes more
+MEMORY = 12 * 2**30  # bytes of address space, so that the machine survives what takes more
 
 MAX_REASONS = 20  # for each verdict in the table
 

@@ -22,12 +22,19 @@ def load_vae(cfg: DictConfig) -> VAEModule:
 
     Raises:
         FileNotFoundError, CheckpointError: if it cannot be used; the message says why.
+        ValueError: if there is no such device.
     """
     device = cfg.device
     if device == "auto":
         mps = "mps" if torch.backends.mps.is_available() else "cpu"
         device = "cuda" if torch.cuda.is_available() else mps
-    return VAEModule.load_from_checkpoint(cfg.ckpt_path).to(device)
+    vae = VAEModule.load_from_checkpoint(cfg.ckpt_path)
+    try:
+        return vae.to(device)
+    except (RuntimeError, AssertionError) as error:  # the latter in a torch without CUDA
+        raise ValueError(
+            f"device={device} cannot be used, choose auto, cpu, cuda or mps: {error}"
+        ) from error
 
 
 def run_folder(checkpoint: str | Path) -> Path:

@@ -102,11 +102,12 @@ def encode(cfg: DictConfig) -> dict[str, Any]:
         ValueError: for a checkpoint, data or an output that cannot be used; the message says why.
         FileNotFoundError: for a checkpoint that is not there.
     """
-    if not cfg.splits:
+    splits = [cfg.splits] if isinstance(cfg.splits, str) else cfg.splits
+    if not splits:
         raise ValueError("splits is empty: name one at least of train, val, test")
     with new_folder(cfg.output, "stats.json", cfg.overwrite) as folder:
         vae, data = load_vae(cfg), load_data(cfg)
-        datasets = {split: data.dataset(split) for split in cfg.splits}  # fails before the work
+        datasets = {split: data.dataset(split) for split in splits}  # fails before the work
         stats: dict[str, Any] = {
             "checkpoint": str(cfg.ckpt_path),
             "checkpoint_sha256": sha256_of(cfg.ckpt_path),

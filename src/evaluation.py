@@ -345,11 +345,11 @@ def evaluation_table(metrics: dict[str, Any]) -> Table:
     both("match rate, one sample", "{:.2%}", metrics["sampled"], "match_rate")
     both("match rate, valid ones", "{:.2%}", metrics["gated"], "match_rate")
     if noise := metrics.get("noise"):
-        for level, *rates in zip(
+        for level, *shares in zip(
             noise["levels"], noise["match_rate"], noise["match_rate_default"], strict=True
         ):
             if level:
-                row(f"match rate, noise {level:g} std", "{:.2%}", *rates)
+                row(f"match rate, noise {level:g} std", "{:.2%}", *shares)
         both("  area under that curve", "{:.3f}", noise, "area")
     table.add_section()
     latent, kl = metrics["latent"], metrics["latent"]["kl_per_channel"]

@@ -50,14 +50,16 @@ def evaluate_files(cfg: DictConfig) -> dict[str, Any]:
     source = Path(cfg.input).expanduser().absolute()
     name = source.name if source.is_dir() else source.name.partition(".")[0]
     output_dir = Path(cfg.output_dir or source.with_name(f"eval_{name}"))
+    if (samples := source / "samples.extxyz").is_file():
+        source = samples  # of sample_vae, which writes each crystal as a CIF as well
     with new_folder(output_dir, marker="metrics.json", overwrite=cfg.overwrite) as folder:
         items, skipped = read_crystals(source)
         reference_path = find_split(cfg.reference, cfg.reference_split)
         reference, _ = read_crystals(reference_path)
-        test_path, test = reference_path, reference
-        if cfg.test_reference is not None:
-            test_path = find_split(cfg.test_reference, cfg.test_reference_split)
-            test, _ = read_crystals(test_path)
+        test_path = find_split(cfg.test_reference or cfg.reference, cfg.test_reference_split)
+        if cfg.test_reference is None and test_path.is_dir():
+            test_path = reference_path  # there is no other split
+        test = reference if test_path == reference_path else read_crystals(test_path)[0]
         scale = None
         if cfg.scale_reference is not None:
             scale, _ = read_crystals(find_split(cfg.scale_reference, "train"))

@@ -16,8 +16,8 @@ from src.utils.errors import exit_on_user_error  # noqa: E402
 @hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="train_vae")
 @exit_on_user_error
 def main(cfg: DictConfig) -> float:
-    """Train; the value that a sweep minimises is the best validation loss."""
-    return train(cfg)["best_val_loss"]
+    """Train; the value that a sweep minimises is cRMSE, which no loss weight changes."""
+    return train(cfg)["crmse"]
 
 
 if __name__ == "__main__":

@@ -52,6 +52,16 @@ def test_the_model_is_on_the_device_that_one_says(make_config):
     assert not vae.training
 
 
+def test_a_device_that_is_not_there_is_a_message(make_config):
+    with pytest.raises(ValueError, match="device=gpu cannot be used"):
+        load_vae(make_config("device=gpu"))
+
+
+def test_a_checkpoint_may_lie_below_home(make_config, run_dir, monkeypatch):
+    monkeypatch.setenv("HOME", str(run_dir))
+    assert load_vae(make_config("ckpt_path='~/checkpoints/best.ckpt'")).latent_dim == 4
+
+
 @pytest.mark.parametrize(("there", "expected"), [(True, "cuda"), (False, "cpu")])
 def test_auto_is_a_gpu_if_there_is_one(make_config, monkeypatch, there, expected):
     asked = []

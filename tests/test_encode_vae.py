@@ -172,7 +172,7 @@ def test_results_are_replaced_only_when_asked(make_config, tmp_path):
     encode(make_config())
     with pytest.raises(OutputError, match="latents exists"):
         encode(make_config())
-    encode(make_config("overwrite=true", "splits=[val]"))
+    encode(make_config("overwrite=true", "splits=val"))
     assert not (tmp_path / "latents" / "train.safetensors").exists()
     (tmp_path / "latents" / "stats.json").unlink()
     with pytest.raises(OutputError, match=r"no stats\.json"):

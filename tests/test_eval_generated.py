@@ -107,9 +107,10 @@ def test_a_table_and_a_part_of_the_reference(files):
 def test_the_scale_of_compositions(files):
     cutoffs = "cutoffs={structure: 10, composition: 200}"
     write_table(files / "scale.csv", alone=LIF)  # no spread, so that distances stay in raw units
-    own = evaluate_files(make_config(files, cutoffs))
+    train = f"test_reference={files / 'data' / 'train.csv'}"
+    own = evaluate_files(make_config(files, cutoffs, train))
     scale = f"scale_reference={files / 'scale.csv'}"
-    raw = evaluate_files(make_config(files, cutoffs, scale, "overwrite=true"))
+    raw = evaluate_files(make_config(files, cutoffs, train, scale, "overwrite=true"))
     assert own["cov_precision"] == 3 / 4  # all that are valid
     assert raw["cov_precision"] == 1 / 4  # LiF, which is in the reference
     assert own["scale_reference"].endswith("train.csv")
@@ -134,10 +135,19 @@ def test_nothing_to_read(files, key):
     assert not (files / "eval_generated").exists()
 
 
+def test_what_sample_vae_wrote_counts_once(files):
+    folder = files / "samples"
+    for name in ("samples.extxyz", "cifs/sample-000000.cif"):
+        write_structures(folder / name, [CSCL], ["sample-000000"])
+    metrics = evaluate_files(make_config(files, f"input={folder}"))
+    assert (metrics["num_generated"], metrics["unique"], metrics["num_skipped"]) == (1, 1, 0)
+    assert (files / "eval_samples" / "per_crystal.csv").is_file()
+
+
 def test_a_missing_package_is_a_message(files, monkeypatch):
     monkeypatch.delattr("src.metrics.fingerprints", raising=False)
     monkeypatch.setitem(sys.modules, "src.metrics.fingerprints", None)
-    with pytest.raises(ValueError, match=r"pip install xtal-latent\[generation\]"):
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[generation\]'"):
         evaluate_files(make_config(files))
 
 

@@ -91,6 +91,7 @@ def test_a_run_can_start_from_weights(run_folder, tmp_path):
     assert new["lengths_mae"] == pytest.approx(old["lengths_mae"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_takes_the_steps_of_an_uninterrupted_one(tmp_path):
     common = [
         "experiment=prototypes/vae_dng", "debug=fast", "scheduler=constant",
@@ -116,12 +117,17 @@ def test_a_resumed_run_takes_the_steps_of_an_uninterrupted_one(tmp_path):
     ("overrides", "message"),
     [
         (["vae_module.encoder.d_modle=64"], "Key 'd_modle' is not in struct"),
-        (["experiment=mp_21/vae_dng"], "Could not find 'experiment/mp_21/vae_dng'"),
         (["vae_module.encoder.activation=tanh"], "activation is one of"),
-        (["vae_module.encoder.nhead=7"], "not a multiple of nhead=7"),
-        (["data.data_dir=nowhere"], "There is no folder nowhere"),
-        (["resume_from=nowhere.ckpt"], "there is no checkpoint nowhere.ckpt"),
-        (["ckpt_path=README.md"], "README.md"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (["experiment=mp_21/vae_dng"], "Could not find 'experiment/mp_21/vae_dng'"),
+                (["vae_module.encoder.nhead=7"], "not a multiple of nhead=7"),
+                (["data.data_dir=nowhere"], "There is no folder nowhere"),
+                (["resume_from=nowhere.ckpt"], "there is no checkpoint nowhere.ckpt"),
+                (["ckpt_path=README.md"], "README.md"),
+            )
+        ),
     ],
 )
 def test_what_cannot_work_is_said_in_one_message(overrides, message, tmp_path):

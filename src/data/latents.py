@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from src.data.flat import MappedTensors, ragged_index, save_tensors
 from src.data.readers import DataError
 
+_PER_ATOM = ("mean", "logvar", "atom_types")
 _CHUNK = 2**16  # atoms at a time, where float64 copies are made
 
 
@@ -132,13 +133,13 @@ class LatentDataset(Dataset):
             stats_file = folder / "stats.json"
             stats = json.loads(stats_file.read_text()) if stats_file.is_file() else None
             self = cls(**mapped.tensors, ids=mapped.ids, y=mapped.y, stats=stats)
+            self._file = mapped
+            return self
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{file} is damaged or holds no latents ({error}): write it again with "
                 "src/encode_vae.py"
             ) from error
-        self._file = mapped
-        return self
 
     def save(self, path: Path) -> None:
         """Write what `load` reads, but for the stats."""
@@ -159,13 +160,18 @@ class LatentDataset(Dataset):
     def batch(self, indices: Tensor) -> LatentBatch:
         """The crystals at `indices` ((b,) int64), in that order."""
         num_atoms = self.num_atoms[indices].long()
-        total = int(num_atoms.sum())
-        atoms = ragged_index(self._starts[indices], num_atoms, total)
+        total, starts = int(num_atoms.sum()), self._starts[indices]
+        file = self._file
+        if file is not None and file.is_large:
+            mean, logvar, atom_types = (file.rows(name, starts, num_atoms) for name in _PER_ATOM)
+        else:
+            atoms = ragged_index(starts, num_atoms, total)
+            mean, logvar, atom_types = (getattr(self, name)[atoms] for name in _PER_ATOM)
         crystals = torch.arange(len(num_atoms))
         return LatentBatch(
-            mean=self.mean[atoms],
-            logvar=self.logvar[atoms],
-            atom_types=self.atom_types[atoms].long(),
+            mean=mean,
+            logvar=logvar,
+            atom_types=atom_types.long(),
             num_atoms=num_atoms,
             batch=crystals.repeat_interleave(num_atoms, output_size=total),
             max_num_atoms=int(num_atoms.max()) if len(num_atoms) else 0,

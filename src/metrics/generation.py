@@ -386,7 +386,8 @@ def _load_fingerprints() -> ModuleType:
         from src.metrics import fingerprints
     except ImportError as error:
         raise ImportError(
-            "matminer is needed for fingerprints: pip install 'xtal-latent[generation]'"
+            "matminer is needed for fingerprints: pip install -e '.[generation]' in the folder of "
+            "the project"
         ) from error
     return fingerprints
 

@@ -51,7 +51,7 @@ def write_report(folder: str | Path, max_crystals: int = 3000, seed: int = 0) ->
         DataError: if a file that is needed is absent, cannot be read, or does not belong to the
             others; the message names it.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     evaluation = EvaluationFiles.read(folder)
     maps = [] if evaluation.pooled is None else plane_maps(evaluation.pooled, seed)
     for name, figure in _figures(evaluation, maps):

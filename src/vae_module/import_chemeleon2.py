@@ -149,7 +149,7 @@ def read_foreign_checkpoint(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: if there is no such file.
         CheckpointError: if it is no zip file as torch writes it, or damaged.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:

@@ -124,6 +124,8 @@ def read_pretrained(source: str | Path, **download: Any) -> dict[str, Any]:
         CheckpointError: if it cannot be had or read; it says why.
     """
     folder = Path(source).expanduser()
+    if folder.is_file():
+        raise CheckpointError(f"{source} is a file: load_from_checkpoint reads checkpoints")
     try:
         if folder.is_dir():
             paths = [folder / CONFIG, folder / WEIGHTS]

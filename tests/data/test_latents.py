@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from src.data import flat
 from src.data.latents import LatentDataset
 from src.data.loader import CrystalLoader, EpochSampler
 from src.data.readers import DataError
@@ -53,6 +54,18 @@ def test_files_have_the_permissions_of_the_folder_s_others(tmp_path):
     write(tmp_path, make_latents())
     modes = {path.stat().st_mode for path in tmp_path.iterdir()}
     assert len(modes) == 1
+
+
+def test_rows_of_a_large_file_are_read_as_they_are(tmp_path, monkeypatch):
+    loaded = LatentDataset.load(write(tmp_path, make_latents()))
+    indices = torch.tensor([7, 2, 2, 22, 0])
+    expected = make_latents().batch(indices)
+    monkeypatch.setattr(flat, "LARGE", 0)
+    loaded.mean = loaded.logvar = loaded.atom_types = torch.empty(0)  # only the file is left
+    found = loaded.batch(indices)
+    for name in ("mean", "logvar", "atom_types", "num_atoms", "batch"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    assert found.max_num_atoms == expected.max_num_atoms
 
 
 def test_a_batch_has_its_crystals_in_the_order_asked_for():

@@ -129,7 +129,7 @@ class TestEvaluate:
     def test_without_matminer(self, monkeypatch):
         monkeypatch.delattr("src.metrics.fingerprints")
         monkeypatch.setitem(sys.modules, "src.metrics.fingerprints", None)
-        with pytest.raises(ImportError, match=r"pip install 'xtal-latent\[generation\]'"):
+        with pytest.raises(ImportError, match=r"pip install -e '\.\[generation\]'"):
             evaluate_generated([CSCL], [CSCL])
 
     def test_input_stays_as_it_is(self):

@@ -30,6 +30,7 @@ def run(benchmark, tmp_path, *arguments: str) -> list[dict]:
     return rows
 
 
+@pytest.mark.slow
 def test_match(benchmark, tmp_path):
     rows = run(benchmark, tmp_path, "match")
     assert [row["variant"] for row in rows] == ["serial", "1 worker", "2 workers"]
@@ -47,6 +48,7 @@ def test_large(benchmark, tmp_path, monkeypatch):
     assert rows[0]["value"] == pytest.approx(60_000 * (130 + 40 + 8) / 2**20, rel=0.02)
 
 
+@pytest.mark.slow
 def test_train(benchmark, tmp_path):
     rows = run(benchmark, tmp_path, "train", "--preset", "tiny", "--crystals", "64",
                "--batch-size", "32")  # fmt: skip

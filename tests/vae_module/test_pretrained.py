@@ -85,6 +85,14 @@ def test_a_folder_gives_the_same_module(predict, tmp_path):
     assert len(load_file(tmp_path / "vae" / "model.safetensors")) == len(vae.state_dict())
 
 
+def test_folders_and_checkpoints_are_told_apart(folder, tmp_path):
+    with pytest.raises(CheckpointError, match="from_pretrained"):
+        VAEModule.load_from_checkpoint(folder)
+    save_checkpoint(make_vae(), tmp_path / "vae.ckpt")
+    with pytest.raises(CheckpointError, match="load_from_checkpoint"):
+        VAEModule.from_pretrained(tmp_path / "vae.ckpt")
+
+
 def test_what_the_folder_says(folder):
     assert sorted(path.name for path in folder.iterdir()) == [
         "README.md",
