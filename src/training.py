@@ -3,14 +3,18 @@
 import json
 import logging
 import math
+import os
 import time
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from lightning import Trainer, seed_everything
+from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -19,18 +23,26 @@ from src.callbacks.throughput import Throughput
 from src.data import DataModule
 from src.metrics.evaluate import evaluate_reconstruction
 from src.metrics.matching import MatcherPool
-from src.utils.checkpoints import load_checkpoint
+from src.utils.checkpoints import find_last, load_checkpoint, load_resumable
+from src.utils.csv_logger import CSVLogger
+from src.utils.lock import lock_folder
 from src.utils.memory import keep_freed_memory
+from src.utils.output import new_file
 from src.vae_module import VAEModule
 
 log = logging.getLogger(__name__)
 
 
-def train(cfg: DictConfig) -> dict[str, Any]:
+def train(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
     """Train as `configs/train_vae.yaml` says, and write what came of it to the run folder.
 
     The run folder (`paths.output_dir`) ends with `config.yaml`, `checkpoints/`, `metrics.csv` (of
-    the csv logger) and `summary.json`.
+    the csv logger) and `summary.json`. One run at a time may use it. With `resume_from` a run that
+    was interrupted goes on as if it had not been; one that is finished stays as it is.
+
+    Args:
+        cfg: the composed config.
+        callbacks: beside those of the config.
 
     Returns:
         The content of `summary.json`.
@@ -40,8 +52,16 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         FileNotFoundError: for a checkpoint that is not there.
     """
     output_dir = Path(cfg.paths.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(cfg, output_dir / "config.yaml", resolve=True)
+    if not _is_first_process():  # the first speaks and writes for all
+        logging.getLogger().setLevel(logging.ERROR)
+        return _train(cfg, output_dir, callbacks)
+    with lock_folder(output_dir):
+        with new_file(output_dir / "config.yaml", overwrite=True) as path:
+            OmegaConf.save(_with_absolute_paths(cfg), path, resolve=True)
+        return _train(cfg, output_dir, callbacks)
+
+
+def _train(cfg: DictConfig, output_dir: Path, callbacks: Sequence[Callback]) -> dict[str, Any]:
     seed_everything(cfg.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
     keep_freed_memory()
@@ -55,21 +75,36 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if cfg.compile:
         vae.compile_networks()
     trainer: Trainer = instantiate(
-        cfg.trainer, callbacks=_instantiate_all(cfg.callbacks), logger=_loggers(cfg)
+        cfg.trainer, callbacks=[*_instantiate_all(cfg.callbacks), *callbacks], logger=_loggers(cfg)
     )
-    resume_from = _find_resume(cfg.resume_from, output_dir)
+    resume_from, first_step = _find_resume(cfg.resume_from, output_dir)
+    for logger in trainer.loggers:
+        if isinstance(logger, CSVLogger):
+            logger.continue_from(first_step)
     _log_start(cfg, vae, datamodule, trainer)
 
     start = time.monotonic()
-    trainer.fit(vae, datamodule, ckpt_path=resume_from, weights_only=True)
+    with warnings.catch_warnings():
+        if resume_from is not None:
+            warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+        trainer.fit(vae, datamodule, ckpt_path=resume_from, weights_only=True)
     time_s = time.monotonic() - start
 
     if not trainer.is_global_zero:
-        return {"best_val_loss": math.nan}
+        return {"crmse": math.nan}
+    summary_file = output_dir / "summary.json"
+    if resume_from is not None and trainer.global_step == first_step and summary_file.is_file():
+        log.warning(
+            "The run in %s is finished, and stays as it is: a larger trainer.max_epochs (or "
+            "max_steps, or max_time) would continue it",
+            output_dir,
+        )
+        return json.loads(summary_file.read_text())
     summary = summarize_run(trainer, vae, datamodule, time_s, cfg.eval)
     summary["seed"] = cfg.seed
     plain = {k: None if v != v else v for k, v in summary.items()}  # JSON has no NaN
-    (output_dir / "summary.json").write_text(json.dumps(plain, indent=2) + "\n")
+    with new_file(summary_file, overwrite=True) as path:
+        path.write_text(json.dumps(plain, indent=2) + "\n")
     for logger in trainer.loggers:
         logger.log_metrics(
             {f"summary/{k}": v for k, v in summary.items() if isinstance(v, (int, float))},
@@ -79,6 +114,15 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     Console().print(summary_table(summary))
     log.info("The run is in %s", output_dir)
     return summary
+
+
+def _with_absolute_paths(cfg: DictConfig) -> DictConfig:
+    """What is kept of a run should mean the same from any folder."""
+    cfg = cfg.copy()
+    for key in ("data.data_dir", "ckpt_path"):
+        if path := OmegaConf.select(cfg, key):
+            OmegaConf.update(cfg, key, str(Path(path).expanduser().absolute()))
+    return cfg
 
 
 def summarize_run(
@@ -102,7 +146,7 @@ def summarize_run(
         **figures,
         "crystals_evaluated": len(indices),
         "crystals_per_second": throughput.crystals_per_second * trainer.world_size,
-        "time_s": time_s,
+        "time_s": throughput.total_seconds or time_s,
         "training_steps_s": throughput.seconds,  # the rest: start, validation, checkpoints
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
@@ -151,27 +195,33 @@ def _loggers(cfg: DictConfig) -> list[Logger] | bool:
     return _instantiate_all(cfg.get("logger")) or False
 
 
-def _find_resume(resume_from: str | None, output_dir: Path) -> str | None:
-    """The checkpoint that `resume_from` means: a path, or `last`.
+def _find_resume(resume_from: str | None, output_dir: Path) -> tuple[str | None, int]:
+    """The checkpoint that `resume_from` means, a path or `last`, and its step.
 
-    `last` is that of this run folder, else that of the newest run beside it; where there is none
-    the run starts anew, so that a job that is requeued can always be given it.
+    `last` is that of this run folder; where there is none the run starts anew, so that a job that
+    is requeued can always be given it.
     """
     if resume_from is None:
-        return None
-    if resume_from != "last":
-        load_checkpoint(resume_from)  # our error rather than Lightning's, if it cannot be used
-        return resume_from
-    own = output_dir / "checkpoints" / "last.ckpt"
-    beside = sorted(
-        output_dir.parent.glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime
-    )
-    found = own if own.is_file() else (beside[-1] if beside else None)
+        return None, 0
+    if resume_from == "last":
+        found = find_last(output_dir / "checkpoints")
+    else:
+        found = Path(resume_from), load_resumable(resume_from)
     if found is None:
-        log.warning("resume_from=last: there is no run to continue, so this one starts anew")
-        return None
-    log.info("Continuing from %s", found)
-    return str(found)
+        log.warning(
+            "resume_from=last: there is no run to continue in %s (hydra.run.dir), so one starts",
+            output_dir,
+        )
+        return None, 0
+    path, checkpoint = found
+    log.info("Continuing from %s, after step %d", path, checkpoint["global_step"])
+    return str(path), checkpoint["global_step"]
+
+
+def _is_first_process() -> bool:
+    """Of those of a distributed run, before there is a Trainer to ask."""
+    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    return first and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def _log_start(cfg: DictConfig, vae: VAEModule, datamodule: DataModule, trainer: Trainer) -> None:

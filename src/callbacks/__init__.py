@@ -1,7 +1,18 @@
 """What Lightning calls during a run."""
 
+from src.callbacks.last_checkpoint import LastCheckpoint
 from src.callbacks.match_rate import MatchRate
+from src.callbacks.pictures import ReconstructionPictures
+from src.callbacks.stop_at_nan import NonFiniteError, StopAtNaN
 from src.callbacks.throughput import Throughput
 from src.callbacks.validation_budget import ValidationBudget
 
-__all__ = ["MatchRate", "Throughput", "ValidationBudget"]
+__all__ = [
+    "LastCheckpoint",
+    "MatchRate",
+    "NonFiniteError",
+    "ReconstructionPictures",
+    "StopAtNaN",
+    "Throughput",
+    "ValidationBudget",
+]

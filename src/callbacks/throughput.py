@@ -10,11 +10,14 @@ class Throughput(Callback):
     """Measures training speed; validation, and checkpoints written with it, do not count.
 
     Logs `train/crystals_per_second` every `log_every_n_steps`, over the steps since the last time.
+    In a run that was continued, what came before counts.
     """
 
     def __init__(self) -> None:
         self.crystals = 0
         self.seconds = 0.0
+        self._before = 0.0  # seconds that the run took before it was continued
+        self._began: float | None = None
         self._window = (0, 0.0)
         self._last: float | None = None  # the end of the last batch; None after a pause
 
@@ -22,6 +25,17 @@ class Throughput(Callback):
     def crystals_per_second(self) -> float:
         """Of the whole run, in this process."""
         return self.crystals / self.seconds if self.seconds else 0.0
+
+    @property
+    def total_seconds(self) -> float:
+        """Since the run began, all included."""
+        return self._before + (0.0 if self._began is None else time.perf_counter() - self._began)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._began = time.perf_counter()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._before, self._began = self.total_seconds, None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last = time.perf_counter()
@@ -48,3 +62,15 @@ class Throughput(Callback):
             rate = (self.crystals - crystals) / max(self.seconds - seconds, 1e-9)
             self._window = (self.crystals, self.seconds)
             pl_module.log("train/crystals_per_second", rate * trainer.world_size, prog_bar=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "crystals": self.crystals,
+            "seconds": self.seconds,
+            "total_seconds": self.total_seconds,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.crystals, self.seconds = state_dict["crystals"], state_dict["seconds"]
+        self._before = state_dict["total_seconds"]
+        self._window = (self.crystals, self.seconds)

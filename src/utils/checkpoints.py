@@ -28,9 +28,14 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if it is damaged, or holds anything but plain types.
+        CheckpointError: if it is a folder, damaged, or holds anything but plain types.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise CheckpointError(
+            f"{path} is a folder: name the .ckpt in it (from_pretrained reads what save_pretrained "
+            "wrote)"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:

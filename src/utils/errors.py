@@ -7,7 +7,10 @@ import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import MissingMandatoryValue
 
 log = logging.getLogger(__name__)
@@ -15,15 +18,24 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_USER_ERRORS = (ValueError, FileNotFoundError, InstantiationException, MissingMandatoryValue)
+_USER_ERRORS = (
+    ValueError,
+    OSError,
+    InstantiationException,
+    MissingMandatoryValue,
+    MisconfigurationException,
+)
 
 
 def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
     """Let `main` end with exit code 1 and one message where input, not code, is at fault.
 
-    Those are `ValueError` (which our own errors about data and checkpoints derive from), missing
-    files, and configs that lack a value or from which an object cannot be made.
-    HYDRA_FULL_ERROR=1 shows the trace.
+    Those are `ValueError` (which our own errors about data and checkpoints derive from), `OSError`
+    (a missing file, a full disk), and configs that lack a value or from which an object cannot be
+    made. HYDRA_FULL_ERROR=1 shows the trace.
+
+    A job of a sweep (`-m`) gives the message and raises the error, so that Hydra notes the job as
+    failed and goes on with the next.
     """
 
     @functools.wraps(main)
@@ -34,6 +46,13 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
             log.error("%s\n(HYDRA_FULL_ERROR=1 shows where)", error)
+            if in_multirun():
+                raise
             sys.exit(1)
 
     return wrapped
+
+
+def in_multirun() -> bool:
+    """Whether this is a job of a sweep of Hydra (`-m`)."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN

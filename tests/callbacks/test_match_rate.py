@@ -123,3 +123,14 @@ def test_it_does_not_touch_the_training(data_dir, tmp_path):
 def test_it_can_be_sent_to_spawned_processes():
     callback = pickle.loads(pickle.dumps(MatchRate(every_n_epochs=3, num_crystals=7)))
     assert (callback.every_n_epochs, callback.num_crystals) == (3, 7)
+
+
+def test_a_run_that_goes_on_matches_when_it_would_have(data_dir, tmp_path):
+    """Every three epochs, of a run that ends after four: the sixth is due then."""
+    first = MatchRate(every_n_epochs=3, num_crystals=2, num_workers=0)
+    assert fit(Echo, data_dir, tmp_path / "first", first, max_epochs=4)[1].keys() == {5}
+    state = pickle.loads(pickle.dumps(first.state_dict()))
+    assert state == {"next_epoch": 6}
+    second = MatchRate(every_n_epochs=3, num_crystals=2, num_workers=0)
+    second.load_state_dict(state)
+    assert second.state_dict() == state

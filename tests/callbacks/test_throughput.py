@@ -86,3 +86,14 @@ def test_accumulated_batches_count(tmp_path):
     throughput = Throughput()
     fit(tmp_path, throughput, accumulate_grad_batches=2)
     assert throughput.crystals == 2 * sum(SIZES)
+
+
+def test_what_came_before_an_interruption_counts(tmp_path):
+    first, second = Throughput(), Throughput()
+    fit(tmp_path, first)
+    second.load_state_dict(first.state_dict())
+    fit(tmp_path / "again", second)
+    assert second.crystals == 2 * first.crystals
+    assert second.seconds > 1.8 * first.seconds
+    assert first.total_seconds > first.seconds
+    assert second.total_seconds > first.total_seconds + second.seconds - first.seconds

@@ -3,8 +3,11 @@
 import logging
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
 from src.data import DataError
@@ -25,6 +28,8 @@ USER_ERRORS = [
     DataError("wrong data"),
     CheckpointError("wrong checkpoint"),
     FileNotFoundError("no such file"),
+    OSError(28, "No space left on device"),
+    MisconfigurationException("wrong argument of the Trainer"),
     InstantiationException("wrong config"),
 ]
 
@@ -43,6 +48,17 @@ def test_one_message_and_exit_code_1(caplog, error):
     assert record.message.startswith(str(error))
     assert "HYDRA_FULL_ERROR=1" in record.message
     assert record.exc_info is None
+
+
+@pytest.mark.parametrize("mode", ["RUN", "MULTIRUN"])
+def test_a_job_of_a_sweep_raises_so_that_the_others_go_on(caplog, monkeypatch, mode):
+    config = OmegaConf.create({"hydra": {"mode": RunMode[mode]}})
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", config)
+    error = ValueError("wrong value")
+    with pytest.raises(SystemExit if mode == "RUN" else ValueError) as raised:
+        raising(error)()
+    assert (raised.value is error) is (mode == "MULTIRUN")
+    assert caplog.text.count("wrong value\n") == 1
 
 
 def test_a_config_without_a_needed_value(caplog):

@@ -6,6 +6,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
 from src.utils import trainer as trainer_module
+from src.utils.checkpoints import AtomicCheckpointIO
 from src.utils.trainer import build_trainer, native_precision
 
 
@@ -88,3 +89,8 @@ def test_all_arguments_pass_through(tmp_path):
 def test_an_unknown_argument_is_an_error(tmp_path):
     with pytest.raises(TypeError, match="max_epoch"):
         build_trainer(default_root_dir=tmp_path, max_epoch=1)
+
+
+def test_checkpoints_are_written_whole_or_not_at_all(tmp_path):
+    trainer = build_trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False)
+    assert isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO)

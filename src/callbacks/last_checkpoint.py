@@ -1,0 +1,163 @@
+"""The checkpoint from which a run goes on as if nothing had happened, and signals to stop there."""
+
+import logging
+import os
+import signal
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from src.utils.checkpoints import LAST
+
+log = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps `last.ckpt`, the state of a run after one of its steps.
+
+    It is written after each validation, every so many steps, when the run ends, and when it is told
+    to by SIGTERM or SIGUSR1. Then the step that is under way is finished first, and the process
+    exits with 128 plus the number of the signal, as the shell has it (143 and 138). Under SLURM,
+    SIGUSR1 (`sbatch --signal=USR1@120`) also puts the job back into the queue.
+
+    What a run logged before a checkpoint is on disk before the checkpoint is. Place it after the
+    callbacks whose state it is to keep, other checkpoints among them.
+
+    Args:
+        dirpath: the folder of `last.ckpt`.
+        every_n_steps: how many steps a killed run can lose at most; 0: all since a validation.
+    """
+
+    def __init__(self, dirpath: str | Path, every_n_steps: int = 1000) -> None:
+        self.path = Path(dirpath) / LAST
+        self.every_n_steps = every_n_steps
+        self._received = 0  # a signal
+        self._signal = 0  # the same, when all processes know of it
+        self._step = 0  # the last one that is complete
+        self._saved = 0  # the step of the last checkpoint
+        self._validated = False  # since the last checkpoint
+        self._loops: dict[str, Any] | None = None  # where the run was after a step within an epoch
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let Lightning find the best checkpoint of a run whose folder was moved."""
+        here = self.path.resolve().parent
+        if trainer.ckpt_path is None or Path(trainer.ckpt_path).resolve().parent != here:
+            return  # another run's
+        for state in checkpoint["callbacks"].values():
+            if "dirpath" in state and "best_k_models" in state:
+                moved = {
+                    name: str(here / Path(value).name)
+                    for name, value in state.items()
+                    if name.endswith("_path") and value
+                }
+                best = {str(here / Path(k).name): v for k, v in state["best_k_models"].items()}
+                state.update(moved, dirpath=str(here), best_k_models=best)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = self._saved = trainer.global_step
+        # In the place of Lightning's handlers, of which one exits with 0 and one (under SLURM)
+        # saves in the middle of a step. Lightning puts the original ones back when the fit ends.
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                signal.signal(number, self._receive)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._step or trainer.is_last_batch:
+            return  # in the middle of accumulating gradients, or the end of the epoch follows
+        self._step = trainer.global_step
+        # Processes ask each other where they wait for each other anyway.
+        asks = trainer.world_size == 1 or self._step % max(trainer.log_every_n_steps, 1) == 0  # type: ignore[attr-defined]
+        told = asks and self._is_told(trainer)
+        if told or self._is_due(trainer) or self._is_ending(trainer):
+            # This step is logged only later. Until the next one begins, nothing else changes.
+            self._loops = trainer._checkpoint_connector._get_loops_state_dict()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validated = not trainer.sanity_checking
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._loops is not None:
+            self._write(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        told = self._is_told(trainer)
+        ending = self._is_ending(trainer) or trainer.current_epoch + 1 == trainer.max_epochs
+        if told or ending or self._validated or self._is_due(trainer):
+            self._write(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._is_told(trainer):
+            self._exit(trainer)
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        return 0 < self.every_n_steps <= trainer.global_step - self._saved
+
+    @staticmethod
+    def _is_ending(trainer: Trainer) -> bool:
+        return trainer.should_stop or trainer.global_step == trainer.max_steps
+
+    def _is_told(self, trainer: Trainer) -> bool:
+        """Whether any process has received a signal."""
+        self._signal = self._received
+        if trainer.world_size > 1:
+            own = torch.tensor(self._received, device=trainer.strategy.root_device)
+            self._signal = int(trainer.strategy.reduce(own, reduce_op="max"))
+        return self._signal > 0
+
+    def _write(self, trainer: Trainer) -> None:
+        loops, self._loops = self._loops, None
+        state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        if loops is not None:  # also where the run ends within an epoch, which can then go on
+            state["loops"] = loops
+        for logger in trainer.loggers:
+            logger.save()
+        trainer.strategy.save_checkpoint(state, self.path)
+        trainer.strategy.barrier()
+        self._saved, self._validated = trainer.global_step, False
+        if self._signal:
+            self._exit(trainer)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        self._received = number
+
+    def _exit(self, trainer: Trainer) -> NoReturn:
+        log.warning(
+            "%s: stopped after step %d, which is in %s (resume_from=last hydra.run.dir=...)",
+            signal.Signals(self._signal).name,
+            self._saved,
+            self.path,
+        )
+        if (
+            self._signal == signal.SIGUSR1
+            and trainer.is_global_zero
+            and "SLURM_JOB_ID" in os.environ
+        ):
+            requeue()
+        trainer.strategy.barrier()
+        raise SystemExit(128 + self._signal)
+
+
+def requeue() -> None:
+    """Put this job of SLURM back into its queue, to run again in the same way."""
+    job = os.environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        log.error("The job %s could not be put back into the queue: %s", job, error)
+    else:
+        log.info("The job %s is back in the queue", job)

@@ -1,0 +1,87 @@
+"""A run that is lost stops, and says where."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from src.data.dataset import CrystalDataset
+from src.data.schema import CrystalBatch
+
+
+class NonFiniteError(ValueError):
+    """A loss or a gradient that is NaN or infinite; the message says in which step and term."""
+
+
+class StopAtNaN(Callback):
+    """Stops a run whose loss, a term of it, or norm of the gradient is not finite.
+
+    On a CPU each step is looked at. Elsewhere that would make the host wait for the device, so the
+    steps since the last look are looked at together every `log_every_n_steps`, where it waits
+    anyway. Either way none comes into a checkpoint without having been looked at. The error names
+    the first step at fault, and its batch is saved in the folder of the run, for
+    `CrystalDataset.load`.
+
+    The norm of the gradient is known where it is clipped.
+    """
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[int, dict[str, torch.Tensor], CrystalBatch]] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        values = {**getattr(pl_module, "last_step", {}), "loss": outputs["loss"]}
+        self._steps.append((trainer.global_step, values, batch))
+        on_cpu = trainer.strategy.root_device.type == "cpu"
+        if on_cpu or trainer.global_step % max(trainer.log_every_n_steps, 1) == 0:  # type: ignore[attr-defined]
+            self._look(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._look(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._look(trainer)
+        losses = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("val/") and name.endswith("loss")
+        }
+        if _not_finite(losses):
+            raise NonFiniteError(
+                f"in the validation after step {trainer.global_step}, {_say(losses)}"
+            )
+
+    def _look(self, trainer: Trainer) -> None:
+        steps, self._steps = self._steps, []
+        if not steps:
+            return
+        flat = torch.stack([v.float() for _, values, _ in steps for v in values.values()])
+        if bool(flat.isfinite().all()):
+            return
+        for step, tensors, batch in steps:
+            values = {name: float(value) for name, value in tensors.items()}
+            if _not_finite(values):
+                rank = f"_rank_{trainer.global_rank}" if trainer.world_size > 1 else ""
+                path = Path(trainer.default_root_dir) / f"nan_batch_step_{step}{rank}.safetensors"
+                CrystalDataset.from_batch(batch.cpu()).save(path)
+                raise NonFiniteError(
+                    f"in step {step}, {_say(values)}; its batch is in {path}. No checkpoint has "
+                    "been written since. A lower learning rate, a longer warm-up or "
+                    "gradient_clip_val may help"
+                )
+
+
+def _not_finite(values: dict[str, float]) -> list[str]:
+    return [name for name, value in values.items() if not math.isfinite(value)]
+
+
+def _say(values: dict[str, float]) -> str:
+    """The values that are not finite first."""
+    bad = _not_finite(values)
+    rest = ", ".join(f"{k} {v:.4g}" for k, v in values.items() if k not in bad)
+    return f"{', '.join(f'{k} is {values[k]}' for k in bad)}" + (f" ({rest})" if rest else "")
