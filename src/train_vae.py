@@ -16,7 +16,15 @@ from src.utils.errors import exit_on_user_error  # noqa: E402
 @hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="train_vae")
 @exit_on_user_error
 def main(cfg: DictConfig) -> float:
-    """Train; the value that a sweep minimises is cRMSE, which no loss weight changes."""
+    """Train, or search with `hparams_search=optuna`.
+
+    Returns:
+        What a sweep minimises: cRMSE, which no loss weight changes.
+    """
+    if "hparams_search" in cfg:
+        from src.search import search  # which needs an extra
+
+        return search(cfg).best_value
     return train(cfg)["crmse"]
 
 

@@ -293,3 +293,13 @@ def test_a_search_that_is_killed_goes_on(tmp_path):
     assert [job.status for job in read_jobs(folder)] == ["done", "missing", "done", "done"]
     assert (folder / "trial_003" / "checkpoints" / "best.ckpt").is_file()
     assert not (folder / "trial_003" / "checkpoints" / "last.ckpt").exists()
+
+
+def test_the_command_that_trains_searches_too():
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        train = compose("train_vae", ["hparams_search=optuna"], return_hydra_config=True)
+        search = compose("search_vae", return_hydra_config=True)
+        plain = compose("train_vae")
+    assert OmegaConf.to_container(train.hydra.run) == OmegaConf.to_container(search.hydra.run)
+    assert train.hparams_search == search.hparams_search
+    assert "hparams_search" not in plain
