@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from ase import Atoms
 from lightning import LightningModule
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from pymatgen.core import Structure
 from torch import Tensor, nn
@@ -436,7 +437,10 @@ class VAEModule(LightningModule):
         if self.trainer.precision == "16-mixed" or gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
-            norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val, foreach=True)
+            if isinstance(self.trainer.strategy, FSDPStrategy):  # which alone sees all the shards
+                norm = self.trainer.strategy.model.clip_grad_norm_(gradient_clip_val)  # type: ignore[union-attr, operator]
+            else:
+                norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val, foreach=True)
             self.last_step["grad_norm"] = norm
 
     def _generator(self, batch_idx: int) -> torch.Generator:

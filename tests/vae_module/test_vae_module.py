@@ -10,6 +10,7 @@ import pytest
 import torch
 from ase import Atoms
 from lightning import Trainer
+from lightning.pytorch.strategies import FSDPStrategy
 from pymatgen.core import Lattice, Structure
 
 from src.data import CrystalBatch, DataModule
@@ -197,6 +198,32 @@ def test_every_parameter_gets_a_gradient(batch, predict, forms):
     vae.training_step(batch, 0).backward()
     without = [name for name, p in vae.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
+
+
+def test_sharded_gradients_are_clipped_by_the_strategy(monkeypatch):
+    """Which alone knows the norm of all the shards; there is no GPU here to shard over."""
+    vae = make_vae()
+    trainer = vae._trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    weight = vae.quant_conv.bias
+    weight.grad = torch.full_like(weight, 3.0)
+    vae.configure_gradient_clipping(None, 1.0, "norm")
+    assert vae.last_step["grad_norm"] == pytest.approx(3.0 * len(weight) ** 0.5)
+    assert weight.grad.norm() == pytest.approx(1.0, rel=1e-4)
+
+    class Sharded:
+        def clip_grad_norm_(self, limit: float) -> float:
+            return 7.0 * limit
+
+    class Strategy(FSDPStrategy):
+        model = Sharded()
+        precision_plugin = trainer.strategy.precision_plugin
+
+        def __init__(self) -> None:
+            pass
+
+    monkeypatch.setattr(trainer._accelerator_connector, "strategy", Strategy())
+    vae.configure_gradient_clipping(None, 2.0, "norm")
+    assert vae.last_step["grad_norm"] == 14.0
 
 
 def test_the_randomness_of_a_step_is_a_function_of_seed_and_step(batch):
