@@ -12,29 +12,25 @@ from torch import Tensor
 from src.data.schema import CrystalBatch
 from src.utils.geometry import transform
 
+Random = Callable[..., Tensor]  # torch.rand or torch.randn
+
 
 def for_crystals(
-    random: Callable[..., Tensor],
-    batch: CrystalBatch,
-    width: int,
-    generator: torch.Generator | None = None,
+    random: Random, batch: CrystalBatch, width: int, generator: torch.Generator | None = None
 ) -> Tensor:
-    """`torch.rand` or `torch.randn` numbers for each crystal: (B, width)."""
-    part, device = batch.part, batch.frac_coords.device
-    whole = random(part.num_crystals, width, generator=generator, device=device)
-    return whole[part.first_crystal :][: len(batch.num_atoms)]
+    """Random numbers for each crystal: (B, width)."""
+    part = batch.part
+    whole = random(part.num_crystals, width, generator=generator, device=batch.frac_coords.device)
+    return whole.narrow(0, part.first_crystal, len(batch.num_atoms))
 
 
 def for_atoms(
-    random: Callable[..., Tensor],
-    batch: CrystalBatch,
-    width: int,
-    generator: torch.Generator | None = None,
+    random: Random, batch: CrystalBatch, width: int, generator: torch.Generator | None = None
 ) -> Tensor:
-    """`torch.rand` or `torch.randn` numbers for each atom: (N, width)."""
-    part, device = batch.part, batch.frac_coords.device
-    whole = random(part.num_atoms, width, generator=generator, device=device)
-    return whole[part.first_atom :][: len(batch.batch)]
+    """Random numbers for each atom: (N, width)."""
+    part = batch.part
+    whole = random(part.num_atoms, width, generator=generator, device=batch.frac_coords.device)
+    return whole.narrow(0, part.first_atom, len(batch.batch))
 
 
 def random_translation(
