@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
-from src.data.cif import CrystalError, check_crystal, read_cif
+from src.data.cif import Crystal, CrystalError, check_crystal, read_cif
 from src.data.flat import MappedTensors, ragged_index, save_tensors
 from src.data.readers import DataError, Reader, Record
 from src.data.schema import CrystalBatch, Part
@@ -209,6 +209,17 @@ def _count(values: Tensor) -> dict[str, int]:
     return dict(zip(map(str, unique.tolist()), counts.tolist(), strict=True))
 
 
+def read_record(record: Record, options: ReadOptions) -> Crystal:
+    """The crystal of a record.
+
+    Raises:
+        CrystalError: if it cannot be used; the message says why.
+    """
+    crystal = read_cif(record.cif, niggli=options.niggli)
+    check_crystal(crystal, options.max_num_atoms, options.max_atomic_number, options.min_distance)
+    return crystal
+
+
 def read_crystals(
     records: Reader, options: ReadOptions, progress: str | None = None
 ) -> tuple[CrystalDataset, list[tuple[Record, str]]]:
@@ -221,10 +232,7 @@ def read_crystals(
     rejected = []
     for record in track(records, progress or "", disable=progress is None, transient=True):
         try:
-            crystal = read_cif(record.cif, niggli=options.niggli)
-            check_crystal(
-                crystal, options.max_num_atoms, options.max_atomic_number, options.min_distance
-            )
+            crystal = read_record(record, options)
         except CrystalError as error:
             rejected.append((record, str(error)))
             continue
