@@ -324,9 +324,11 @@ def read_cifs(data_dir: Path) -> list[str]:
     from pymatgen.core import Structure
     from pymatgen.io.cif import CifWriter
 
-    from src.data.readers import find_splits
+    from src.data.splits import find_readers
 
-    texts = [record.cif for record in next(iter(find_splits(data_dir).values()))]
+    found = find_readers(data_dir)
+    reader = next(iter(found.values())) if isinstance(found, dict) else found
+    texts = [record.cif for record in reader]
     texts = random.Random(0).sample(texts, min(len(texts), 200))
     symmetric = []
     for text in texts[:40]:

@@ -73,4 +73,6 @@ def _data_of_run(checkpoint: Path) -> dict[str, Any]:
         raise DataError(f"{path} is not the config of a run: {error}") from error
     if not isinstance(data, dict):
         raise DataError(f"{path} is not the config of a run: its data are {data!r}")
+    if "niggli" in data:  # as runs said before there were other cells
+        data["cell"] = "niggli" if data.pop("niggli") else "as_given"
     return data

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from src.data.cif import CrystalError, read_cif
-from src.data.readers import CsvReader, DataError
-from src.data.structures import NamedStructure, Skipped, iter_structures, to_structure
+from src.data.readers import DataError
+from src.data.structures import NamedStructure, Skipped, iter_structures
 from src.metrics.generation import CoverageCutoffs, Verdict, evaluate_generated, reduced_formula
 from src.metrics.matching import MatcherSettings
 from src.utils.output import new_folder
@@ -108,16 +107,14 @@ def read_crystals(path: Path) -> tuple[list[NamedStructure], list[Skipped]]:
     """The crystals of a file or folder, and what could not be read, which the log names too.
 
     Args:
-        path: a table with the column `cif` (`.csv`, `.csv.gz`), or whatever
-            `src.data.structures.iter_structures` reads.
+        path: whatever `src.data.structures.iter_structures` reads.
 
     Raises:
         DataError: if there is no such path, or no crystal in it.
     """
-    source = _iter_table(path) if path.name.endswith(_TABLES) else iter_structures(path)
     items: list[NamedStructure] = []
     skipped: list[Skipped] = []
-    for item in track(source, f"Reading {path}", total=None, transient=True):
+    for item in track(iter_structures(path), f"Reading {path}", total=None, transient=True):
         if isinstance(item, Skipped):
             skipped.append(item)
         else:
@@ -129,16 +126,6 @@ def read_crystals(path: Path) -> tuple[list[NamedStructure], list[Skipped]]:
     if not items:
         raise DataError(f"{path} holds no crystal that can be read ({len(skipped)} skipped)")
     return items, skipped
-
-
-def _iter_table(path: Path) -> Iterator[NamedStructure | Skipped]:
-    for record in CsvReader(path):
-        try:
-            structure = to_structure(read_cif(record.cif, niggli=False))
-        except CrystalError as error:
-            yield Skipped(f"{record.where} ({record.id})", str(error))
-        else:
-            yield NamedStructure(record.id, structure, Path(path.name))
 
 
 def metrics_table(metrics: dict[str, Any]) -> Table:

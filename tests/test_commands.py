@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SIZES = {"d_model": 16, "nhead": 2, "num_layers": 1, "dim_feedforward": 16}
 DATA = {
     "_target_": "src.data.DataModule", "data_dir": "data/of the run", "batch_size": 12,
-    "eval_batch_size": 34, "properties": ["gap"], "niggli": False, "max_num_atoms": 20,
+    "eval_batch_size": 34, "properties": ["gap"], "cell": "primitive", "max_num_atoms": 20,
     "cache_dir": "cache of the run",
 }  # fmt: skip
 
@@ -76,13 +76,20 @@ def test_the_data_are_those_of_the_run(make_config):
     assert data.data_dir == Path("data/of the run")
     assert data.cache_dir == Path("cache of the run")
     assert (data.batch_size, data.eval_batch_size, data.properties) == (12, 34, ("gap",))
-    assert (data.read_options.niggli, data.read_options.max_num_atoms) == (False, 20)
+    assert (data.read_options.cell, data.read_options.max_num_atoms) == ("primitive", 20)
+
+
+@pytest.mark.parametrize(("niggli", "cell"), [(True, "niggli"), (False, "as_given")])
+def test_runs_that_knew_two_cells_are_understood(make_config, run_dir, niggli, cell):
+    old = {name: value for name, value in DATA.items() if name != "cell"} | {"niggli": niggli}
+    OmegaConf.save({"data": old}, run_dir / "config.yaml")
+    assert load_data(make_config()).read_options.cell == cell
 
 
 def test_what_one_says_replaces_what_the_run_says(make_config):
     data = load_data(make_config("data.data_dir=other", "data.eval_batch_size=5"))
     assert (data.data_dir, data.eval_batch_size) == (Path("other"), 5)
-    assert (data.properties, data.read_options.niggli) == (("gap",), False)
+    assert (data.properties, data.read_options.cell) == (("gap",), "primitive")
     assert load_data(make_config("+data.properties=[]")).properties == ()
 
 
@@ -90,7 +97,7 @@ def test_other_data_need_no_run(make_config, run_dir, tmp_path):
     (run_dir / "config.yaml").unlink()
     data = load_data(make_config("data=prototypes"))
     assert data.data_dir == tmp_path / "data" / "prototypes"
-    assert data.read_options.niggli
+    assert data.read_options.cell == "niggli"
     assert load_data(make_config("data=default", "data.data_dir=mine")).data_dir == Path("mine")
 
 

@@ -88,12 +88,16 @@ def test_debug(make_config, name):
     assert trainer.max_epochs <= 500
 
 
+OWN = ("default", "cif_folder", "structures")
+
+
 @pytest.mark.parametrize("name", [name for name in choices("data") if name != "of_run"])
 def test_data(make_config, tmp_path, name):
-    more = [f"data.data_dir={tmp_path}"] if name in ("default", "cif_folder") else []
+    more = [f"data.data_dir={tmp_path}"] if name in OWN else []
     data = instantiate(make_config(f"data={name}", *more).data)
     assert data.data_dir == (tmp_path if more else tmp_path / "data" / name)
     assert data.cache_dir == tmp_path / ".cache" / "datasets"
+    assert data.files == ("*" if name == "structures" else "*.cif")
 
 
 @pytest.mark.parametrize("name", choices("callbacks"))

@@ -143,7 +143,7 @@ def test_the_stats_say_what_the_latents_are(make_config, data, data_dir, tmp_pat
     assert stats["checkpoint"].endswith("vae.ckpt")
     assert stats["latent_dim"] == 4
     assert stats["data_dir"] == str(data_dir)
-    assert stats["read_options"]["niggli"] is True
+    assert stats["read_options"]["cell"] == "niggli"
     for split, num in NUM.items():
         cost = stats["splits"][split]
         assert cost["crystals"] == num

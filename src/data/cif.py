@@ -46,7 +46,7 @@ _NUMBER_TAGS = ("_space_group_IT_number", "_symmetry_Int_Tables_number")
 _UNKNOWN = ("?", ".")
 
 # A failure of spglib is None in old versions, and an exception in new ones, as it is set up.
-_SPGLIB_ERRORS = (spglib.SpglibError,) if hasattr(spglib, "SpglibError") else ()
+SPGLIB_ERRORS = (spglib.SpglibError,) if hasattr(spglib, "SpglibError") else ()
 
 # gemmi cuts its message short, at times within a character.
 _GEMMI_ERRORS = (RuntimeError, UnicodeDecodeError)
@@ -181,7 +181,7 @@ def niggli_reduce(crystal: Crystal) -> Crystal:
     lattice = crystal.lattice
     try:
         reduced = spglib.niggli_reduce(math.copysign(1.0, _signed_volume(lattice)) * lattice)
-    except _SPGLIB_ERRORS:
+    except SPGLIB_ERRORS:
         reduced = None
     if reduced is None:
         raise CrystalError("spglib finds no Niggli-reduced cell")
@@ -200,6 +200,23 @@ def niggli_reduce(crystal: Crystal) -> Crystal:
         atom_types=crystal.atom_types,
         frac_coords=_wrap(crystal.frac_coords @ integers),
     )
+
+
+def orient(crystal: Crystal) -> Crystal:
+    """The same crystal and cell in pymatgen's orientation (see `read_cif`), right-handed.
+
+    A left-handed basis is inverted together with the coordinates, as `niggli_reduce` does it.
+
+    Raises:
+        CrystalError: the lattice is not finite or has no volume.
+    """
+    lattice = crystal.lattice
+    right_handed = _signed_volume(lattice) > 0
+    if right_handed and not np.any((lattice[0, 1], lattice[2, 0], lattice[2, 1])):
+        return crystal
+    frac_coords = crystal.frac_coords if right_handed else _wrap(-crystal.frac_coords)
+    lengths, cosines = _lengths_and_cosines(lattice)
+    return Crystal(_canonical_lattice(lengths, cosines), crystal.atom_types, frac_coords)
 
 
 def write_cif(crystal: Crystal, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Lightning's view of the data: a folder in, batches of crystals out."""
+"""Lightning's view of the data: files in, batches of crystals out."""
 
 import logging
 from collections.abc import Sequence
@@ -10,8 +10,10 @@ from platformdirs import user_cache_path
 
 from src.data.dataset import MAX_ATOMIC_NUMBER, CrystalDataset, ReadOptions, load_split
 from src.data.loader import CrystalLoader, EpochSampler
-from src.data.readers import SPLITS, DataError, find_splits
+from src.data.readers import SPLITS, DataError, columns_of, read_properties
 from src.data.schema import CrystalBatch
+from src.data.splits import SplitOptions, add_properties, deal_out, find_readers, without_marks
+from src.data.structures import StructureReader
 
 log = logging.getLogger(__name__)
 
@@ -20,21 +22,23 @@ MAX_DEVICE_SHARE = 0.25
 
 
 class DataModule(LightningDataModule):
-    """Crystals of a folder as batches for training, validation and test.
+    """Crystals of a folder or file as batches for training, validation and test.
 
     Args:
         data_dir: a folder with `{train,val,test}.csv` (or `.csv.gz`; columns `material_id`, `cif`
-            and properties), or a folder with `.cif` files at any depth.
+            and properties), or anything that `src.data.structures.StructureReader` reads.
         batch_size: crystals in a batch, per process.
         eval_batch_size: the same for validation and test; None: as `batch_size`.
-        properties: numeric columns that ride along into `CrystalBatch.y`.
-        niggli: reduce each cell to its Niggli form.
+        files: which files of a folder that holds no splits are read, by their names.
+        properties: names of numbers that ride along into `CrystalBatch.y`, NaN where missing.
+        property_file: a table that has some of them, with a column `material_id` or `id`.
+        cell: choice of cell: see `src.data.cells.choose_cell`.
         max_num_atoms: refuse larger crystals; None for no limit.
         max_atomic_number: refuse crystals with heavier elements.
         min_distance: refuse crystals with atoms closer than this, in Å.
         max_rejected: share of refused crystals above which reading a split is an error.
-        split_ratio: train, val, test, for a folder of `.cif` files.
-        split_seed: of their shuffling.
+        split_by, split_ratio, split_seed, split_column, split_file: how crystals that are in no
+            split yet are dealt out: see `src.data.splits.SplitOptions`.
         shuffle: draw training crystals in random order, another one each epoch.
         seed: of that order.
         on_device: keep the tensors on the GPU where they fit.
@@ -46,14 +50,19 @@ class DataModule(LightningDataModule):
         data_dir: str | Path,
         batch_size: int = 256,
         eval_batch_size: int | None = None,
+        files: str = "*.cif",
         properties: Sequence[str] = (),
-        niggli: bool = True,
+        property_file: str | Path | None = None,
+        cell: str = "niggli",
         max_num_atoms: int | None = None,
         max_atomic_number: int = MAX_ATOMIC_NUMBER,
         min_distance: float = 0.5,
         max_rejected: float = 0.1,
+        split_by: str = "random",
         split_ratio: Sequence[float] = (0.8, 0.1, 0.1),
         split_seed: int = 0,
+        split_column: str | None = None,
+        split_file: str | Path | None = None,
         shuffle: bool = True,
         seed: int = 0,
         on_device: bool = True,
@@ -63,11 +72,15 @@ class DataModule(LightningDataModule):
         self.data_dir = Path(data_dir).expanduser()
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
+        self.files = files
         self.properties = tuple(properties)
-        self.read_options = ReadOptions(niggli, max_num_atoms, max_atomic_number, min_distance)
+        self.property_file = Path(property_file).expanduser() if property_file else None
+        self.read_options = ReadOptions(cell, max_num_atoms, max_atomic_number, min_distance)
         self.max_rejected = max_rejected
-        self.split_ratio = tuple(split_ratio)
-        self.split_seed = split_seed
+        split_file = Path(split_file).expanduser() if split_file else None
+        self.split_options = SplitOptions(
+            split_by, tuple(split_ratio), split_seed, split_column, split_file
+        )
         self.shuffle = shuffle
         self.seed = seed
         self.on_device = on_device
@@ -81,23 +94,40 @@ class DataModule(LightningDataModule):
             DataError: if the folder has no such split or it cannot be read.
         """
         if split not in self._datasets:
-            readers = find_splits(self.data_dir, self.properties, self.split_ratio, self.split_seed)
-            if split not in readers:
-                raise DataError(
-                    f"{self.data_dir} has no split {split!r} (it has {', '.join(readers)}): "
-                    f"add {split}.csv, or choose another split"
-                )
-            self._datasets[split] = load_split(
-                readers[split], self.read_options, self.cache_dir, self.max_rejected
+            self._datasets |= self._load([split])
+        if split not in self._datasets:
+            there = ", ".join(self._load())
+            raise DataError(
+                f"{self.data_dir} has no split {split!r} (it has {there}): add {split}.csv, change "
+                "data.split_ratio, or choose another split"
             )
         return self._datasets[split]
 
     def prepare_data(self) -> None:
         """Make the caches; Lightning calls this in one process per machine."""
-        readers = find_splits(self.data_dir, self.properties, self.split_ratio, self.split_seed)
-        for split in SPLITS:
-            if split in readers:
-                self.dataset(split)
+        self._datasets |= self._load()
+
+    def _load(self, splits: Sequence[str] = SPLITS) -> dict[str, CrystalDataset]:
+        """Those of these splits that there are; what is in no split yet is read as a whole."""
+        beside: list[str] = []  # properties of the property_file
+        if self.property_file:
+            beside = [name for name in self.properties if name in columns_of(self.property_file)]
+        within = [name for name in self.properties if name not in beside]
+        found = find_readers(self.data_dir, within, self.files, self.split_options)
+        options = (self.read_options, self.cache_dir, self.max_rejected)
+        if isinstance(found, StructureReader):
+            loaded = deal_out(load_split(found, *options), found, self.split_options)
+        else:
+            loaded = {
+                split: without_marks(load_split(found[split], *options))
+                for split in splits
+                if split in found
+            }
+        if self.property_file:
+            table = read_properties(self.property_file, beside)
+            for dataset in loaded.values():
+                add_properties(dataset, table, beside, self.property_file)
+        return loaded
 
     def train_dataloader(self) -> CrystalLoader:
         return self.loader("train", shuffle=self.shuffle)

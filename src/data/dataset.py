@@ -29,15 +29,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
-from src.data.cif import Crystal, CrystalError, check_crystal, read_cif
+from src.data.cells import choose_cell
+from src.data.cif import MAX_NUM_ATOMS, Crystal, CrystalError, check_crystal
 from src.data.flat import MappedTensors, ragged_index, save_tensors
-from src.data.readers import DataError, Reader, Record
+from src.data.readers import DataError, Reader, Record, crystal_of
 from src.data.schema import CrystalBatch, Part
 from src.utils.checksum import sha256_of
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # part of the cache's name: raise it when the same input gives other tensors
+FORMAT = 3  # part of the cache's name: raise it when the same input gives other tensors
 MAX_ATOMIC_NUMBER = 99
 
 
@@ -46,13 +47,13 @@ class ReadOptions:
     """How records become crystals, and which are refused.
 
     Args:
-        niggli: reduce each cell to its Niggli form.
+        cell: of `src.data.cells.CELLS`; see `choose_cell`.
         max_num_atoms: refuse larger crystals; None for no limit.
         max_atomic_number: refuse crystals with heavier elements.
         min_distance: refuse crystals with atoms closer than this, in Å.
     """
 
-    niggli: bool = True
+    cell: str = "niggli"
     max_num_atoms: int | None = None
     max_atomic_number: int = MAX_ATOMIC_NUMBER
     min_distance: float = 0.5
@@ -85,6 +86,7 @@ class CrystalDataset(Dataset):
         self.num_atoms = num_atoms
         self.y = dict(y or {})
         self._ids = ids
+        self.path: Path | None = None  # of the cache that it was loaded from
         self._file: MappedTensors | None = None
         # The host knows every count, so that no batch has to ask the device for its size.
         self._host_num_atoms = num_atoms.cpu()
@@ -102,7 +104,7 @@ class CrystalDataset(Dataset):
         """Open a cache's `crystals.safetensors`; the large tensors stay on disk until read."""
         file = MappedTensors(path)
         self = cls(**file.tensors, ids=file.ids, y=file.y)
-        self._file = file
+        self._file, self.path = file, path
         return self
 
     def save(self, path: Path) -> None:
@@ -190,7 +192,15 @@ class CrystalDataset(Dataset):
 
     def subset(self, indices: Tensor) -> "CrystalDataset":
         """The crystals at `indices` ((b,) int64, on the host) as a data set of their own."""
-        return self.from_batch(self.batch(indices), [self.ids[i] for i in indices.tolist()])
+        batch = self.batch(indices)
+        return CrystalDataset(
+            batch.atom_types.to(self.atom_types.dtype),
+            batch.frac_coords,
+            batch.lattices,
+            batch.num_atoms.to(self.num_atoms.dtype),
+            [self.ids[i] for i in indices.tolist()],
+            batch.y,
+        )
 
     def to(self, device: torch.device | str) -> "CrystalDataset":
         """The same crystals with their tensors on `device`."""
@@ -215,8 +225,13 @@ def read_record(record: Record, options: ReadOptions) -> Crystal:
     Raises:
         CrystalError: if it cannot be used; the message says why.
     """
-    crystal = read_cif(record.cif, niggli=options.niggli)
-    check_crystal(crystal, options.max_num_atoms, options.max_atomic_number, options.min_distance)
+    crystal = crystal_of(record)
+    limits = (options.max_atomic_number, options.min_distance)
+    if options.cell in ("primitive", "conventional"):
+        # overlapping atoms have no symmetry to find, and it says more that they overlap
+        check_crystal(crystal, MAX_NUM_ATOMS, *limits)
+    crystal = choose_cell(crystal, options.cell)
+    check_crystal(crystal, options.max_num_atoms or MAX_NUM_ATOMS, *limits)
     return crystal
 
 

@@ -206,7 +206,7 @@ class VAEModule(LightningModule):
         """Latents of crystals as features: of each atom, and pooled for each crystal.
 
         Cells are taken as they stand, and another cell of the same crystal has other latents.
-        Training reduces cells to their Niggli form (unless `data.niggli` is false), so that form
+        Training reduces cells to their Niggli form (unless `data.cell` is another), so that form
         is the one to give: `structure.get_reduced_structure("niggli")` of pymatgen, or
         `src.data.cif.niggli_reduce`.
 

@@ -20,8 +20,9 @@ from torch_geometric.data import Data
 from src.data import dataset as module
 from src.data.cif import Crystal, read_cif, write_cif
 from src.data.dataset import CrystalDataset, ReadOptions, load_split, read_crystals
-from src.data.readers import CsvReader, DataError, find_splits
+from src.data.readers import CsvReader, DataError
 from src.data.schema import CrystalBatch
+from src.data.structures import StructureReader
 
 TENSORS = ("atom_types", "frac_coords", "lattices", "num_atoms")
 
@@ -108,14 +109,14 @@ def assert_same(a: CrystalDataset, b: CrystalDataset) -> None:
 # --- from records to tensors -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("niggli", [True, False])
-def test_crystals_are_those_of_read_cif(reader, niggli):
-    dataset, rejected = read_crystals(reader, ReadOptions(niggli=niggli))
+@pytest.mark.parametrize("cell", ["niggli", "as_given"])
+def test_crystals_are_those_of_read_cif(reader, cell):
+    dataset, rejected = read_crystals(reader, ReadOptions(cell))
     assert rejected == []
     assert list(dataset.ids) == [f"id-{i}" for i in range(12)]
     assert dataset.y["gap"][:3].tolist() == [0, 0.5, 1]
     assert dataset.y["gap"].isnan().nonzero().flatten().tolist() == [3]
-    expected = [read_cif(record.cif, niggli=niggli) for record in reader]
+    expected = [read_cif(record.cif, niggli=cell == "niggli") for record in reader]
     for i, crystal in enumerate(expected):
         data = dataset[i]
         assert data.atom_types.tolist() == crystal.atom_types.tolist()
@@ -275,12 +276,12 @@ def test_each_option_and_content_has_its_own_cache(reader, cache_dir, tmp_path):
     options = ReadOptions()
     variants = [
         options,
-        replace(options, niggli=False),
+        replace(options, cell="as_given"),
         replace(options, max_num_atoms=20),
         replace(options, max_atomic_number=95),
         replace(options, min_distance=0.4),
     ]
-    assert set(asdict(options)) == {"niggli", "max_num_atoms", "max_atomic_number", "min_distance"}
+    assert set(asdict(options)) == {"cell", "max_num_atoms", "max_atomic_number", "min_distance"}
     for variant in variants:
         load_split(reader, variant, cache_dir)
     load_split(CsvReader(reader.path), options, cache_dir)  # without the property
@@ -305,10 +306,10 @@ def test_a_moved_cif_file_has_its_new_id(tmp_path, cache_dir):
     folder = tmp_path / "cifs"
     (folder / "a").mkdir(parents=True)
     (folder / "a" / "x.cif").write_text(GOOD.format(name="x"))
-    reader = find_splits(folder, split_ratio=(1, 0, 0))["train"]
+    reader = StructureReader(folder)
     assert list(load_split(reader, ReadOptions(), cache_dir).ids) == ["a/x"]
     (folder / "a").rename(folder / "b")
-    reader = find_splits(folder, split_ratio=(1, 0, 0))["train"]
+    reader = StructureReader(folder)
     assert list(load_split(reader, ReadOptions(), cache_dir).ids) == ["b/x"]
 
 
@@ -366,7 +367,7 @@ def test_a_folder_of_cif_files_is_named_in_errors(tmp_path, cache_dir):
     (folder / "deep").mkdir(parents=True)
     (folder / "deep" / "bad.cif").write_text("")
     (folder / "good.cif").write_text(GOOD.format(name="x"))
-    reader = find_splits(folder, split_ratio=(1, 0, 0))["train"]
+    reader = StructureReader(folder)
     with pytest.raises(DataError, match="1 of 2 crystals rejected") as error:
         load_split(reader, ReadOptions(), cache_dir)
     assert str(error.value).startswith(f"{folder}: ")

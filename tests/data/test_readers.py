@@ -3,10 +3,21 @@ import logging
 import math
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from src.data.readers import SPLITS, CifReader, CsvReader, DataError, find_splits
+from src.data.cif import Crystal, CrystalError, write_cif
+from src.data.readers import (
+    CsvReader,
+    DataError,
+    Numbers,
+    Record,
+    columns_of,
+    crystal_of,
+    iter_rows,
+    read_properties,
+)
 
 TABLE = {
     "material_id": ["mp-1", "007", "mp-3"],
@@ -19,16 +30,6 @@ TABLE = {
 def write_table(path: Path, columns=tuple(TABLE)) -> Path:
     pd.DataFrame({name: TABLE[name] for name in columns}).to_csv(path, index=False)
     return path
-
-
-def write_cifs(folder: Path, num: int = 20) -> list[str]:
-    """Files at three depths; their ids."""
-    ids = [f"{('', 'a/', 'a/b/')[i % 3]}crystal.{i}" for i in range(num)]
-    for name in ids:
-        path = folder / f"{name}.cif"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"data_{name}")
-    return ids
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
@@ -127,77 +128,131 @@ def test_a_missing_table_is_named(tmp_path):
         list(CsvReader(tmp_path / "nowhere.csv"))
 
 
-def test_real_tables(shared_data):
-    splits = find_splits(shared_data / "perov_5", ("heat_all",))
-    assert list(splits) == list(SPLITS)
-    record = next(iter(splits["test"]))
-    assert "_cell_length_a" in record.cif
-    assert len(record.properties) == 1
+# Parquet
 
 
-def test_a_folder_of_tables(tmp_path):
-    write_table(tmp_path / "train.csv")
-    write_table(tmp_path / "test.csv.gz")
-    write_cifs(tmp_path, 3)  # tables win over .cif files beside them
-    splits = find_splits(tmp_path, ["band_gap"])
-    assert splits == {
-        "train": CsvReader(tmp_path / "train.csv", ("band_gap",)),
-        "test": CsvReader(tmp_path / "test.csv.gz", ("band_gap",)),
-    }
+def write_parquet(path: Path, num: int = 25, **columns) -> Path:
+    frame = pd.DataFrame(
+        {
+            "material_id": [f"mp-{i}" for i in range(num)],
+            "cif": [None if i == 3 else f"data_{i}" for i in range(num)],
+            "gap": [None if i == 4 else i / 2 for i in range(num)],
+            "embedding": [[0.0] * 10] * num,
+            **columns,
+        }
+    )
+    frame.to_parquet(path, row_group_size=7)
+    return path
 
 
-def test_a_folder_of_cif_files_at_any_depth(tmp_path):
-    ids = write_cifs(tmp_path)
-    (tmp_path / "notes.txt").write_text("not a crystal")
-    (tmp_path / "folder.cif").mkdir()
-    splits = find_splits(tmp_path, split_ratio=(0.5, 0.3, 0.2))
-    assert {name: len(reader.files) for name, reader in splits.items()} == {
-        "train": 10,
-        "val": 6,
-        "test": 4,
-    }
-    records = [record for reader in splits.values() for record in reader]
-    assert sorted(r.id for r in records) == sorted(ids)  # each once
-    assert all(r.cif == f"data_{r.id}" for r in records)
-    assert all(r.where == f"{r.id}.cif" for r in records)
+def test_rows_of_parquet(tmp_path):
+    records = list(CsvReader(write_parquet(tmp_path / "train.parquet"), ("gap",)))
+    assert [r.id for r in records] == [f"mp-{i}" for i in range(25)]
+    assert [r.cif for r in records] == ["" if i == 3 else f"data_{i}" for i in range(25)]
+    gaps = [r.properties[0] for r in records]
+    assert math.isnan(gaps.pop(4))
+    assert gaps == [i / 2 for i in range(25) if i != 4]
+    assert records[17].where == "train.parquet row 17"
 
 
-def test_the_seed_decides_the_split(tmp_path):
-    write_cifs(tmp_path)
-    first = find_splits(tmp_path, split_seed=1)
-    assert find_splits(tmp_path, split_seed=1) == first
-    assert set(first["train"].files) != set(find_splits(tmp_path, split_seed=2)["train"].files)
-    # shares count, not their sum
-    assert find_splits(tmp_path, split_ratio=(8, 1, 1), split_seed=1) == first
+def test_parquet_is_read_a_chunk_at_a_time_and_only_what_is_asked_for(tmp_path):
+    path = write_parquet(tmp_path / "train.parquet", 30_000)
+    assert columns_of(path) == ["material_id", "cif", "gap", "embedding"]
+    rows = iter_rows(path, ["gap"])
+    assert next(rows).values == {"gap": 0.0}
+    assert sum(1 for _ in rows) == 29_999
 
 
-def test_a_split_without_files_is_left_out(tmp_path):
-    write_cifs(tmp_path, 3)
-    assert list(find_splits(tmp_path, split_ratio=(0, 0, 1))) == ["test"]
-    assert list(find_splits(tmp_path, split_ratio=(1, 0, 0))) == ["train"]
+def test_damaged_parquet_is_named(tmp_path):
+    path = write_parquet(tmp_path / "train.parquet")
+    content = path.read_bytes()
+    for bad in (b"", b"PAR1", content[:-100], b"a,b\n" * 99):
+        path.write_bytes(bad)
+        with pytest.raises(DataError, match=r"train\.parquet is not a readable Parquet file"):
+            list(CsvReader(path))
+    pd.DataFrame({"structure": ["x"]}).to_parquet(path)
+    with pytest.raises(DataError, match=r"no column 'cif'; its columns are \['structure'\]"):
+        list(CsvReader(path))
 
 
-@pytest.mark.parametrize("ratio", [(0.8, 0.2), (0.5, 0.6, -0.1), (0, 0, 0)])
-def test_impossible_ratios(tmp_path, ratio):
-    write_cifs(tmp_path, 3)
-    with pytest.raises(DataError, match="split_ratio"):
-        find_splits(tmp_path, split_ratio=ratio)
+def test_the_column_id_names_crystals_where_there_is_no_material_id(tmp_path):
+    path = tmp_path / "train.csv"
+    path.write_text("id,cif\n007,data_a\n")
+    assert [r.id for r in CsvReader(path)] == ["007"]
+    path.write_text("id,cif,material_id\n007,data_a,mp-1\n")
+    assert [r.id for r in CsvReader(path)] == ["mp-1"]
 
 
-def test_cif_files_in_other_encodings_are_read(tmp_path):
-    (tmp_path / "bom.cif").write_bytes(b"\xef\xbb\xbfdata_a")
-    (tmp_path / "latin.cif").write_bytes("data_a\n# Crème".encode("latin-1"))
-    files = (tmp_path / "bom.cif", tmp_path / "latin.cif")
-    texts = [record.cif for record in CifReader(tmp_path, files)]
-    assert texts[0] == "data_a"
-    assert texts[1].startswith("data_a\n# Cr")
+# Numbers
 
 
-def test_folders_without_crystals(tmp_path):
-    with pytest.raises(DataError, match=r"There is no folder .*nowhere.*Point data\.data_dir"):
-        find_splits(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"holds neither train\.csv .* nor any \.cif"):
-        find_splits(tmp_path)
-    write_cifs(tmp_path, 3)
-    with pytest.raises(DataError, match=r"carry no \['band_gap'\]"):
-        find_splits(tmp_path, ["band_gap"])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        *((1, 1.0), (2.5, 2.5), ("1e-3", 1e-3), (" 7 ", 7.0), (True, 1.0), (np.float32(0.5), 0.5)),
+        *((None, None), ("", None), ("NaN", None), ("n/a", None), (math.nan, None)),
+    ],
+)
+def test_numbers(caplog, value, expected):
+    numbers = Numbers(Path("f.csv"), ["x"])
+    (found,) = numbers({"x": value}, "row 0")
+    assert math.isnan(found) if expected is None else found == expected
+    numbers.warn()
+    assert caplog.text == ""  # a missing value is no mistake
+
+
+@pytest.mark.parametrize("value", ["many", "1,5", [1.0], np.zeros(1), {}, math.inf, 1e39, 10**400])
+def test_what_is_no_number_is_counted_and_named(caplog, value):
+    numbers = Numbers(Path("f.csv"), ["gap", "x"])
+    found = [numbers({"gap": i, "x": value if i else 1}, f"row {i}") for i in range(4)]
+    assert [gap for gap, _ in found] == [0, 1, 2, 3]
+    assert [math.isnan(x) for _, x in found] == [False, True, True, True]
+    numbers.warn()
+    assert "f.csv: 3 values of 'x' are no numbers, and NaN now; the first is" in caplog.text
+    assert "in row 1" in caplog.text
+
+
+def test_a_table_says_what_was_no_number(tmp_path, caplog):
+    list(CsvReader(write_table(tmp_path / "train.csv"), ("label",)))
+    assert "1 values of 'label' are no numbers" in caplog.text
+    assert "'many' in train.csv row 1" in caplog.text
+
+
+def test_a_property_that_nothing_has_is_an_error_that_lists_what_there_is():
+    numbers = Numbers(Path("f.db"), ["gap", "energy"])
+    numbers.known.update({"energy", "band_gap"})
+    with pytest.raises(DataError, match=r"no crystal has \['gap'\]; .* are: band_gap, energy$"):
+        numbers.check_known()
+
+
+# A table of properties
+
+
+def test_properties_by_id(tmp_path):
+    path = tmp_path / "id_prop.csv"
+    path.write_text("id,gap,name\n007,1.5,x\na/b,,y\n")
+    found = read_properties(path, ["gap"])
+    assert found["007"] == (1.5,)
+    assert math.isnan(found["a/b"][0])
+    with pytest.raises(DataError, match=r"no crystal has \['energy'\]"):
+        read_properties(path, ["energy"])
+    path.write_text("id,gap\nx,1\nx,2\n")
+    with pytest.raises(DataError, match="has 'x' twice"):
+        read_properties(path, ["gap"])
+    path.write_text("gap\n1\n")
+    with pytest.raises(DataError, match="no column material_id or id"):
+        read_properties(path, ["gap"])
+
+
+# Records
+
+
+def test_a_record_is_a_crystal_or_the_reason_why_there_is_none():
+    crystal = Crystal(np.eye(3) * 4, np.array([11]), np.zeros((1, 3)))
+    assert crystal_of(Record("w", "x", crystal=crystal)) is crystal
+    text = write_cif(crystal, "x")
+    assert crystal_of(Record("w", "x", text)).atom_types.tolist() == [11]
+    with pytest.raises(CrystalError, match=r"^torn apart$"):
+        crystal_of(Record("w", "x", reason="torn apart"))
+    with pytest.raises(CrystalError, match="empty CIF"):
+        crystal_of(Record("w", "x"))
