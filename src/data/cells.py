@@ -38,7 +38,7 @@ def choose_cell(crystal: Crystal, cell: str, symprec: float = SYMPREC) -> Crysta
     if cell == "as_given":
         return orient(crystal)
     if cell not in CELLS:
-        raise ValueError(f"data.cell is one of {', '.join(CELLS)}, not {cell!r}")
+        raise ValueError(f"a cell is one of {', '.join(CELLS)}, not {cell!r}")
     primitive = cell == "primitive"
     found = _ask_spglib(
         spglib.standardize_cell,

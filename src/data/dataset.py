@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
-from src.data.cells import choose_cell
+from src.data.cells import CELLS, choose_cell
 from src.data.cif import MAX_NUM_ATOMS, Crystal, CrystalError, check_crystal
 from src.data.flat import MappedTensors, ragged_index, save_tensors
 from src.data.readers import DataError, Reader, Record, crystal_of
@@ -51,12 +51,19 @@ class ReadOptions:
         max_num_atoms: refuse larger crystals; None for no limit.
         max_atomic_number: refuse crystals with heavier elements.
         min_distance: refuse crystals with atoms closer than this, in Å.
+
+    Raises:
+        DataError: for a cell that is none of those.
     """
 
     cell: str = "niggli"
     max_num_atoms: int | None = None
     max_atomic_number: int = MAX_ATOMIC_NUMBER
     min_distance: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.cell not in CELLS:
+            raise DataError(f"data.cell is one of {', '.join(CELLS)}, not {self.cell!r}")
 
 
 class CrystalDataset(Dataset):

@@ -262,8 +262,8 @@ def prototypes(dataset: CrystalDataset) -> list[str]:
 def prototype(crystal: Crystal, symprec: float = PROTOTYPE_SYMPREC) -> str:
     """A name that crystals of one prototype share, whatever their elements and cells are.
 
-    `AB_225 A:4(-3mm) B:4(-3mm)`: anonymous formula, number of the space group, and for each
-    element the number of atoms in the conventional cell and the site symmetry of its orbits.
+    `AB 225 4(-3mm) 4(-3mm)`: anonymous formula, number of the space group, and for each element
+    the number of atoms in the conventional cell and the site symmetry of its orbits.
     Wyckoff letters would say more, and differ with the choice of the origin among the equivalent
     ones: cubic perovskites have it on A or on B. For the same reason the directions in the symbols
     of site symmetries are left out. So different prototypes can share a name, and crystals of one

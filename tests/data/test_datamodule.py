@@ -176,3 +176,36 @@ def test_a_training_that_goes_on_sees_what_was_left(tables, options, tmp_path, s
 
     left = fit(DataModule(tables, **options), tmp_path, ckpt_path=tmp_path / "stopped.ckpt")
     assert left == whole[step:]
+
+
+def test_a_table_of_properties_beside_crystals_that_carry_none(tmp_path, options, caplog):
+    folder = tmp_path / "cifs"
+    (folder / "deep").mkdir(parents=True)
+    for i in range(10):
+        (folder / "deep" / f"{i}.cif").write_text(make_cif(i))
+    table = pd.DataFrame({"id": [f"deep/{i}" for i in range(9)], "gap": range(9)})
+    table.loc[3, "gap"] = None
+    table.to_csv(tmp_path / "id_prop.csv", index=False)
+    given = {"properties": ["gap"], "property_file": tmp_path / "id_prop.csv", **options}
+    data = DataModule(folder, split_ratio=(1, 0, 0), **given)
+    batch = data.dataset("train").batch(torch.arange(10))
+    expected = [float(i) for i in range(9)]
+    expected[3] = -1
+    assert batch.y["gap"].nan_to_num(-1).tolist() == [*expected, -1]
+    assert "id_prop.csv has no row for 1 of 10 crystals, deep/9 first" in caplog.text
+    table["id"] = [f"{i}.cif" for i in range(9)]
+    table.to_csv(tmp_path / "id_prop.csv", index=False)
+    with pytest.raises(DataError, match=r"no row for 10 of 10 crystals, deep/0 first: its ids"):
+        DataModule(folder, split_ratio=(1, 0, 0), **given).dataset("train")
+    with pytest.raises(DataError, match=r"no crystal has \['gap'\]; .* are: none"):
+        DataModule(folder, properties=["gap"], **options).dataset("train")
+
+
+def test_the_choice_of_cell_reaches_the_reader(tables, options):
+    shapes = {}
+    for cell in ("niggli", "conventional"):
+        dataset = DataModule(tables, cell=cell, **options).dataset("val")
+        shapes[cell] = dataset.num_atoms.tolist()
+    assert shapes["niggli"] == shapes["conventional"] == [2] * 5  # of the CsCl type
+    with pytest.raises(DataError, match=r"data\.cell is one of .*, not 'smallest'"):
+        DataModule(tables, cell="smallest", **options)

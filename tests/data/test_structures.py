@@ -1,22 +1,31 @@
 import gzip
 import json
+import pickle
 import shutil
+import sqlite3
 import zipfile
 from pathlib import Path
 
+import ase.db
 import ase.io
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
 from pymatgen.core import Lattice, Structure
 
-from src.data import CrystalBatch, DataError
+from src.data import CrystalBatch, DataError, DataModule
 from src.data.cif import Crystal, CrystalError
+from src.data.dataset import ReadOptions, read_record
+from src.data.readers import Record
 from src.data.structures import (
     NamedStructure,
     Skipped,
+    StructureReader,
     iter_structures,
     read_structures,
     split_batch,
@@ -322,3 +331,195 @@ def test_compressed_files_are_those_of_gzip(tmp_path, crystal):
     with gzip.open(tmp_path / "b.cif.gz", "wb") as file, (tmp_path / "a.cif").open("rb") as plain:
         shutil.copyfileobj(plain, file)
     assert ids(tmp_path) == ["a", "b"]
+
+
+# Records, and what they carry
+
+
+def records(path: Path, *names: str, **options) -> list[Record]:
+    return list(StructureReader(path, names, **options))
+
+
+def write_db(path: Path, frames: list[Atoms], **columns) -> None:
+    with ase.db.connect(path) as database:
+        for i, atoms in enumerate(frames):
+            database.write(atoms, **{name: values[i] for name, values in columns.items()})
+
+
+def properties_of(found: list[Record]) -> list[float | None]:
+    return [None if np.isnan(r.properties[0]) else r.properties[0] for r in found]
+
+
+def with_energy(atoms: Atoms, energy: float) -> Atoms:
+    atoms.calc = SinglePointCalculator(atoms, energy=energy)
+    return atoms
+
+
+FRAMES = [bulk("Cu"), bulk("Fe"), bulk("Al")]
+
+
+def test_an_ase_database(tmp_path):
+    frames = [with_energy(bulk(name), -i) for i, name in enumerate(("Cu", "Fe", "Al", "Ni"), 1)]
+    frames[1].set_constraint(FixAtoms([0]))
+    write_db(tmp_path / "a.db", frames, gap=[0.5, 1.5, 2.5, 3.5], material_id=["a", "b", "c", "d"])
+    with ase.db.connect(tmp_path / "a.db") as database:
+        del database[3]
+    content = (tmp_path / "a.db").read_bytes()
+    found = records(tmp_path / "a.db", "gap", "energy")
+    assert [r.id for r in found] == ["a", "b", "d"]
+    assert [r.properties[:2] for r in found] == [(0.5, -1), (1.5, -2), (3.5, -4)]
+    for record, atoms in zip(found, (frames[0], frames[1], frames[3]), strict=True):
+        assert record.crystal is not None
+        assert_same(to_structure(record.crystal), to_structure(to_crystal(atoms)), atol=1e-9)
+    assert (tmp_path / "a.db").read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == ["a.db"]
+
+
+def test_a_database_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("src.data.structures._ROWS", 2)
+    write_db(tmp_path / "a.db", FRAMES + FRAMES, gap=range(6))
+    found = records(tmp_path, "gap")
+    assert properties_of(found) == [0, 1, 2, 3, 4, 5]
+    assert [r.id for r in found] == [f"a-{i}" for i in range(6)]
+    assert [r.where for r in found][:2] == ["a.db, frame 0", "a.db, frame 1"]
+
+
+def test_a_database_of_something_else_is_left_as_it_is(tmp_path):
+    with sqlite3.connect(tmp_path / "a.db") as connection:
+        connection.execute("create table notes (text)")
+    connection.close()
+    content = (tmp_path / "a.db").read_bytes()
+    (tmp_path / "b.db").write_bytes(b"no database")
+    found = records(tmp_path)
+    assert ["readonly" in found[0].reason, "not a database" in found[1].reason] == [True, True]
+    assert (tmp_path / "a.db").read_bytes() == content
+
+
+def test_properties_of_an_extxyz(tmp_path):
+    frames = [with_energy(bulk("Cu"), -3.5), bulk("Fe"), bulk("Al")]
+    frames[0].info |= {"gap": 1.5, "vector": np.ones(3)}
+    frames[1].info["gap"] = "unknown"
+    ase.io.write(tmp_path / "f.extxyz", frames)
+    found = records(tmp_path, "energy", "gap")
+    assert found[0].properties[:2] == (-3.5, 1.5)
+    assert np.isnan(found[1].properties[:2]).all()
+    assert np.isnan(found[2].properties[:2]).all()
+    with pytest.raises(DataError, match=r"no crystal has \['volume'\]; .* are: energy, gap$"):
+        records(tmp_path, "volume")
+
+
+def test_properties_of_json(tmp_path, crystal):
+    content = crystal.as_dict() | {"properties": {"gap": 1.5, "note": "x"}}
+    entry = {"material_id": "mp-7", "gap": 2.5, "structure": crystal.as_dict()}
+    (tmp_path / "a.json").write_text(json.dumps([content, crystal.as_dict(), entry]))
+    found = records(tmp_path / "a.json", "gap")
+    assert properties_of(found) == [1.5, None, 2.5]
+    assert [r.id for r in found] == ["a-0", "a-1", "mp-7"]
+    for record in found:
+        assert record.crystal is not None
+        assert_same(to_structure(record.crystal), crystal)
+
+
+def write_tables(folder: Path, crystal: Structure) -> None:
+    write_structures(folder / "a.cif", [crystal], ["a"])
+    text = (folder / "a.cif").read_text()
+    frame = pd.DataFrame({"cif": [text, "", text], "gap": [0.5, 1.0, None]})
+    frame.to_parquet(folder / "p.parquet")
+    frame.assign(id=["x", "y", "z"]).to_csv(folder / "t.csv.gz", index=False)
+
+
+def test_tables_are_files_like_others(tmp_path, crystal):
+    write_tables(tmp_path, crystal)
+    found, skipped = read_structures(tmp_path)
+    assert [item.id for item in found] == ["a", "p-0", "p-2", "x", "z"]
+    for item in found:
+        assert_same(item.structure, crystal)
+    assert skipped == [
+        ("p.parquet row 1 (p-1)", "empty CIF"), ("t.csv.gz row 1 (y)", "empty CIF")
+    ]  # fmt: skip
+    assert written_name(found[-1].source) == Path("t.csv.gz.extxyz")
+    assert properties_of(records(tmp_path, "gap")) == [None, 0.5, 1, None, 0.5, 1, None]
+    assert {r.file for r in records(tmp_path)} == {"a.cif", "p.parquet", "t.csv.gz"}
+
+
+def test_an_archive_of_everything(tmp_path, crystal):
+    inside = tmp_path / "inside"
+    write_tables(inside, crystal)
+    write_db(inside / "d.db", FRAMES, gap=[7, 8, 9])
+    write_structures(inside / "POSCAR", [crystal], ["x"])
+    shutil.make_archive(str(tmp_path / "all"), "zip", inside)
+    plain, packed = records(inside, "gap"), records(tmp_path / "all.zip", "gap")
+    assert [(r.id, r.where, r.cif, r.file) for r in plain] == [
+        (r.id, r.where, r.cif, r.file) for r in packed
+    ]
+    assert len(plain) == 11
+    np.testing.assert_equal([r.properties for r in plain], [r.properties for r in packed])
+    reader = StructureReader(tmp_path / "all.zip")
+    assert reader.files == [tmp_path / "all.zip"]
+    assert reader.sources == ["POSCAR", "a.cif", "d.db", "p.parquet", "t.csv.gz"]
+    assert [reader.sources[int(r.properties[-1])] for r in packed] == [r.file for r in packed]
+
+
+def test_a_pattern_chooses_files(tmp_path, crystal):
+    for name in ("a.cif", "b/c.cif", "b/POSCAR", ".d.cif", "e.cif.gz"):
+        write_structures(tmp_path / "in" / name, [crystal], ["x"])
+    shutil.make_archive(str(tmp_path / "in"), "zip", tmp_path / "in")
+    for source in (tmp_path / "in", tmp_path / "in.zip"):
+        assert [r.id for r in records(source, pattern="*.cif")] == ["a", "b/c"]
+        assert [r.id for r in records(source, pattern="POSCAR*")] == ["b/POSCAR"]
+    shutil.move(tmp_path / "in.zip", tmp_path / "in")
+    assert len(records(tmp_path / "in", pattern="*.cif")) == 2  # not those of the archive, too
+    assert len(records(tmp_path / "in", pattern="*.zip")) == 4
+
+
+def test_a_table_that_breaks_off_is_an_error_where_it_is_all_there_is(tmp_path, crystal):
+    write_tables(tmp_path, crystal)
+    path = tmp_path / "t.csv.gz"
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(DataError, match=r"t\.csv\.gz is not a readable CSV file"):
+        records(path)
+    (last,) = [r for r in records(tmp_path) if r.file == "t.csv.gz"]
+    assert "is not a readable CSV file" in last.reason
+
+
+@pytest.mark.filterwarnings("ignore:dict interface is deprecated")
+def test_unreadable_files_are_records_with_reasons(tmp_path, crystal):
+    expected = bad_files(tmp_path, crystal)
+    found = records(tmp_path)
+    assert all(pickle.loads(pickle.dumps(record)).where == record.where for record in found)
+    options = ReadOptions()
+    reasons = {}
+    for record in found:
+        try:
+            read_record(record, options)
+        except CrystalError as error:
+            reasons[record.where] = str(error)
+    assert reasons.keys() == expected.keys()
+    assert all(expected[where] in reason for where, reason in reasons.items())
+
+
+def test_every_format_gives_one_crystal_and_property_to_a_batch(tmp_path, crystal):
+    """From file to `CrystalBatch.y`, to latents, with a value that is missing."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    atoms = [crystal.to_ase_atoms(), crystal.to_ase_atoms()]
+    atoms[0].info["gap"] = 0.5
+    ase.io.write(folder / "a.extxyz", atoms)
+    write_db(folder / "b.db", atoms[:1], gap=[0.5])
+    write_db(folder / "b.db", atoms[1:])
+    content = [crystal.as_dict() | {"properties": {"gap": 0.5}}, crystal.as_dict()]
+    (folder / "c.json").write_text(json.dumps(content))
+    write_structures(tmp_path / "d.cif", [crystal], ["d"])
+    text = (tmp_path / "d.cif").read_text()
+    frame = pd.DataFrame({"cif": [text] * 2, "gap": [0.5, None]})
+    frame.to_csv(folder / "d.csv", index=False)
+    frame.to_parquet(folder / "e.parquet")
+    data = DataModule(
+        folder, files="*", properties=["gap"], split_ratio=(1, 0, 0), cache_dir=tmp_path / "cache"
+    )
+    dataset = data.dataset("train")
+    assert list(dataset.ids) == [f"{name}-{i}" for name in "abcde" for i in (0, 1)]
+    batch = dataset.batch(torch.arange(10))
+    assert batch.y["gap"].nan_to_num(-1).tolist() == [0.5, -1] * 5
+    for structure in batch.to_structure():
+        assert_same(structure, batch.to_structure()[0], atol=1e-5)
