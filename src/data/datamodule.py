@@ -9,9 +9,11 @@ from lightning import LightningDataModule
 from platformdirs import user_cache_path
 
 from src.data.dataset import MAX_ATOMIC_NUMBER, CrystalDataset, ReadOptions, load_split
+from src.data.known_sets import KNOWN_SETS
 from src.data.loader import CrystalLoader, EpochSampler
-from src.data.readers import SPLITS, DataError, find_splits
+from src.data.readers import SPLITS, DataError, Reader, find_splits
 from src.data.schema import CrystalBatch
+from src.data.sources import download, lacks_files
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,15 @@ class DataModule(LightningDataModule):
         seed: of that order.
         on_device: keep the tensors on the GPU where they fit.
         cache_dir: where parsed splits are kept; None: the user's cache folder.
+        num_workers: processes that parse crystals, 0 for none but this one; None: one per CPU for
+            a large split, none for a small one.
+        source: the known data set (see `KNOWN_SETS`) that `data_dir` is the folder of.
+        download: fetch what is missing of it, where the folder is not there or holds nothing else.
+        base_url: where to fetch it from, a folder or an address with a folder NAME in it; None:
+            from where it is published.
+
+    Raises:
+        DataError: if there is no such set, or none is named that could be fetched.
     """
 
     def __init__(
@@ -58,6 +69,10 @@ class DataModule(LightningDataModule):
         seed: int = 0,
         on_device: bool = True,
         cache_dir: str | Path | None = None,
+        num_workers: int | None = None,
+        source: str | None = None,
+        download: bool = False,
+        base_url: str | None = None,
     ) -> None:
         super().__init__()
         self.data_dir = Path(data_dir).expanduser()
@@ -72,32 +87,51 @@ class DataModule(LightningDataModule):
         self.seed = seed
         self.on_device = on_device
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+        self.num_workers = num_workers
+        if download and source not in KNOWN_SETS:
+            raise DataError(
+                f"data.download=true fetches a known set, and data.source={source} is none of "
+                f"{', '.join(KNOWN_SETS)}"
+            )
+        self.source = source
+        self.download = download
+        self.base_url = base_url
         self._datasets: dict[str, CrystalDataset] = {}
 
     def dataset(self, split: str) -> CrystalDataset:
         """The crystals of `train`, `val` or `test`, in the order of their file, on the host.
 
         Raises:
-            DataError: if the folder has no such split or it cannot be read.
+            DataError: if the folder has no such split, or it cannot be read or fetched.
         """
         if split not in self._datasets:
-            readers = find_splits(self.data_dir, self.properties, self.split_ratio, self.split_seed)
+            readers = self._find_splits()
             if split not in readers:
                 raise DataError(
                     f"{self.data_dir} has no split {split!r} (it has {', '.join(readers)}): "
                     f"add {split}.csv, or choose another split"
                 )
             self._datasets[split] = load_split(
-                readers[split], self.read_options, self.cache_dir, self.max_rejected
+                readers[split],
+                self.read_options,
+                self.cache_dir,
+                self.max_rejected,
+                self.num_workers,
             )
         return self._datasets[split]
 
     def prepare_data(self) -> None:
-        """Make the caches; Lightning calls this in one process per machine."""
-        readers = find_splits(self.data_dir, self.properties, self.split_ratio, self.split_seed)
+        """Fetch what is to be fetched, and make the caches; Lightning calls this in one process
+        per machine."""
+        readers = self._find_splits()
         for split in SPLITS:
             if split in readers:
                 self.dataset(split)
+
+    def _find_splits(self) -> dict[str, Reader]:
+        if self.download and self.source and lacks_files(self.source, self.data_dir):
+            download(self.source, self.data_dir, self.base_url)
+        return find_splits(self.data_dir, self.properties, self.split_ratio, self.split_seed)
 
     def train_dataloader(self) -> CrystalLoader:
         return self.loader("train", shuffle=self.shuffle)

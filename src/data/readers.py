@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from src.data.known_sets import KNOWN_SETS
+
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
@@ -150,11 +152,17 @@ def find_splits(
     Raises:
         DataError: if there is no such folder, or neither kind of file in it.
     """
+    fetch = (
+        f" `python scripts/download_data.py {data_dir.name} --data-dir {data_dir.parent}` fetches "
+        "this known set; so does data.download=true."
+        if data_dir.name in KNOWN_SETS
+        else ""
+    )
     if not data_dir.is_dir():
         raise DataError(
             f"There is no folder {data_dir}. Point data.data_dir to a folder with train.csv, "
             "val.csv and test.csv (or .csv.gz; columns material_id, cif), or with .cif files; "
-            "experiment=prototypes/vae_dng trains on the data that come with the project."
+            f"experiment=prototypes/vae_dng trains on the data that come with the project.{fetch}"
         )
     tables = {
         split: path
@@ -168,7 +176,7 @@ def find_splits(
     if not files:
         raise DataError(
             f"{data_dir} holds neither train.csv (or .csv.gz) nor any .cif file: "
-            "point data.data_dir to a folder that does"
+            f"point data.data_dir to a folder that does.{fetch}"
         )
     if properties:
         raise DataError(f"{data_dir} is a folder of .cif files, which carry no {list(properties)}")
