@@ -8,9 +8,10 @@ import torch
 from lightning import LightningDataModule
 from platformdirs import user_cache_path
 
-from src.data.dataset import MAX_ATOMIC_NUMBER, CrystalDataset, ReadOptions, load_split
+from src.data.dataset import CrystalDataset, load_split
 from src.data.known_sets import KNOWN_SETS
 from src.data.loader import CrystalLoader, EpochSampler
+from src.data.parsing import MAX_ATOMIC_NUMBER, ReadOptions
 from src.data.readers import SPLITS, DataError, Reader, find_splits
 from src.data.schema import CrystalBatch
 from src.data.sources import download, lacks_files

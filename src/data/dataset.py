@@ -15,7 +15,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -28,9 +28,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
-from src.data.cif import Crystal, check_crystal, read_cif
 from src.data.flat import MappedTensors, TensorWriter, ragged_index, save_tensors
-from src.data.parsing import Parsed, parse
+from src.data.parsing import Parsed, ReadOptions, parse, read_record
 from src.data.readers import DataError, Reader, Record
 from src.data.schema import CrystalBatch, Part
 from src.utils.checksum import sha256_of
@@ -38,24 +37,6 @@ from src.utils.checksum import sha256_of
 log = logging.getLogger(__name__)
 
 FORMAT = 2  # part of the cache's name: raise it when the same input gives other tensors
-MAX_ATOMIC_NUMBER = 99
-
-
-@dataclass(frozen=True, slots=True)
-class ReadOptions:
-    """How records become crystals, and which are refused.
-
-    Args:
-        niggli: reduce each cell to its Niggli form.
-        max_num_atoms: refuse larger crystals; None for no limit.
-        max_atomic_number: refuse crystals with heavier elements.
-        min_distance: refuse crystals with atoms closer than this, in Å.
-    """
-
-    niggli: bool = True
-    max_num_atoms: int | None = None
-    max_atomic_number: int = MAX_ATOMIC_NUMBER
-    min_distance: float = 0.5
 
 
 class CrystalDataset(Dataset):
@@ -207,17 +188,6 @@ class CrystalDataset(Dataset):
 def _count(values: Tensor) -> dict[str, int]:
     unique, counts = values.unique(return_counts=True)
     return dict(zip(map(str, unique.tolist()), counts.tolist(), strict=True))
-
-
-def read_record(record: Record, options: ReadOptions) -> Crystal:
-    """The crystal of a record.
-
-    Raises:
-        CrystalError: if it cannot be used; the message says why.
-    """
-    crystal = read_cif(record.cif, niggli=options.niggli)
-    check_crystal(crystal, options.max_num_atoms, options.max_atomic_number, options.min_distance)
-    return crystal
 
 
 def read_crystals(

@@ -1,7 +1,7 @@
-"""A stream of records to a stream of crystals in flat arrays, by worker processes if there are any.
+"""A stream of records to a stream of crystals in flat arrays, by worker processes where it is long.
 
-What is in memory does not grow with the number of records. This module imports no torch: workers
-start quickly if what they are given to read records with imports none either.
+What is in memory does not grow with the number of records. This module imports no torch, so that
+workers start quickly.
 """
 
 import multiprocessing
@@ -10,16 +10,45 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 
 import numpy as np
 
-from src.data.cif import Crystal, CrystalError
+from src.data.cif import Crystal, CrystalError, check_crystal, read_cif
 from src.data.readers import DataError, Record
 from src.utils.processes import WorkerContext, follow_parent, num_cpus
 
 CHUNK = 256  # records that a worker takes at once, a twentieth of a second
-LARGE = 20_000  # records: fewer are read here before workers that import torch have started
+LARGE = 10_000  # records: fewer are read here before workers have started
+MAX_ATOMIC_NUMBER = 99
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How records become crystals, and which are refused.
+
+    Args:
+        niggli: reduce each cell to its Niggli form.
+        max_num_atoms: refuse larger crystals; None for no limit.
+        max_atomic_number: refuse crystals with heavier elements.
+        min_distance: refuse crystals with atoms closer than this, in Å.
+    """
+
+    niggli: bool = True
+    max_num_atoms: int | None = None
+    max_atomic_number: int = MAX_ATOMIC_NUMBER
+    min_distance: float = 0.5
+
+
+def read_record(record: Record, options: ReadOptions) -> Crystal:
+    """The crystal of a record.
+
+    Raises:
+        CrystalError: if it cannot be used; the message says why.
+    """
+    crystal = read_cif(record.cif, niggli=options.niggli)
+    check_crystal(crystal, options.max_num_atoms, options.max_atomic_number, options.min_distance)
+    return crystal
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +85,8 @@ def parse(
     Args:
         read: makes a crystal of a record, or raises a `CrystalError`. It is sent to the workers, so
             it must be found outside the main script.
-        num_workers: processes that call it; 0: this one does. None: one for each CPU where there
-            are more than `LARGE` records, and none else.
+        num_workers: processes that call it; 0: this one does. None: this one for the first `LARGE`
+            records, and one for each CPU if there are more.
         num_properties: of each record.
 
     Raises:
@@ -67,19 +96,16 @@ def parse(
     if num_workers is not None and num_workers < 0:
         raise ValueError(f"num_workers must be at least 0, got {num_workers}")
     chunks = _chunks(records)
+    here = 0
     if num_workers is None:
-        first = list(islice(chunks, LARGE // CHUNK + 1))
-        is_large = len(first) > LARGE // CHUNK
-        # that many CPUs are worth it, and a daemon may start no processes
+        # so many CPUs are worth it, and a daemon may start no processes
         alone = num_cpus() == 1 or multiprocessing.current_process().daemon
-        num_workers = num_cpus() if is_large and not alone else 0
-        chunks = chain(iter(first), chunks)
-        del first
+        num_workers = 0 if alone else num_cpus()
+        here = LARGE // CHUNK
+    for chunk in islice(chunks, here if num_workers else None):
+        yield _parse(chunk, read, num_properties)
     if num_workers:
         yield from _parse_in_workers(chunks, read, num_workers, num_properties)
-    else:
-        for chunk in chunks:
-            yield _parse(chunk, read, num_properties)
 
 
 def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
