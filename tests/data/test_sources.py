@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import requests
+import yaml
 
 from src.data import DataError, DataModule, sources
 from src.data.cif import Crystal, write_cif
@@ -189,6 +190,20 @@ def test_every_file_has_a_checksum_and_an_address_at_a_commit():
             else:
                 assert re.fullmatch("[0-9a-f]{40}", checksum.git_blob_sha1)
     assert sum(KNOWN_SETS["mp_20"].crystals.values()) == 45_229
+
+
+def test_the_page_and_the_configs_know_the_same_sets():
+    page = (ROOT / "docs" / "data" / "known_sets.md").read_text()
+    for name, source in KNOWN_SETS.items():
+        if name.startswith("toy"):
+            continue
+        config = yaml.safe_load((ROOT / "configs" / "data" / f"{name}.yaml").read_text())
+        assert (config["source"], config["download"]) == (name, True)
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+        counts = [f"{source.crystals[s]:,}" for s in sources.SPLITS if s in source.crystals]
+        assert re.findall(r"\d+,\d{3}", row.split("|")[2]) == counts
+        assert re.findall(r"up to (\d+)", row) == [str(config["max_num_atoms"])]
+        assert row.endswith(f"| {source.licence} | {source.cite} |")
 
 
 def test_a_checksum_as_git_has_it(tmp_path):
