@@ -1,4 +1,4 @@
-"""Benchmarks: `python scripts/benchmark.py {data,large,train,infer,match,scale} [--json FILE]`.
+"""Benchmarks: `python scripts/benchmark.py {data,large,prepare,train,...} [--json FILE]`.
 
 Each figure is a median of several runs in which the variants take turns, so that a busy machine
 slows all of them alike: trust the ratios.
@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def main(argv: list[str] | None = None) -> list[dict]:
     """Run one benchmark, print its table, and write its rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("bench", choices=["data", "large", "train", "infer", "match", "scale"])
+    parser.add_argument("bench", choices=["data", "large", "prepare", "train", "infer",
+                                          "match", "scale"])  # fmt: skip
     parser.add_argument("--data-dir", type=Path, default=ROOT / "data" / "prototypes")
     parser.add_argument("--preset", choices=["tiny", "small", "mp20"], default="small")
     parser.add_argument("--batch-size", type=int, default=256)
@@ -45,14 +46,16 @@ def main(argv: list[str] | None = None) -> list[dict]:
 
 def _run(args: argparse.Namespace) -> list:
     # Imported here, so that `--help` answers at once.
-    from benchmarks import data, infer, large, match, scale, train
+    from benchmarks import data, infer, large, match, prepare, scale, train
 
     from src.data import DataModule
 
     if args.bench == "large":
         return large.run(args.crystals, args.rounds)
-    if args.bench == "data":
+    if args.bench in ("data", "prepare"):
         path = next(p for p in args.data_dir.glob("train.csv*"))
+        if args.bench == "prepare":
+            return prepare.run(path, args.crystals)
         return data.run(path, args.rounds)
     module = DataModule(args.data_dir)
     if args.bench == "match":

@@ -93,6 +93,14 @@ def test_what_one_says_replaces_what_the_run_says(make_config):
     assert load_data(make_config("+data.properties=[]")).properties == ()
 
 
+def test_a_known_set_is_that_of_the_run(make_config, run_dir):
+    known = {**DATA, "source": "mp_20", "download": True}
+    OmegaConf.save({"data": known}, run_dir / "config.yaml")
+    data = load_data(make_config("data.base_url=/a/mirror"))
+    assert (data.source, data.download, data.base_url) == ("mp_20", True, "/a/mirror")
+    assert load_data(make_config("data.download=false")).download is False
+
+
 def test_other_data_need_no_run(make_config, run_dir, tmp_path):
     (run_dir / "config.yaml").unlink()
     data = load_data(make_config("data=prototypes"))

@@ -82,6 +82,7 @@ def test_what_only_tests_and_scripts_may_use(path):
     ("module", "absent"),
     [
         ("src.metrics.matching", ["torch", "lightning", "pymatgen"]),  # its workers start fast
+        ("src.data.parsing", ["torch", "lightning", "pymatgen"]),  # so do its
     ],
 )
 def test_light_imports(module, absent):

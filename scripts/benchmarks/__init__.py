@@ -5,12 +5,15 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.progress import track
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +62,11 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def in_fresh_process(function: Callable[..., float], *args: Any) -> float:
+def in_fresh_process(function: Callable[..., T], *args: Any) -> T:
     """What `function` returns in a process of its own, whose memory is its alone."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, args)
+    # an executor's processes may start others, which those of a Pool may not
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
 
 
 def can_measure_memory() -> bool:

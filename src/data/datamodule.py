@@ -8,10 +8,13 @@ import torch
 from lightning import LightningDataModule
 from platformdirs import user_cache_path
 
-from src.data.dataset import MAX_ATOMIC_NUMBER, CrystalDataset, ReadOptions, load_split
+from src.data.dataset import CrystalDataset, load_split
+from src.data.known_sets import KNOWN_SETS
 from src.data.loader import CrystalLoader, EpochSampler
+from src.data.parsing import MAX_ATOMIC_NUMBER, ReadOptions
 from src.data.readers import SPLITS, DataError, columns_of, read_properties
 from src.data.schema import CrystalBatch
+from src.data.sources import download, lacks_files
 from src.data.splits import SplitOptions, add_properties, deal_out, find_readers, without_marks
 from src.data.structures import StructureReader
 
@@ -43,6 +46,15 @@ class DataModule(LightningDataModule):
         seed: of that order.
         on_device: keep the tensors on the GPU where they fit.
         cache_dir: where parsed splits are kept; None: the user's cache folder.
+        num_workers: processes that parse crystals, 0 for none but this one; None: one per CPU for
+            a large split, none for a small one.
+        source: the known data set (see `KNOWN_SETS`) that `data_dir` is the folder of.
+        download: fetch what is missing of it, where the folder is not there or holds nothing else.
+        base_url: where to fetch it from, a folder or an address with a folder NAME in it; None:
+            from where it is published.
+
+    Raises:
+        DataError: if there is no such set, or none is named that could be fetched.
     """
 
     def __init__(
@@ -67,6 +79,10 @@ class DataModule(LightningDataModule):
         seed: int = 0,
         on_device: bool = True,
         cache_dir: str | Path | None = None,
+        num_workers: int | None = None,
+        source: str | None = None,
+        download: bool = False,
+        base_url: str | None = None,
     ) -> None:
         super().__init__()
         self.data_dir = Path(data_dir).expanduser()
@@ -85,13 +101,22 @@ class DataModule(LightningDataModule):
         self.seed = seed
         self.on_device = on_device
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+        self.num_workers = num_workers
+        if download and source not in KNOWN_SETS:
+            raise DataError(
+                f"data.download=true fetches a known set, and data.source={source} is none of "
+                f"{', '.join(KNOWN_SETS)}"
+            )
+        self.source = source
+        self.download = download
+        self.base_url = base_url
         self._datasets: dict[str, CrystalDataset] = {}
 
     def dataset(self, split: str) -> CrystalDataset:
         """The crystals of `train`, `val` or `test`, in the order of their file, on the host.
 
         Raises:
-            DataError: if the folder has no such split or it cannot be read.
+            DataError: if the folder has no such split, or it cannot be read or fetched.
         """
         if split not in self._datasets:
             self._datasets |= self._load([split])
@@ -104,17 +129,20 @@ class DataModule(LightningDataModule):
         return self._datasets[split]
 
     def prepare_data(self) -> None:
-        """Make the caches; Lightning calls this in one process per machine."""
+        """Fetch what is to be fetched, and make the caches; Lightning calls this in one process
+        per machine."""
         self._datasets |= self._load()
 
     def _load(self, splits: Sequence[str] = SPLITS) -> dict[str, CrystalDataset]:
         """Those of these splits that there are; what is in no split yet is read as a whole."""
+        if self.download and self.source and lacks_files(self.source, self.data_dir):
+            download(self.source, self.data_dir, self.base_url)
         beside: list[str] = []  # properties of the property_file
         if self.property_file:
             beside = [name for name in self.properties if name in columns_of(self.property_file)]
         within = [name for name in self.properties if name not in beside]
         found = find_readers(self.data_dir, within, self.files, self.split_options)
-        options = (self.read_options, self.cache_dir, self.max_rejected)
+        options = (self.read_options, self.cache_dir, self.max_rejected, self.num_workers)
         if isinstance(found, StructureReader):
             loaded = deal_out(load_split(found, *options), found, self.split_options)
         else:

@@ -7,63 +7,36 @@ another name and then renamed, so that a cache is either whole or not there.
 """
 
 import csv
+import functools
 import hashlib
 import json
 import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 from filelock import FileLock
-from rich.progress import track
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
-from src.data.cells import CELLS, choose_cell
-from src.data.cif import MAX_NUM_ATOMS, Crystal, CrystalError, check_crystal
-from src.data.flat import MappedTensors, ragged_index, save_tensors
-from src.data.readers import DataError, Reader, Record, crystal_of
+from src.data.flat import MappedTensors, TensorWriter, ragged_index, save_tensors
+from src.data.parsing import Parsed, ReadOptions, parse, read_record
+from src.data.readers import DataError, Reader, Record
 from src.data.schema import CrystalBatch, Part
 from src.utils.checksum import sha256_of
 
 log = logging.getLogger(__name__)
 
 FORMAT = 3  # part of the cache's name: raise it when the same input gives other tensors
-MAX_ATOMIC_NUMBER = 99
-
-
-@dataclass(frozen=True, slots=True)
-class ReadOptions:
-    """How records become crystals, and which are refused.
-
-    Args:
-        cell: of `src.data.cells.CELLS`; see `choose_cell`.
-        max_num_atoms: refuse larger crystals; None for no limit.
-        max_atomic_number: refuse crystals with heavier elements.
-        min_distance: refuse crystals with atoms closer than this, in Å.
-
-    Raises:
-        DataError: for a cell that is none of those.
-    """
-
-    cell: str = "niggli"
-    max_num_atoms: int | None = None
-    max_atomic_number: int = MAX_ATOMIC_NUMBER
-    min_distance: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.cell not in CELLS:
-            raise DataError(f"data.cell is one of {', '.join(CELLS)}, not {self.cell!r}")
 
 
 class CrystalDataset(Dataset):
@@ -226,68 +199,66 @@ def _count(values: Tensor) -> dict[str, int]:
     return dict(zip(map(str, unique.tolist()), counts.tolist(), strict=True))
 
 
-def read_record(record: Record, options: ReadOptions) -> Crystal:
-    """The crystal of a record.
-
-    Raises:
-        CrystalError: if it cannot be used; the message says why.
-    """
-    crystal = crystal_of(record)
-    limits = (options.max_atomic_number, options.min_distance)
-    if options.cell in ("primitive", "conventional"):
-        # overlapping atoms have no symmetry to find, and it says more that they overlap
-        check_crystal(crystal, MAX_NUM_ATOMS, *limits)
-    crystal = choose_cell(crystal, options.cell)
-    check_crystal(crystal, options.max_num_atoms or MAX_NUM_ATOMS, *limits)
-    return crystal
-
-
 def read_crystals(
-    records: Reader, options: ReadOptions, progress: str | None = None
+    records: Reader,
+    options: ReadOptions,
+    progress: str | None = None,
+    num_workers: int | None = 0,
 ) -> tuple[CrystalDataset, list[tuple[Record, str]]]:
-    """Turn records into a data set; what cannot be used is returned with the reason.
+    """Turn records into a data set in memory; what cannot be used is returned with the reason.
 
     Args:
         progress: a title to show progress under.
+        num_workers: see `parse`.
     """
-    atom_types, frac_coords, lattices, ids, properties = [], [], [], [], []
-    rejected = []
-    for record in track(records, progress or "", disable=progress is None, transient=True):
-        try:
-            crystal = read_record(record, options)
-        except CrystalError as error:
-            rejected.append((record, str(error)))
-            continue
-        atom_types.append(crystal.atom_types.astype(np.uint8))
-        frac_coords.append(crystal.frac_coords.astype(np.float32))
-        lattices.append(crystal.lattice.astype(np.float32))
-        ids.append(record.id)
-        properties.append(record.properties)
+    parts = list(_parse(records, options, progress, num_workers))
+    tensors = [_tensors(part) for part in parts]
     names = getattr(records, "properties", ())
-    y = torch.tensor(properties, dtype=torch.float32).reshape(len(ids), len(names))
-    empty = np.zeros((0, 3), np.float32)
+    y = torch.cat([torch.from_numpy(part.properties) for part in parts])
     dataset = CrystalDataset(
-        torch.from_numpy(np.concatenate([np.zeros(0, np.uint8), *atom_types])),
-        torch.from_numpy(np.concatenate([empty, *frac_coords])),
-        torch.from_numpy(np.array(lattices, np.float32).reshape(-1, 3, 3)),
-        torch.tensor([len(a) for a in atom_types], dtype=torch.int32),
-        ids,
-        {name: y[:, i].clone() for i, name in enumerate(names)},
+        **{name: torch.cat([part[name] for part in tensors]) for name in tensors[0]},
+        ids=[id_ for part in parts for id_ in part.ids],
+        y={name: y[:, i].clone() for i, name in enumerate(names)},
     )
-    return dataset, rejected
+    return dataset, [each for part in parts for each in part.rejected]
+
+
+def _parse(
+    records: Reader, options: ReadOptions, progress: str | None, num_workers: int | None
+) -> Iterator[Parsed]:
+    """`parse` with a line that counts the records."""
+    columns = (TextColumn("{task.description}"), SpinnerColumn(),
+               TextColumn("{task.completed:,} crystals"), TimeElapsedColumn())  # fmt: skip
+    with Progress(*columns, transient=True, disable=progress is None) as bar:
+        task = bar.add_task(progress or "", total=None)
+        read = functools.partial(read_record, options=options)
+        for part in parse(records, read, num_workers, len(getattr(records, "properties", ()))):
+            yield part
+            bar.advance(task, len(part.ids) + len(part.rejected))
+
+
+def _tensors(part: Parsed) -> dict[str, Tensor]:
+    names = ("atom_types", "frac_coords", "lattices", "num_atoms")
+    return {name: torch.from_numpy(getattr(part, name)) for name in names}
 
 
 def load_split(
-    reader: Reader, options: ReadOptions, cache_dir: Path, max_rejected: float = 0.1
+    reader: Reader,
+    options: ReadOptions,
+    cache_dir: Path,
+    max_rejected: float = 0.1,
+    num_workers: int | None = None,
 ) -> CrystalDataset:
     """The crystals of one split: from its cache, which is made first where it is not there.
 
     Safe to call from many processes at once: one makes the cache, the others wait for it. One that
-    is there is used also where nothing can be written.
+    is there is used also where nothing can be written. Making one takes memory that does not grow
+    with the number of crystals, and the processes `num_workers` (see `parse`).
 
     Raises:
         DataError: if more than the share `max_rejected` of the crystals cannot be used, or none
-            can; it names the first few and the file with them all. If the cache cannot be written.
+            can; it names the first few and the file with them all. If the cache cannot be written,
+            or a worker dies.
     """
     folder = cache_dir / _cache_key(reader, options)
     try:
@@ -296,7 +267,7 @@ def load_split(
             dataset = _open_cache(folder)
             if dataset is None:
                 shutil.rmtree(folder, ignore_errors=True)
-                _make_cache(folder, reader, options)
+                _make_cache(folder, reader, options, num_workers)
                 dataset = _open_cache(folder)
     except (OSError, SafetensorError) as error:  # safetensors' own, where the disk is full
         dataset = _open_cache(folder)
@@ -340,45 +311,57 @@ def _open_cache(folder: Path) -> CrystalDataset | None:
         return None
 
 
-def _make_cache(folder: Path, reader: Reader, options: ReadOptions) -> None:
-    dataset, rejected = read_crystals(reader, options, progress=f"Reading {reader.source}")
+def _make_cache(
+    folder: Path, reader: Reader, options: ReadOptions, num_workers: int | None
+) -> None:
     partial = folder.with_suffix(".partial")  # left there by a job that was killed, if it exists
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    dataset.save(partial / "crystals.safetensors")
-    with (partial / "rejected.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["where", "material_id", "reason"])
-        writer.writerows([record.where, record.id, reason] for record, reason in rejected)
+    names = getattr(reader, "properties", ())
+    num_crystals = num_rejected = 0
+    with (
+        TensorWriter(partial / "crystals.safetensors") as writer,
+        (partial / "rejected.csv").open("w", newline="", encoding="utf-8") as file,
+    ):
+        table = csv.writer(file)
+        table.writerow(["where", "material_id", "reason"])
+        for part in _parse(reader, options, f"Reading {reader.source}", num_workers):
+            y = torch.from_numpy(part.properties)
+            writer.append(_tensors(part), part.ids, {n: y[:, i] for i, n in enumerate(names)})
+            table.writerows([record.where, record.id, reason] for record, reason in part.rejected)
+            num_crystals += len(part.ids)
+            num_rejected += len(part.rejected)
     manifest = {
         "sha256": {path.name: sha256_of(path) for path in sorted(partial.iterdir())},
         "source": str(reader.source),
-        "num_crystals": len(dataset),
-        "num_rejected": len(rejected),
+        "num_crystals": num_crystals,
+        "num_rejected": num_rejected,
     }
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=2))
     os.replace(partial, folder)
-    log.info("Read %s crystals of %s into %s", f"{len(dataset):,}", reader.source, folder)
+    log.info("Read %s crystals of %s into %s", f"{num_crystals:,}", reader.source, folder)
 
 
 def _check_rejected(folder: Path, reader: Reader, num_crystals: int, max_rejected: float) -> None:
     path = folder / "rejected.csv"
+    reasons: Counter[str] = Counter()
+    first = ""
     with path.open(newline="", encoding="utf-8") as file:
-        rejected = list(csv.DictReader(file))
-    total = num_crystals + len(rejected)
+        for row in csv.DictReader(file):
+            if reasons.total() < 5:
+                first += f"\n  {row['where']} ({row['material_id']}): {row['reason']}"
+            reasons[row["reason"].split(":")[0]] += 1
+    num_rejected = reasons.total()
+    total = num_crystals + num_rejected
     if not total:
         raise DataError(f"{reader.source} holds no crystals")
-    if not rejected:
+    if not num_rejected:
         return
-    reasons = Counter(row["reason"].split(":")[0] for row in rejected)
     counts = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common(4))
-    message = f"{len(rejected):,} of {total:,} crystals rejected ({counts}); see {path}"
-    if num_crystals and len(rejected) <= max_rejected * total:
+    message = f"{num_rejected:,} of {total:,} crystals rejected ({counts}); see {path}"
+    if num_crystals and num_rejected <= max_rejected * total:
         log.warning("%s", message)
         return
-    first = "".join(
-        f"\n  {row['where']} ({row['material_id']}): {row['reason']}" for row in islice(rejected, 5)
-    )
     raise DataError(
         f"{reader.source}: {message}.{first}\nMend or remove them, or raise data.max_rejected "
         f"(now {max_rejected}) where so many are meant to be left out."

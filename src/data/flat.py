@@ -4,11 +4,14 @@ import json
 import math
 import mmap
 import os
+import shutil
+import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import torch
@@ -33,8 +36,79 @@ def save_tensors(
     path.chmod(permissions)
 
 
+class TensorWriter:
+    """Write the file that `save_tensors` writes, some rows at a time, which are not kept in memory.
+
+    A context: the file is there when the block ends well. Until then the rows of each tensor wait
+    in a file of its own, in a folder beside it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._files: dict[str, BinaryIO] = {}
+        self._kinds: dict[str, tuple[torch.dtype, torch.Size]] = {}  # shapes of a row
+        self._num_ids = 0
+
+    def append(
+        self, tensors: Mapping[str, Tensor], ids: Sequence[str], y: Mapping[str, Tensor]
+    ) -> None:
+        """Add rows; every call has the same names, data types and shapes of a row."""
+        properties = {f"y.{name}": value for name, value in y.items()}
+        for name, tensor in {**tensors, **properties}.items():
+            kind = (tensor.dtype, tensor.shape[1:])
+            if self._kinds.setdefault(name, kind) != kind:
+                raise ValueError(f"{name} has been {self._kinds[name]} and is now {kind}")
+            self._file(name).write(tensor.numpy().tobytes())
+        text = "".join(
+            f"{', ' if self._num_ids + i else '['}{json.dumps(name)}" for i, name in enumerate(ids)
+        )
+        self._num_ids += len(ids)
+        self._file("ids").write(text.encode())
+
+    def _file(self, name: str) -> BinaryIO:
+        if name not in self._files:
+            # names of properties may be no names of files
+            path = Path(self._folder, str(len(self._files)))
+            self._files[name] = self._stack.enter_context(path.open("w+b"))
+        return self._files[name]
+
+    def __enter__(self) -> Self:
+        self._stack = ExitStack()
+        folder = tempfile.TemporaryDirectory(prefix=self._path.name, dir=self._path.parent)
+        self._folder = self._stack.enter_context(folder)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._stack:
+            if kind is None:
+                self._put_together()
+
+    def _put_together(self) -> None:
+        # https://github.com/huggingface/safetensors#format; the widest types come first, so that
+        # each tensor starts at a multiple of the size of its numbers
+        self._file("ids").write(b"]" if self._num_ids else b"[]")
+        kinds = {**self._kinds, "ids": (torch.uint8, torch.Size())}
+        codes = {dtype: code for code, dtype in _DTYPES.items()}
+        header, end = {}, 0
+        names = sorted(kinds, key=lambda name: (-kinds[name][0].itemsize, name))
+        for name in names:
+            dtype, row = kinds[name]
+            start, end = end, end + self._file(name).tell()
+            num_rows = (end - start) // (dtype.itemsize * math.prod(row))
+            header[name] = {
+                "dtype": codes[dtype], "shape": [num_rows, *row], "data_offsets": [start, end],
+            }  # fmt: skip
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        with self._path.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in names:
+                self._file(name).seek(0)
+                shutil.copyfileobj(self._file(name), file, 2**20)
+
+
 class MappedTensors:
-    """What `save_tensors` wrote, mapped: it stays on disk until it is read.
+    """What `save_tensors` or a `TensorWriter` wrote, mapped: it stays on disk until it is read.
 
     It is not to be written to, which would not reach the file.
 

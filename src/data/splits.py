@@ -16,6 +16,7 @@ from rich.progress import track
 from src.data.cells import symmetry_of
 from src.data.cif import Crystal
 from src.data.dataset import CrystalDataset
+from src.data.known_sets import KNOWN_SETS
 from src.data.readers import ID_COLUMNS, SPLITS, CsvReader, DataError, Reader, columns_of
 from src.data.structures import FILE, SPLIT, StructureReader, split_batch
 from src.utils.output import new_file
@@ -87,11 +88,17 @@ def find_readers(
     """
     options = options or SplitOptions()
     options.check()
+    fetch = (
+        f" `python scripts/download_data.py {data_dir.name} --data-dir {data_dir.parent}` fetches "
+        "this known set; so does data.download=true."
+        if data_dir.name in KNOWN_SETS
+        else ""
+    )
     if not data_dir.exists():
         raise DataError(
             f"There is no folder {data_dir}. Point data.data_dir to a folder with train.csv, "
             "val.csv and test.csv (or .csv.gz; columns material_id, cif), or with .cif files; "
-            "experiment=prototypes/vae_dng trains on the data that come with the project."
+            f"experiment=prototypes/vae_dng trains on the data that come with the project.{fetch}"
         )
     names = tuple(properties)
     if readers := _split_readers(data_dir, names):
@@ -105,7 +112,7 @@ def find_readers(
     if not reader.files:
         raise DataError(
             f"{data_dir} holds neither train.csv (or .csv.gz) nor any file {pattern}: point "
-            "data.data_dir to a folder that does; data=structures reads other formats, too"
+            f"data.data_dir to a folder that does; data=structures reads other formats, too.{fetch}"
         )
     return reader
 

@@ -14,8 +14,6 @@ import math
 import os
 import pickle
 import signal
-import sys
-import threading
 import time
 import warnings
 from collections import deque
@@ -23,11 +21,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.context import SpawnContext, SpawnProcess
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 from pebble import ProcessExpired, ProcessPool
 from rich.progress import Progress
+
+from src.utils.processes import WorkerContext, num_cpus
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -186,7 +185,7 @@ class MatcherPool:
         matcher: Matcher = rms_distance,
     ) -> None:
         if num_workers is None:
-            num_workers = min(_num_cpus(), _MAX_WORKERS)
+            num_workers = min(num_cpus(), _MAX_WORKERS)
         if num_workers < 0:
             raise ValueError(f"num_workers must be at least 0, got {num_workers}")
         if not timeout > 0:
@@ -336,7 +335,7 @@ class MatcherPool:
                 self.num_workers,
                 initializer=_start_worker,
                 initargs=(pickle.dumps(self.matcher),),
-                context=_WorkerContext(),
+                context=WorkerContext(),
             )
         # Pickled here and unpickled by the task itself: pebble's workers would do it while they
         # hold the queue's lock, and an error there is lost.
@@ -413,39 +412,7 @@ def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _num_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-# What runs in, or starts, the workers.
-
-
-class _Worker(SpawnProcess):
-    """A spawned process that leaves the parent's main script alone.
-
-    multiprocessing imports it in every child, which in training means torch and Lightning, and
-    in a script without `if __name__ == "__main__"` means running it again.
-    """
-
-    _lock = threading.Lock()
-
-    def start(self) -> None:
-        main = vars(sys.modules["__main__"])
-        with self._lock:
-            hidden: dict[str, Any] = {
-                name: main[name] for name in ("__spec__", "__file__") if name in main
-            }
-            main.update(dict.fromkeys(hidden))
-            try:
-                super().start()
-            finally:
-                main.update(hidden)
-
-
-class _WorkerContext(SpawnContext):
-    Process = _Worker
+# What runs in the workers.
 
 
 _worker_matcher: Matcher

@@ -7,6 +7,8 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,9 +19,10 @@ import pytest
 import torch
 from torch_geometric.data import Data
 
-from src.data import dataset as module
+from src.data import parsing
 from src.data.cif import Crystal, read_cif, write_cif
 from src.data.dataset import CrystalDataset, ReadOptions, load_split, read_crystals
+from src.data.flat import TensorWriter
 from src.data.readers import CsvReader, DataError
 from src.data.schema import CrystalBatch
 from src.data.structures import StructureReader
@@ -131,6 +134,53 @@ def test_cache_gives_the_tensors_that_were_read(reader, cache_dir):
     loaded = load_split(reader, ReadOptions(), cache_dir)
     assert_same(made, expected)
     assert_same(loaded, expected)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_cache_made_in_chunks(tmp_path, cache_dir, monkeypatch, num_workers):
+    reader = write_table(tmp_path / "train.csv", num=20, bad=("partial", "overlap"))
+    expected, refused = read_crystals(reader, ReadOptions())
+    monkeypatch.setattr(parsing, "CHUNK", 3)
+    assert_same(load_split(reader, ReadOptions(), cache_dir, 0.5, num_workers), expected)
+    again, refused_again = read_crystals(reader, ReadOptions(), num_workers=num_workers)
+    assert_same(again, expected)
+    assert refused_again == refused
+    assert [record.id for record, _ in refused] == ["partial", "overlap"]
+
+
+GROWTH = """
+import sys
+from pathlib import Path
+from src.data import parsing
+from src.data.dataset import ReadOptions, load_split
+from src.data.readers import Record
+parsing.CHUNK = 16
+
+class Repeated:
+    source, files, properties = Path(sys.argv[1]), (), ()
+    def __iter__(self):
+        cif = self.source.read_text()
+        for i in range(int(sys.argv[3])):
+            yield Record(f"row {i}", str(i), cif + f"# {i} " + "x" * 200_000)
+
+load_split(Repeated(), ReadOptions(cell="as_given"), Path(sys.argv[2]))
+print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**10)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory in /proc")
+def test_memory_does_not_grow_with_the_number_of_records(tmp_path):
+    """Of 200 kB each, so that 400 more of them would be 80 MB."""
+    (tmp_path / "one.cif").write_text(GOOD.format(name="x"))
+    peaks = []
+    for num in (50, 450):
+        arguments = [str(tmp_path / "one.cif"), str(tmp_path / str(num)), str(num)]
+        done = subprocess.run(
+            [sys.executable, "-c", GROWTH, *arguments],
+            cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        peaks.append(float(done.stdout.split()[-1]))
+    assert peaks[1] - peaks[0] < 40
 
 
 def test_real_crystals(shared_data, tmp_path):
@@ -446,14 +496,13 @@ def test_processes_that_start_at_once_make_one_cache(tmp_path, cache_dir):
 def stop_in_the_middle(reader, cache_dir, stage, reached) -> None:
     def stop(*args) -> None:
         if stage == "writing":  # half of the tensors are on disk
-            _, path = args
-            path.write_bytes(b"\0" * 100)
+            args[0]._path.write_bytes(b"\0" * 100)
         reached.set()
         time.sleep(600)
 
     place: tuple[object, str] = {
-        "reading": (module, "check_crystal"),
-        "writing": (CrystalDataset, "save"),
+        "reading": (parsing, "check_crystal"),
+        "writing": (TensorWriter, "_put_together"),
         "renaming": (os, "replace"),
     }[stage]
     setattr(*place, stop)
@@ -471,7 +520,7 @@ def test_a_killed_process_leaves_no_cache(reader, cache_dir, stage, caplog):
     worker.join(timeout=60)
     assert worker.exitcode == -signal.SIGKILL
     assert caches(cache_dir) == []
-    assert len(list(cache_dir.glob("*.partial"))) == (stage != "reading")
+    assert len(list(cache_dir.glob("*.partial"))) == 1
 
     expected, _ = read_crystals(reader, ReadOptions())
     with caplog.at_level(logging.INFO):

@@ -1,6 +1,7 @@
 """Flat tensors on disk."""
 
 import pickle
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 
 from src.data import flat
 from src.data.dataset import CrystalDataset
-from src.data.flat import MappedTensors, ragged_index, save_tensors
+from src.data.flat import MappedTensors, TensorWriter, ragged_index, save_tensors
 
 
 @pytest.fixture
@@ -48,6 +49,40 @@ def test_no_crystals(tmp_path):
     file = MappedTensors(path)
     assert file.tensors["frac_coords"].shape == (0, 3)
     assert list(file.ids) == []
+
+
+@pytest.mark.parametrize("cuts", [[], [3], [0, 0, 1, 5, 8]])
+def test_rows_written_bit_by_bit_make_the_same_tensors(dataset, tmp_path, cuts):
+    dataset.save(tmp_path / "at once")
+    ends = [0, *cuts, 8]
+    with TensorWriter(tmp_path / "bit by bit") as writer:
+        for start, end in pairwise(ends):
+            part = dataset.batch(torch.arange(start, end))
+            tensors = {
+                "atom_types": part.atom_types.to(torch.uint8), "frac_coords": part.frac_coords,
+                "lattices": part.lattices, "num_atoms": part.num_atoms.int(),
+            }  # fmt: skip
+            writer.append(tensors, dataset.ids[start:end], part.y)
+        assert not (tmp_path / "bit by bit").exists()
+    found, expected = load_file(tmp_path / "bit by bit"), load_file(tmp_path / "at once")
+    assert found.keys() == expected.keys()
+    for name in found:
+        assert torch.equal(found[name], expected[name])
+        assert found[name].dtype == expected[name].dtype
+    size = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert size["bit by bit"] == size["at once"]
+    assert len(size) == 2  # and no other file
+
+
+def test_nothing_is_left_of_rows_that_do_not_fit(tmp_path):
+    def write() -> None:
+        with TensorWriter(tmp_path / "file") as writer:
+            writer.append({"x": torch.zeros(2, 3)}, ["a", "b"], {})
+            writer.append({"x": torch.zeros(2, 4)}, ["c", "d"], {})
+
+    with pytest.raises(ValueError, match="x has been"):
+        write()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_writing_does_not_reach_the_file(dataset, tmp_path):

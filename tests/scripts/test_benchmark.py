@@ -49,6 +49,13 @@ def test_large(benchmark, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_prepare(benchmark, tmp_path):
+    rows = run(benchmark, tmp_path, "prepare", "--crystals", "3000")
+    assert [row["unit"] for row in rows] == 3 * ["crystals/s"] + 3 * ["s for 100,000"] + 3 * ["MiB"]
+    assert rows[0]["value"] * rows[3]["value"] == pytest.approx(1e5)
+
+
+@pytest.mark.slow
 def test_train(benchmark, tmp_path):
     rows = run(benchmark, tmp_path, "train", "--preset", "tiny", "--crystals", "64",
                "--batch-size", "32")  # fmt: skip
