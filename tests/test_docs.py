@@ -31,7 +31,7 @@ from src.vae_module.encoders.transformer import TransformerEncoder
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SIZES = {"d_model": 16, "nhead": 2, "num_layers": 1, "dim_feedforward": 16}
+SIZES = {"d_model": 16, "nhead": 4, "num_layers": 1, "dim_feedforward": 512}  # as SMALL makes them
 SETS = ("prototypes", "mp_20", "perov_5", "carbon_24", "mpts_52", "alex_mp_20")
 
 FENCE = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -271,10 +271,12 @@ SMALL = {
     "reconstruct": ["num_workers=1", "overwrite=true"],
     "encode_vae": ["overwrite=true"],
 }  # fmt: skip
-NOT_RUN = re.compile(r"trainer=ddp|launcher=|hparams_search|chemeleon2_vae|imported|debug=")
+NOT_RUN = re.compile(r"trainer=ddp|launcher=|imported|debug=|CHECKPOINT|MP_20")
 
 RUNNER = """
 import importlib, json, sys
+import src.vae_module.encoders as encoders
+encoders.__path__.append("src/vae_module/encoders")  # what the page adds
 for name, arguments in json.loads(sys.argv[1]):
     sys.argv = [name, *arguments]
     try:
@@ -319,7 +321,11 @@ def test_commands_of_the_quickstart_run(place):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [p for p in PAGES if runnable(p)], ids=name_of)
 def test_commands_run(page, place):
-    run(runnable(page), place)
+    write_titled(page, place)
+    lines = runnable(page)
+    if (place / "configs").is_dir():
+        lines = [(n, [*a, f"hydra.searchpath=[file://{place / 'configs'}]"]) for n, a in lines]
+    run(lines, place)
 
 
 # What the text names is there
