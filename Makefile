@@ -5,7 +5,7 @@ EXPERIMENT ?= prototypes/vae_dng
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-full lint format lock clean
+.PHONY: help setup train test test-full docs docs-serve lint format lock clean
 
 help: ## say what each target does
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,12 @@ test: setup ## run the quick tests, in under five minutes: ARGS="-k cif"
 test-full: setup ## run all tests, the slow ones too
 	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
 
+docs: setup ## build the documentation in site/, which opens without a network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+docs-serve: setup ## show the documentation as one writes it, with search
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
 lint: setup ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,5 +50,5 @@ lock: ## pin what is installed in .venv now
 	$(BIN)/python -m pip freeze --all --exclude-editable | grep -v '^pip==' | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > requirements.lock
 
 clean: ## remove caches of tools and tests
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build site *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -exec rm -rf {} +

@@ -106,8 +106,8 @@ class CrystalDataset(Dataset):
         """What is in it, as plain types with string keys.
 
         Returns:
-            `num_crystals`; `num_atoms`: crystals by their number of atoms; `elements`: atoms by
-            atomic number.
+            `num_crystals`, `num_atoms` (crystals by their number of atoms) and `elements` (atoms by
+            atomic number).
         """
         return {
             "num_crystals": len(self),

@@ -46,8 +46,10 @@ class Part:
     """Which part of a step's batch this process holds, where several share one.
 
     Attributes:
-        first_atom, first_crystal: how many of the whole batch come before this part.
-        num_atoms, num_crystals: of the whole batch.
+        first_atom: how many atoms of the whole batch come before this part.
+        first_crystal: the same of crystals.
+        num_atoms: of the whole batch.
+        num_crystals: of the whole batch.
         num_parts: processes.
     """
 

@@ -18,7 +18,7 @@ def latent_statistics(mean: Tensor, logvar: Tensor) -> dict[str, Any]:
         mean, logvar: (N, latent_dim) of each atom's posterior.
 
     Returns:
-        Per channel, as lists: `kl_per_channel` (nats per atom, to the standard normal), `mean` and
+        Per channel, as lists, `kl_per_channel` (nats per atom, to the standard normal), `mean` and
         `std` of the posterior means over atoms, `posterior_std` (root mean posterior variance);
         and `active_units`, the number of channels whose means vary by more than
         `ACTIVE_VARIANCE`.

@@ -95,7 +95,10 @@ class MatchSummary:
             (arXiv:2509.12178), so that failing on hard crystals does not pay; NaN if no pairs.
             A crystal is charged its own pair here, where that paper takes the best match among
             all predictions; see `src.metrics.tables.metre` for that share.
-        num_pairs, num_timeouts, num_crashed, num_errors: Counts.
+        num_pairs: Count of all pairs.
+        num_timeouts: Of those that ran out of time.
+        num_crashed: Of those whose worker died.
+        num_errors: Of those that are missing or invalid, or on which the matcher raised.
     """
 
     match_rate: float

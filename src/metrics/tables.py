@@ -131,10 +131,12 @@ def rates(table: pd.DataFrame) -> dict[str, Any]:
     """What the shares of the crystals of a `crystal_table` say beyond the matching itself.
 
     Returns:
-        `gated`: match rates where a match counts only if the reconstruction is valid in geometry
-        and composition, and the shares that are (SMACT refuses about a tenth of real crystals);
-        `space_group`: of the crystals in which spglib finds a group, the share of those that kept
-        it (the same number), lost it (fewer operations), gained (more) or changed (as many).
+        A dict.
+
+        - `gated`: match rates where a match counts only if the reconstruction is valid in geometry
+          and composition, and the shares that are (SMACT refuses about a tenth of real crystals);
+        - `space_group`: of the crystals in which spglib finds a group, the share of those that kept
+          it (the same number), lost it (fewer operations), gained (more) or changed (as many).
     """
     changes = table["space_group_change"].dropna()
     kinds = {kind: (changes == kind).mean() for kind in ("kept", "lost", "gained", "changed")}

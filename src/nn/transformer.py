@@ -158,9 +158,10 @@ class TransformerLayer(nn.Module):
 class PackedTransformer(nn.Module):
     """`torch.nn.TransformerEncoder` on packed sequences.
 
+    Arguments are those of `torch.nn.TransformerEncoderLayer`, and `num_layers`.
+
     Args:
         final_norm: end with a LayerNorm.
-        The others are those of `torch.nn.TransformerEncoderLayer`.
 
     Raises:
         ValueError: for an unknown activation or a width that `nhead` does not divide.

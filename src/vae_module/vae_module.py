@@ -131,11 +131,13 @@ class VAEModule(LightningModule):
         """Crystals to latents.
 
         Returns:
-            `posterior`: `DiagonalGaussianDistribution` over (N, latent_dim);
-            `x`: the latent (N, latent_dim) that `decode` decodes, the posterior's mean until one
-            puts another there;
-            `num_atoms`, `batch`, `max_num_atoms` (and `atom_types`, where they are not predicted):
-            of the batch.
+            A dict.
+
+            - `posterior`: `DiagonalGaussianDistribution` over (N, latent_dim);
+            - `x`: the latent (N, latent_dim) that `decode` decodes, the posterior's mean until one
+              puts another there;
+            - `num_atoms`, `batch`, `max_num_atoms` (and `atom_types`, where they are not
+              predicted): of the batch.
         """
         hidden = self.encoder(batch)
         with full_precision(hidden):
@@ -150,9 +152,11 @@ class VAEModule(LightningModule):
                 are not predicted) are needed. It stays as it is.
 
         Returns:
-            `atom_types`: logits (N, max_num_elements), absent where types are not predicted;
-            `frac_coords`: (N, 3) in [0, 1); `lengths`: (B, 3) Å; `angles`: (B, 3) degrees;
-            `lattices`: (B, 3, 3) Å.
+            A dict.
+
+            - `atom_types`: logits (N, max_num_elements), absent where types are not predicted;
+            - `frac_coords`: (N, 3) in [0, 1);
+            - `lengths`: (B, 3) Å; `angles`: (B, 3) degrees; `lattices`: (B, 3, 3) Å.
 
         Raises:
             ValueError: if a key is missing.
@@ -215,8 +219,8 @@ class VAEModule(LightningModule):
             batch_size: how many to encode at a time.
 
         Returns:
-            `Features`: `per_atom`, a list of (n, latent_dim), and `pooled`, (B, latent_dim), both
-            on the CPU and in the order of `structures`.
+            `Features` with `per_atom`, a list of (n, latent_dim), and `pooled`, (B, latent_dim),
+            both on the CPU and in the order of `structures`.
 
         Raises:
             ValueError: if there are none, or for one that is no crystal or has an element that the

@@ -46,8 +46,8 @@ class TransformerDecoder(nn.Module):
     The cell is read from the mean over a crystal's atoms, so the order of atoms does not matter.
 
     Args:
-        d_model, nhead, num_layers, dim_feedforward, dropout, activation, norm_first, bias,
-            final_norm: as for the encoder.
+        d_model, nhead, num_layers, dim_feedforward, dropout: as for the encoder.
+        activation, norm_first, bias, final_norm: as for the encoder.
         max_num_elements: classes of atom types, 0 (the mask token) among them.
         atom_type_predict: predict atom types (de novo generation); else they are given (crystal
             structure prediction).
