@@ -32,7 +32,8 @@ class DataModule(LightningDataModule):
         max_num_atoms: refuse larger crystals; None for no limit.
         max_atomic_number: refuse crystals with heavier elements.
         min_distance: refuse crystals with atoms closer than this, in Å.
-        max_rejected: share of refused crystals above which reading a split is an error.
+        max_rejected: share of refused crystals above which reading a split is an error; None to
+            take what there is, be it nothing.
         split_ratio: train, val, test, for a folder of `.cif` files.
         split_seed: of their shuffling.
         shuffle: draw training crystals in random order, another one each epoch.
@@ -51,7 +52,7 @@ class DataModule(LightningDataModule):
         max_num_atoms: int | None = None,
         max_atomic_number: int = MAX_ATOMIC_NUMBER,
         min_distance: float = 0.5,
-        max_rejected: float = 0.1,
+        max_rejected: float | None = 0.1,
         split_ratio: Sequence[float] = (0.8, 0.1, 0.1),
         split_seed: int = 0,
         shuffle: bool = True,
@@ -91,6 +92,11 @@ class DataModule(LightningDataModule):
                 readers[split], self.read_options, self.cache_dir, self.max_rejected
             )
         return self._datasets[split]
+
+    def datasets(self) -> dict[str, CrystalDataset]:
+        """All the splits that there are, by name; `train` first."""
+        self.prepare_data()
+        return {split: self._datasets[split] for split in SPLITS if split in self._datasets}
 
     def prepare_data(self) -> None:
         """Make the caches; Lightning calls this in one process per machine."""

@@ -86,6 +86,7 @@ class CrystalDataset(Dataset):
         self.y = dict(y or {})
         self._ids = ids
         self._file: MappedTensors | None = None
+        self._rejected: Path | None = None
         # The host knows every count, so that no batch has to ask the device for its size.
         self._host_num_atoms = num_atoms.cpu()
         self._starts = torch.nn.functional.pad(num_atoms.cumsum(0), (1, 0))[:-1]
@@ -103,6 +104,7 @@ class CrystalDataset(Dataset):
         file = MappedTensors(path)
         self = cls(**file.tensors, ids=file.ids, y=file.y)
         self._file = file
+        self._rejected = path.with_name("rejected.csv")
         return self
 
     def save(self, path: Path) -> None:
@@ -113,6 +115,17 @@ class CrystalDataset(Dataset):
     @cached_property
     def ids(self) -> Sequence[str]:
         return [str(i) for i in range(len(self))] if self._ids is None else self._ids
+
+    def rejected(self) -> list[dict[str, str]]:
+        """What was left out when the cache that this was loaded from was made; else nothing.
+
+        Returns:
+            `where` (file, row), `material_id` and `reason` of each, in the order of the input.
+        """
+        if self._rejected is None:
+            return []
+        with self._rejected.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
 
     @property
     def nbytes(self) -> int:
@@ -256,12 +269,15 @@ def read_crystals(
 
 
 def load_split(
-    reader: Reader, options: ReadOptions, cache_dir: Path, max_rejected: float = 0.1
+    reader: Reader, options: ReadOptions, cache_dir: Path, max_rejected: float | None = 0.1
 ) -> CrystalDataset:
     """The crystals of one split: from its cache, which is made first where it is not there.
 
     Safe to call from many processes at once: one makes the cache, the others wait for it. One that
     is there is used also where nothing can be written.
+
+    Args:
+        max_rejected: None to take what there is, be it nothing, without a word.
 
     Raises:
         DataError: if more than the share `max_rejected` of the crystals cannot be used, or none
@@ -284,7 +300,8 @@ def load_split(
                 "point data.cache_dir to a folder that can be written"
             ) from error
     assert dataset is not None
-    _check_rejected(folder, reader, len(dataset), max_rejected)
+    if max_rejected is not None:
+        _check_rejected(folder, reader, dataset, max_rejected)
     return dataset
 
 
@@ -339,19 +356,20 @@ def _make_cache(folder: Path, reader: Reader, options: ReadOptions) -> None:
     log.info("Read %s crystals of %s into %s", f"{len(dataset):,}", reader.source, folder)
 
 
-def _check_rejected(folder: Path, reader: Reader, num_crystals: int, max_rejected: float) -> None:
-    path = folder / "rejected.csv"
-    with path.open(newline="", encoding="utf-8") as file:
-        rejected = list(csv.DictReader(file))
-    total = num_crystals + len(rejected)
+def _check_rejected(
+    folder: Path, reader: Reader, dataset: CrystalDataset, max_rejected: float
+) -> None:
+    rejected = dataset.rejected()
+    total = len(dataset) + len(rejected)
     if not total:
         raise DataError(f"{reader.source} holds no crystals")
     if not rejected:
         return
     reasons = Counter(row["reason"].split(":")[0] for row in rejected)
     counts = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common(4))
+    path = folder / "rejected.csv"
     message = f"{len(rejected):,} of {total:,} crystals rejected ({counts}); see {path}"
-    if num_crystals and len(rejected) <= max_rejected * total:
+    if len(dataset) and len(rejected) <= max_rejected * total:
         log.warning("%s", message)
         return
     first = "".join(
