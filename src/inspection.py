@@ -204,22 +204,23 @@ def _leak_sentence(summary: Mapping[str, Any]) -> str:
         return "There is no val or test beside a train to compare with."
     found = {name: duplicates["found"][name]["train"] for name in held_out}
     asked = {name: duplicates["asked"][name] for name in held_out}
-    are_all_compared = not any(
+    are_all_compared = not duplicates["num_not_reduced"] and not any(
         duplicates[kind][name]["train"] for kind in ("cut_short", "unanswered") for name in held_out
     )
-    if any(asked[name] < splits[name]["crystals"] for name in held_out):
-        counts = [f"{found[name]:,} of {asked[name]:,} drawn from {name}" for name in held_out]
-    else:
-        counts = [f"{num:,} of {name}" for name, num in found.items() if num]
-    if not counts:
+    are_drawn = any(asked[name] < splits[name]["crystals"] for name in held_out)
+    leaks = [name for name, num in found.items() if num]
+    if not (are_drawn or leaks):
         names = " or ".join(held_out)
         if are_all_compared:
             return f"No crystal of {names} is in train."
         return f"No crystal of {names} was found in train, but not all pairs were compared."
-    first, *others = counts
-    noun = "crystal" if first.startswith("1 ") else "crystals"
-    subject = " and ".join([first.replace(" of ", f" {noun} of ", 1), *others])
-    verb = "is" if sum(found.values()) == 1 else "are"
+    if are_drawn:
+        counts = [f"{found[n]:,} of {asked[n]:,} crystals drawn from {n}" for n in held_out]
+    else:
+        noun = "crystal" if found[leaks[0]] == 1 else "crystals"
+        counts = [f"{found[name]:,} of {name}" for name in leaks]
+        counts[0] = f"{found[leaks[0]]:,} {noun} of {leaks[0]}"
+    subject, verb = " and ".join(counts), "is" if sum(found.values()) == 1 else "are"
     if are_all_compared:
         return f"{subject} {verb} in train."
     return f"At least {subject} {verb} in train (not all pairs were compared)."

@@ -183,8 +183,8 @@ def duplicate_summary(
     Returns:
         `asked`, by split the crystals that were searched for; by split and split searched
         (`found["test"]["train"]`) `found`, `cut_short` (found nothing, and not compared with all)
-        and `unanswered` (found nothing, and some comparison has no answer, or the crystal itself
-        no reduced cell); and the counts of `Duplicates`.
+        and `unanswered` (found nothing, and some comparison has no answer); and the counts of
+        `Duplicates`.
     """
     names = list(splits.cat.categories)
     codes = splits.cat.codes.to_numpy()
@@ -197,10 +197,6 @@ def duplicate_summary(
         kinds["found"][own][searched] += search.match is not None
         kinds["cut_short"][own][searched] += search.is_cut_short
         kinds["unanswered"][own][searched] += search.match is None and search.num_unanswered > 0
-    for index in duplicates.not_reduced:
-        if asked[index]:
-            for searched in kinds["unanswered"][names[codes[index]]]:
-                kinds["unanswered"][names[codes[index]]][searched] += 1
     return {
         "asked": {name: int(asked[codes == i].sum()) for i, name in enumerate(names)},
         **kinds,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,6 +11,9 @@ import spglib
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
+
+# spglib's C code would write a line to the terminal for each of its attempts
+os.environ.setdefault("SPGLIB_WARNING", "OFF")
 
 SYMPREC = 0.1  # Å, the Materials Project's tolerance for space groups
 

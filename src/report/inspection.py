@@ -131,6 +131,10 @@ def _duplicates_sheet(summary: Mapping[str, Any]) -> Sheet:
         f"that could match more than {duplicates['max_compared']} of a split was compared with the "
         f"{duplicates['max_compared']} likeliest; 'cut short' counts those that match none of them."
     )
+    if num := duplicates["num_not_reduced"]:
+        note += (
+            f" {num:,} crystals have no reduced cell (out of time or failed): compared with none."
+        )
     if checked := duplicates["num_checked"]:
         note += (
             f" An estimate of what that misses: {checked:,} of them, drawn at random and compared "
@@ -266,7 +270,7 @@ def _bars(
             middle = places - 0.4 + half * (2 * others.index(split) + 1)
             ax.hlines(shares, middle - half, middle + half, color=color, linewidth=2)
     ax.set_xticks(places, names, rotation=0 if wide else 35, ha="center" if wide else "right")
-    ax.tick_params(axis="x", length=0, labelsize=7.5 if wide else 9)
+    ax.tick_params(axis="x", length=0, labelsize=6.8 if wide else 9)
     ax.margins(x=0.005 if wide else 0.05)
     ax.set_ylim(bottom=0)
     if wide:
@@ -345,16 +349,17 @@ def write_inspection(
             for split in summary["splits"]
         ),
         figures=drawn,
-        lists="\n".join(map(_html_table, lists)),
+        lists="".join(f'<section class="tables">{_html_table(sheet)}</section>' for sheet in lists),
     )
     path.write_text(page, encoding="utf-8")
 
 
 def _html_table(sheet: Sheet) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
+        tags = ["th", *[tag] * (len(cells) - 1)]
         return "".join(
             f"<{tag}{' class=text' if i in sheet.texts else ''}>{html.escape(cell)}</{tag}>"
-            for i, cell in enumerate(cells)
+            for i, (tag, cell) in enumerate(zip(tags, cells, strict=True))
         )
 
     body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in sheet.rows)
