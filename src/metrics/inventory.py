@@ -49,9 +49,9 @@ KINDS = {
     "unknown element": "no element|which elements",
     "element out of range": "^atomic number",
     "unreadable symmetry": "symmetry|space group",
-    "impossible cell": "[Cc]ell|lattice|not periodic",
+    "damaged file": "not valid CIF|empty CIF|is missing|not a number$|values for|type symbols",
+    "impossible cell": "cell|lattice|not periodic",
     "no atoms": "no atoms",
-    "damaged file": "not valid CIF|empty CIF|is missing|not a number|values for|type symbols",
 }
 
 
