@@ -85,7 +85,7 @@ def test_what_only_tests_and_scripts_may_use(path):
         ("src.metrics.matching", ["torch", "lightning", "pymatgen"]),
         ("src.metrics.space_groups", ["torch", "lightning", "pymatgen"]),
         ("src.metrics.survey", ["torch", "lightning", "pymatgen"]),
-        ("src.metrics.duplicates", ["torch", "lightning", "pymatgen"]),
+        ("src.metrics.duplicates", ["torch", "lightning"]),
     ],
 )
 def test_light_imports(module, absent):

@@ -115,6 +115,7 @@ def test_what_was_planted_is_found(inspect, planted, tmp_path, capsys):
         "val": {"train": 1, "val": 0},
         "test": {"train": 2, "val": 0, "test": 1},
     }
+    assert duplicates["copies"] == duplicates["found"]
     assert duplicates["asked"] == {"train": 5, "val": 1, "test": 4}
     assert duplicates["num_unanswered"] == duplicates["num_checked"] == 0
     pairs = pd.read_csv(folder / "duplicates.csv", index_col=["split", "id", "in_split"])

@@ -112,7 +112,7 @@ class Duplicates:
     """What `find_duplicates` found.
 
     Attributes:
-        searches: those that had something to compare with.
+        searches: those that had something to compare with, by crystal and split.
         not_reduced: indices of crystals that have no reduced cell (out of time, crash or error) and
             were compared with none.
         num_comparisons, num_unanswered: pairs, and those of them without an answer, which are
@@ -209,6 +209,7 @@ def find_duplicates(
         compare(rest)
     for search in drawn:
         search.is_checked = True
+    found.searches.sort(key=lambda search: (search.crystal, search.split))
     found.num_checked = len(drawn)
     found.num_found_by_check = sum(search.match is not None for search in drawn)
     return found

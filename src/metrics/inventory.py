@@ -39,6 +39,8 @@ def figure_names(crystals: pd.DataFrame) -> list[str]:
     return [*FIGURES, *(str(name) for name in crystals if str(name).startswith(PROPERTY))]
 
 
+COPY_RMS = 0.01  # over (V/N)^(1/3); what matches more closely has the same coordinates
+
 DENSITY_UNIT = 1.660539  # g/cm^3, of one atomic mass unit per Å^3 (CODATA 2018)
 
 # What reasons have in common, in the order in which they are tried. Any other is a kind of its own.
@@ -182,7 +184,8 @@ def duplicate_summary(
 
     Returns:
         `asked`, by split the crystals that were searched for; by split and split searched
-        (`found["test"]["train"]`) `found`, `cut_short` (found nothing, and not compared with all)
+        (`found["test"]["train"]`) `found`, `copies` (of those the ones with an rms below
+        `COPY_RMS`), `cut_short` (found nothing, and not compared with all)
         and `unanswered` (found nothing, and some comparison has no answer); and the counts of
         `Duplicates`.
     """
@@ -190,11 +193,12 @@ def duplicate_summary(
     codes = splits.cat.codes.to_numpy()
     kinds: dict[str, dict[str, dict[str, int]]] = {
         kind: {name: dict.fromkeys(names[: i + 1], 0) for i, name in enumerate(names)}
-        for kind in ("found", "cut_short", "unanswered")
+        for kind in ("found", "copies", "cut_short", "unanswered")
     }
     for search in duplicates.searches:
         own, searched = names[codes[search.crystal]], names[search.split]
         kinds["found"][own][searched] += search.match is not None
+        kinds["copies"][own][searched] += search.rms is not None and search.rms < COPY_RMS
         kinds["cut_short"][own][searched] += search.is_cut_short
         kinds["unanswered"][own][searched] += search.match is None and search.num_unanswered > 0
     return {

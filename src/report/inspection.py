@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from src.metrics.inventory import FIGURES, PROPERTY, figure_names
+from src.metrics.inventory import COPY_RMS, FIGURES, PROPERTY, figure_names
 from src.metrics.matching import MatcherSettings
 from src.report.figures import settings_text
 from src.report.files import CRYSTAL_SYSTEMS
@@ -115,8 +115,9 @@ def _duplicates_sheet(summary: Mapping[str, Any]) -> Sheet:
     rows = [
         [
             f"{name} that repeat an earlier one" if searched == name else f"{name} in {searched}",
-            f"{num:,}",
             f"{duplicates['asked'][name]:,}",
+            f"{num:,}",
+            f"{duplicates['copies'][name][searched]:,}",
             f"{duplicates['cut_short'][name][searched]:,}",
             f"{duplicates['unanswered'][name][searched]:,}",
         ]
@@ -127,7 +128,8 @@ def _duplicates_sheet(summary: Mapping[str, Any]) -> Sheet:
     note = (
         f"StructureMatcher ({settings}, volumes scaled to be equal) on "
         f"{duplicates['num_comparisons']:,} pairs of one composition, of which "
-        f"{duplicates['num_unanswered']:,} without an answer (out of time or failed). A crystal "
+        f"{duplicates['num_unanswered']:,} without an answer (out of time or failed). Copies have "
+        f"an rms below {COPY_RMS:g}; the others may be distortions of one structure. A crystal "
         f"that could match more than {duplicates['max_compared']} of a split was compared with the "
         f"{duplicates['max_compared']} likeliest; 'cut short' counts those that match none of them."
     )
@@ -140,9 +142,7 @@ def _duplicates_sheet(summary: Mapping[str, Any]) -> Sheet:
             f" An estimate of what that misses: {checked:,} of them, drawn at random and compared "
             f"with all, had {duplicates['num_found_by_check']:,} matches."
         )
-    return Sheet(
-        "Duplicates", ["crystals of", "found", "of", "cut short", "unanswered"], rows, note
-    )
+    return Sheet("Duplicates", ["", "of", "found", "copies", "cut short", "unanswered"], rows, note)
 
 
 def _rejected_sheet(summary: Mapping[str, Any], rejected: pd.DataFrame) -> Sheet:
@@ -218,7 +218,7 @@ def _histogram(values: Mapping[str, pd.Series], name: str, label: str | None = N
     text = label or FIGURES.get(name, name.removeprefix(PROPERTY))
     ax.set_xlabel(f"{text} ({beyond:,} lie beyond)" if beyond else text)
     if name in ("num_atoms", "num_elements"):
-        ax.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1))
     return figure
 
 
