@@ -155,7 +155,8 @@ def _rejected_sheet(summary: Mapping[str, Any], rejected: pd.DataFrame) -> Sheet
 
 
 def _pairs_sheet(pairs: pd.DataFrame) -> Sheet:
-    shown = pairs.iloc[pd.Series(pairs["split"] == pairs["in_split"]).argsort(kind="stable")]
+    within = pairs["split"].astype(str) == pairs["in_split"].astype(str)
+    shown = pairs.assign(within=within).sort_values(["within", "rms"])
     rows = [
         [
             *(str(row[name]) for name in ("split", "id", "in_split", "matches", "formula")),
@@ -165,7 +166,10 @@ def _pairs_sheet(pairs: pd.DataFrame) -> Sheet:
         for row in shown.head(_MAX_ROWS).to_dict("records")
     ]
     header = ["split", "crystal", "in", "matches", "formula", "rms", "volume ratio"]
-    note = f"{len(rows):,} of {len(pairs):,}, those across splits first; all are in duplicates.csv."
+    note = (
+        f"{len(rows):,} of {len(pairs):,}, those across splits first and of these the closest; all "
+        "are in duplicates.csv."
+    )
     return Sheet("Pairs", header, rows, note, texts=range(5))
 
 
