@@ -29,7 +29,8 @@ from src.metrics.evaluate import SETTINGS, match_batches, reconstruction_figures
 from src.metrics.latents import latent_statistics, noise_area
 from src.metrics.matching import CDVAE, PYMATGEN, MatcherPool, summarize
 from src.metrics.reconstruction import ReconstructionErrors
-from src.metrics.symmetry import MOTIONS, SYMPREC
+from src.metrics.space_groups import SYMPREC
+from src.metrics.symmetry import MOTIONS
 from src.metrics.tables import by_element, by_num_atoms, crystal_table, metre, rates
 from src.nn.transformer import segment_mean
 from src.report import write_report

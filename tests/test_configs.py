@@ -165,6 +165,7 @@ COMMANDS = {
     "encode_vae": {"ckpt_path"},
     "eval_generated": {"input", "reference"},
     "eval_vae": {"ckpt_path"},
+    "inspect_data": set(),
     "reconstruct": {"ckpt_path", "input", "output"},
     "sample_vae": {"ckpt_path"},
 }
@@ -177,7 +178,7 @@ def test_commands(name):
         cfg = compose(name, overrides=["++paths.output_dir=."])
     assert OmegaConf.missing_keys(cfg) == COMMANDS[name]
     assert cfg.overwrite is False
-    assert (CONFIGS.parent / "src" / f"{name}.py").is_file()
+    assert any((CONFIGS.parent / folder / f"{name}.py").is_file() for folder in ("src", "scripts"))
 
 
 def test_all_commands_are_tested():

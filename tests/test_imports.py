@@ -81,8 +81,12 @@ def test_what_only_tests_and_scripts_may_use(path):
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("src.metrics.matching", ["torch", "lightning", "pymatgen"]),  # its workers start fast
-        ("src.data.parsing", ["torch", "lightning", "pymatgen"]),  # so do its
+        # their workers start fast
+        ("src.data.parsing", ["torch", "lightning", "pymatgen"]),
+        ("src.metrics.matching", ["torch", "lightning", "pymatgen"]),
+        ("src.metrics.space_groups", ["torch", "lightning", "pymatgen"]),
+        ("src.metrics.survey", ["torch", "lightning", "pymatgen"]),
+        ("src.metrics.duplicates", ["torch", "lightning"]),
     ],
 )
 def test_light_imports(module, absent):

@@ -39,7 +39,8 @@ class DataModule(LightningDataModule):
         max_num_atoms: refuse larger crystals; None for no limit.
         max_atomic_number: refuse crystals with heavier elements.
         min_distance: refuse crystals with atoms closer than this, in Å.
-        max_rejected: share of refused crystals above which reading a split is an error.
+        max_rejected: share of refused crystals above which reading a split is an error; None to
+            take what there is, be it nothing.
         split_by, split_ratio, split_seed, split_column, split_file: how crystals that are in no
             split yet are dealt out: see `src.data.splits.SplitOptions`.
         shuffle: draw training crystals in random order, another one each epoch.
@@ -69,7 +70,7 @@ class DataModule(LightningDataModule):
         max_num_atoms: int | None = None,
         max_atomic_number: int = MAX_ATOMIC_NUMBER,
         min_distance: float = 0.5,
-        max_rejected: float = 0.1,
+        max_rejected: float | None = 0.1,
         split_by: str = "random",
         split_ratio: Sequence[float] = (0.8, 0.1, 0.1),
         split_seed: int = 0,
@@ -111,6 +112,7 @@ class DataModule(LightningDataModule):
         self.download = download
         self.base_url = base_url
         self._datasets: dict[str, CrystalDataset] = {}
+        self._whole: CrystalDataset | None = None  # what was in no split when it was read
 
     def dataset(self, split: str) -> CrystalDataset:
         """The crystals of `train`, `val` or `test`, in the order of their file, on the host.
@@ -128,6 +130,21 @@ class DataModule(LightningDataModule):
             )
         return self._datasets[split]
 
+    def datasets(self) -> dict[str, CrystalDataset]:
+        """All the splits that there are, by name; `train` first."""
+        self.prepare_data()
+        return {split: self._datasets[split] for split in SPLITS if split in self._datasets}
+
+    def rejected(self) -> list[dict[str, str]]:
+        """What was left out of the splits that were read so far.
+
+        Returns:
+            `split` (empty if it was rejected before there were splits) and what
+            `CrystalDataset.rejected` has of each.
+        """
+        read = self._datasets if self._whole is None else {"": self._whole}
+        return [{"split": name, **row} for name, each in read.items() for row in each.rejected()]
+
     def prepare_data(self) -> None:
         """Fetch what is to be fetched, and make the caches; Lightning calls this in one process
         per machine."""
@@ -144,7 +161,8 @@ class DataModule(LightningDataModule):
         found = find_readers(self.data_dir, within, self.files, self.split_options)
         options = (self.read_options, self.cache_dir, self.max_rejected, self.num_workers)
         if isinstance(found, StructureReader):
-            loaded = deal_out(load_split(found, *options), found, self.split_options)
+            self._whole = load_split(found, *options)
+            loaded = deal_out(self._whole, found, self.split_options)
         else:
             loaded = {
                 split: without_marks(load_split(found[split], *options))

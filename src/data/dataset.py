@@ -96,6 +96,17 @@ class CrystalDataset(Dataset):
     def ids(self) -> Sequence[str]:
         return [str(i) for i in range(len(self))] if self._ids is None else self._ids
 
+    def rejected(self) -> list[dict[str, str]]:
+        """What was left out when the cache that this was loaded from was made; else nothing.
+
+        Returns:
+            `where` (file, row), `material_id` and `reason` of each, in the order of the input.
+        """
+        if self.path is None:
+            return []
+        with self.path.with_name("rejected.csv").open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
     @property
     def nbytes(self) -> int:
         """Bytes that the tensors take on a device."""
@@ -246,7 +257,7 @@ def load_split(
     reader: Reader,
     options: ReadOptions,
     cache_dir: Path,
-    max_rejected: float = 0.1,
+    max_rejected: float | None = 0.1,
     num_workers: int | None = None,
 ) -> CrystalDataset:
     """The crystals of one split: from its cache, which is made first where it is not there.
@@ -254,6 +265,9 @@ def load_split(
     Safe to call from many processes at once: one makes the cache, the others wait for it. One that
     is there is used also where nothing can be written. Making one takes memory that does not grow
     with the number of crystals, and the processes `num_workers` (see `parse`).
+
+    Args:
+        max_rejected: None to take what there is, be it nothing, without a word.
 
     Raises:
         DataError: if more than the share `max_rejected` of the crystals cannot be used, or none
@@ -277,7 +291,8 @@ def load_split(
                 "point data.cache_dir to a folder that can be written"
             ) from error
     assert dataset is not None
-    _check_rejected(folder, reader, len(dataset), max_rejected)
+    if max_rejected is not None:
+        _check_rejected(folder, reader, len(dataset), max_rejected)
     return dataset
 
 

@@ -1,61 +1,17 @@
-"""Symmetry: of a crystal, its space group; of a model, whether it sees what no crystal has.
+"""Symmetry of a model: whether it sees what no crystal has.
 
 Batches and generators are on the host here.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import spglib
 import torch
-from pymatgen.core import Structure
 from torch import Tensor
 
 from src.data.augmentation import random_rotation
 from src.data.schema import CrystalBatch
 from src.utils.geometry import transform
-
-SYMPREC = 0.1  # Å, the Materials Project's tolerance for space groups
-
-
-@dataclass(frozen=True, slots=True)
-class SpaceGroup:
-    """A space group as spglib finds it.
-
-    Attributes:
-        number: 1 to 230.
-        operations_per_atom: order of the point group over the atoms of a primitive cell. Of the
-            groups of one set of atoms, a subgroup always has fewer, translations lost included.
-    """
-
-    number: int
-    operations_per_atom: float
-
-
-def space_group(structure: Structure, symprec: float = SYMPREC) -> SpaceGroup | None:
-    """The space group of a crystal; None where spglib finds none (in a flat cell, or where atoms of
-    one element overlap).
-
-    Args:
-        symprec: tolerance on positions in Å.
-    """
-    positions = structure.frac_coords.tolist()
-    cell = (structure.lattice.matrix.tolist(), positions, list(structure.atomic_numbers))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # spglib's, about how it reports failures
-            found = spglib.get_symmetry_dataset(cell, symprec=symprec)
-    except spglib.SpglibError:
-        found = None
-    if found is None:
-        return None
-    # not the cell's own rotations, since a larger cell need not have all those of its crystal
-    operations = spglib.get_symmetry_from_database(found.hall_number)
-    assert operations is not None  # as for every number that spglib gives itself
-    point_group = {rotation.tobytes() for rotation in operations["rotations"]}
-    primitive = set(found.mapping_to_primitive.tolist())
-    return SpaceGroup(found.number, len(point_group) / len(primitive))
 
 
 @dataclass(frozen=True, slots=True)

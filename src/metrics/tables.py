@@ -15,7 +15,7 @@ from torch import Tensor
 from src.data.schema import CrystalBatch
 from src.metrics.evaluate import SETTINGS
 from src.metrics.matching import CDVAE, PYMATGEN, MatcherPool, PairResult
-from src.metrics.symmetry import SpaceGroup, space_group
+from src.metrics.space_groups import SpaceGroup, space_group
 from src.metrics.validity import invalid_reason, is_valid_composition
 from src.utils.geometry import transform, wrapped_difference
 

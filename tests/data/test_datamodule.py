@@ -96,6 +96,12 @@ def test_options_reach_the_reader(tables, options, caplog):
     assert "2 of 5 crystals rejected" in caplog.text
 
 
+def test_all_the_splits_that_there_are(tables, options):
+    found = DataModule(tables, max_rejected=None, min_distance=3.74, **options).datasets()
+    assert {name: len(dataset) for name, dataset in found.items()} == {"train": 0, "val": 3}
+    assert len(found["val"].rejected()) == 2
+
+
 def test_a_missing_split(tables, options):
     data = DataModule(tables, **options)
     data.prepare_data()  # takes the splits that are there

@@ -433,6 +433,22 @@ def test_nothing_left(tmp_path, cache_dir):
         load_split(CsvReader(tmp_path / "val.csv"), ReadOptions(), cache_dir, max_rejected=1.0)
 
 
+def test_whatever_is_left_where_no_limit_is_set(tmp_path, cache_dir, caplog):
+    reader = write_table(tmp_path / "train.csv", num=0, bad=("empty", "prose"))
+    for _ in range(2):  # from a cache, too
+        dataset = load_split(reader, ReadOptions(), cache_dir, max_rejected=None)
+        assert len(dataset) == 0
+        assert [row["where"] for row in dataset.rejected()] == [
+            "train.csv row 0",
+            "train.csv row 1",
+        ]
+        assert dataset.rejected()[0] == {
+            "where": "train.csv row 0", "material_id": "empty", "reason": "empty CIF"
+        }  # fmt: skip
+    assert "rejected" not in caplog.text
+    assert read_crystals(reader, ReadOptions())[0].rejected() == []  # no cache, no list
+
+
 def test_an_unreadable_table_leaves_no_cache(tmp_path, cache_dir):
     data = write_table(tmp_path / "train.csv").path.read_bytes()
     path = tmp_path / "train.csv.gz"

@@ -1,0 +1,24 @@
+"""Look at a data set before training on it: `python scripts/inspect_data.py data=mp_20`."""
+
+import os
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("PROJECT_ROOT", str(ROOT))
+
+from src.inspection import inspect_data  # noqa: E402
+from src.utils.errors import exit_on_user_error  # noqa: E402
+
+
+@hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="inspect_data")
+@exit_on_user_error
+def main(cfg: DictConfig) -> None:
+    """Write what a data set holds, and end with one line on it."""
+    inspect_data(cfg)
+
+
+if __name__ == "__main__":
+    main()
