@@ -153,9 +153,10 @@ def split_summaries(
     """Figures of each split.
 
     Returns:
-        By split: `crystals` and `rejected` (0 where they were rejected before there were splits); `figures`, the `summary_of` each of `FIGURES` and of
-        the properties; `crystal_systems` and `space_groups` by frequency; `elements`, the number of
-        crystals that hold one; and `elements_not_in_train`, of those the ones that train lacks.
+        By split: `crystals` and `rejected` (0 where they were rejected before there were splits);
+        `figures`, the `summary_of` each of `FIGURES` and of the properties; `crystal_systems` and
+        `space_groups` by frequency; `elements`, the number of crystals that hold one; and
+        `elements_not_in_train`, of those the ones that train lacks.
     """
     elements = {name: element_counts(dataset) for name, dataset in datasets.items()}
     known = elements.get("train") or elements[next(iter(elements))]
