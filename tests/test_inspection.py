@@ -262,7 +262,9 @@ def test_a_bounded_comparison_says_so(inspect, tmp_path):
     assert summary["line"] == "Nothing rejected of 6. 1 crystal of test is in train."
     assert summary["duplicates"]["num_checked"] == 3
     page = (tmp_path / "out" / "index.html").read_text()
-    assert "3 of them, drawn at random and compared with all, had 0 matches" in page
+    assert (
+        "3 of them, drawn at random and compared with all, had 0 matches, 0 of them copies" in page
+    )
 
 
 def test_some_are_drawn(inspect, planted):

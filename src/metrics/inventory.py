@@ -11,7 +11,7 @@ import torch
 from ase.data import atomic_masses, chemical_symbols
 
 from src.data.dataset import CrystalDataset
-from src.metrics.duplicates import Duplicates
+from src.metrics.duplicates import Duplicates, Search
 from src.metrics.generation import reduced_formula
 from src.metrics.survey import Load, parts
 
@@ -177,6 +177,10 @@ def pair_table(crystals: pd.DataFrame, duplicates: Duplicates, load: Load) -> pd
     )
 
 
+def _is_copy(search: Search) -> bool:
+    return search.rms is not None and search.rms < COPY_RMS
+
+
 def duplicate_summary(
     splits: pd.Series, asked: np.ndarray, duplicates: Duplicates
 ) -> dict[str, Any]:
@@ -186,8 +190,8 @@ def duplicate_summary(
         `asked`, by split the crystals that were searched for; by split and split searched
         (`found["test"]["train"]`) `found`, `copies` (of those the ones with an rms below
         `COPY_RMS`), `cut_short` (found nothing, and not compared with all)
-        and `unanswered` (found nothing, and some comparison has no answer); and the counts of
-        `Duplicates`.
+        and `unanswered` (found nothing, and some comparison has no answer); the counts of
+        `Duplicates`, and `num_copies_found_by_check`.
     """
     names = list(splits.cat.categories)
     codes = splits.cat.codes.to_numpy()
@@ -198,7 +202,7 @@ def duplicate_summary(
     for search in duplicates.searches:
         own, searched = names[codes[search.crystal]], names[search.split]
         kinds["found"][own][searched] += search.match is not None
-        kinds["copies"][own][searched] += search.rms is not None and search.rms < COPY_RMS
+        kinds["copies"][own][searched] += _is_copy(search)
         kinds["cut_short"][own][searched] += search.is_cut_short
         kinds["unanswered"][own][searched] += search.match is None and search.num_unanswered > 0
     return {
@@ -209,4 +213,5 @@ def duplicate_summary(
         "num_not_reduced": len(duplicates.not_reduced),
         "num_checked": duplicates.num_checked,
         "num_found_by_check": duplicates.num_found_by_check,
+        "num_copies_found_by_check": sum(s.is_checked and _is_copy(s) for s in duplicates.searches),
     }

@@ -142,7 +142,8 @@ def _duplicates_sheet(summary: Mapping[str, Any]) -> Sheet:
     if checked := duplicates["num_checked"]:
         note += (
             f" An estimate of what that misses: {checked:,} of them, drawn at random and compared "
-            f"with all, had {duplicates['num_found_by_check']:,} matches."
+            f"with all, had {duplicates['num_found_by_check']:,} matches, "
+            f"{duplicates['num_copies_found_by_check']:,} of them copies."
         )
     return Sheet("Duplicates", ["", "of", "found", "copies", "cut short", "unanswered"], rows, note)
 
