@@ -226,6 +226,14 @@ def test_all_is_rejected(inspect, tmp_path):
     assert "<svg" not in (tmp_path / "out" / "index.html").read_text()
 
 
+def test_all_is_rejected_of_what_is_in_no_split(inspect, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.cif").write_text(PARTIAL)
+    summary = inspect("data=cif_folder")
+    assert summary["line"].startswith("1 of 1 rejected: 1 partial occupancy.")
+    assert pd.read_csv(tmp_path / "out" / "rejected.csv")["where"].tolist() == ["a.cif"]
+
+
 def test_a_folder_of_files(inspect, tmp_path):
     folder = tmp_path / "mine" / "deep"
     folder.mkdir(parents=True)
