@@ -125,6 +125,7 @@ def evaluate_vae(
     batch_size: int = 256,
     noise_levels: Sequence[float] = (0, 0.05, 0.1, 0.2, 0.5, 1.0),
     num_probed: int | None = 1000,
+    motions: Sequence[str] = tuple(MOTIONS),
     seed: int = 0,
     progress: bool = False,
 ) -> Evaluation:
@@ -153,6 +154,7 @@ def evaluate_vae(
     Args:
         noise_levels: ascending, from 0; with fewer than two there is no such curve.
         num_probed: crystals, drawn at random, for `noise` and `symmetry`; None for all, 0 for none.
+        motions: of `MOTIONS`, for `symmetry`.
         seed: of all that is random here. The result does not depend on `batch_size`.
         progress: show progress.
 
@@ -204,7 +206,7 @@ def evaluate_vae(
             name: motion_drift(
                 vae, subset, pool, here, name, _generator(seed, 3), batch_size, progress
             )
-            for name in MOTIONS
+            for name in motions
         }
     pooled = segment_mean(latents.mean, originals.batch, originals.num_atoms)
     return Evaluation(metrics, table, originals, reconstructions, pooled)

@@ -1,0 +1,172 @@
+"""Compare variants of a recipe at an equal budget: `python scripts/ablation.py kl --epochs 20`.
+
+A list of variants is a file in scripts/ablations: names, and the overrides that each of them adds
+to the experiment. Every variant trains once with each seed; seeds are the outer loop, so that a
+busy machine slows all variants alike. Runs that are there already are not repeated: the same
+command again continues where it was cut off, and with more seeds it adds to the table.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+LISTS = ROOT / "scripts" / "ablations"
+NOISE = (0.0, 0.1, 0.2)  # on the latents, in standard deviations of each channel
+
+# what costs time and is done below for all variants in the same way
+ALL_RUNS = [
+    "callbacks.match_rate.every_n_epochs=0",
+    "callbacks.pictures.every_n_epochs=0",
+    "eval.num_crystals=1",
+]
+
+COLUMNS = {  # of the table: key of a run's figures, and its form
+    "match": ("match_rate", "{:.2%}"),
+    "RMSE": ("rmse", "{:.4f}"),
+    "match, pymatgen": ("match_rate_default", "{:.2%}"),
+    "sampled": ("match_rate_sampled", "{:.2%}"),
+    "noise 0.1": ("match_rate_noise_0.1", "{:.2%}"),
+    "noise 0.2": ("match_rate_noise_0.2", "{:.2%}"),
+    "types": ("atom_type_accuracy", "{:.2%}"),
+    "KL, nats": ("kl", "{:.1f}"),
+    "steps": ("steps", "{:,.0f}"),
+    "time, s": ("training_steps_s", "{:,.0f}"),
+}
+
+
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    """Train, evaluate, print the table, and return its rows, one for each run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    lists = read_lists()
+    parser.add_argument("name", choices=sorted(lists), help="of the list of variants")
+    parser.add_argument("--experiment", default="prototypes/vae_dng")
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--steps", type=int)
+    budget.add_argument("--epochs", type=int)
+    budget.add_argument("--minutes", type=float, help="of a run, validation and all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--variants", nargs="+", help="of the list; all by default")
+    parser.add_argument("--split", default="val", help="to evaluate")
+    parser.add_argument("--crystals", type=int, default=500, help="of it, the first")
+    parser.add_argument("--folder", type=Path, help="of the runs; logs/ablations/NAME by default")
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.add_argument("overrides", nargs="*", help="for all variants, such as data.data_dir=DIR")
+    args = parser.parse_intermixed_args(argv)
+
+    variants = lists[args.name]
+    if unknown := set(args.variants or ()) - set(variants):
+        parser.error(f"{args.name} has no variants {sorted(unknown)}; it has {list(variants)}")
+    variants = {name: variants[name] for name in args.variants or variants}
+    folder = (args.folder or ROOT / "logs" / "ablations" / args.name).absolute()
+    shared = [f"experiment={args.experiment}", *limit(args), *ALL_RUNS, *args.overrides]
+    rows = []
+    for seed in args.seeds:
+        for name, overrides in variants.items():
+            run = folder / name / str(seed)
+            Console(stderr=True).print(f"{name}, seed {seed}", style="bold")
+            train(run, [*shared, *overrides, f"seed={seed}"])
+            rows.append({"variant": name, "seed": seed, **evaluate(run, args.split, args.crystals)})
+    Console(width=160).print(table(rows, f"{args.name}: {' '.join(shared)}"))
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return rows
+
+
+def read_lists() -> dict[str, dict[str, list[str]]]:
+    """The overrides of each variant of each list."""
+    return {path.stem: yaml.safe_load(path.read_text()) for path in LISTS.glob("*.yaml")}
+
+
+def limit(args: argparse.Namespace) -> list[str]:
+    """The budget as overrides; whichever it is, the learning rate comes down where it ends."""
+    if args.steps:
+        return [f"trainer.max_steps={args.steps}", "trainer.max_epochs=-1"]
+    if args.epochs:
+        return [f"trainer.max_epochs={args.epochs}"]
+    seconds = round(60 * args.minutes)
+    clock = f"00:{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+    return [f"trainer.max_time={clock}", "trainer.max_epochs=-1"]
+
+
+def train(run: Path, overrides: Sequence[str]) -> None:
+    """Train in a process of its own, unless that was done before."""
+    if not (run / "summary.json").is_file():
+        where = [f"hydra.run.dir={run}", "resume_from=last"]
+        command = [ROOT / "src" / "train_vae.py", *where, *overrides]
+        subprocess.run([sys.executable, *map(str, command)], check=True, cwd=ROOT)
+
+
+def evaluate(run: Path, split: str, num_crystals: int) -> dict[str, Any]:
+    """Figures of the best checkpoint of a run, on the first crystals of a split."""
+    file = run / f"figures_{split}_{num_crystals}.json"
+    if not file.is_file():
+        file.write_text(json.dumps(_evaluate(run, split, num_crystals), indent=1))
+    return json.loads(file.read_text())
+
+
+def _evaluate(run: Path, split: str, num_crystals: int) -> dict[str, Any]:
+    # imported here, so that `--help` answers at once
+    import torch
+    from omegaconf import OmegaConf
+
+    from src.commands import load_data
+    from src.evaluation import evaluate_vae
+    from src.metrics.matching import MatcherPool
+    from src.vae_module import VAEModule
+
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    data = load_data(OmegaConf.create({"ckpt_path": str(checkpoint), "data": {}}))
+    dataset = data.dataset(split)
+    dataset = dataset.subset(torch.arange(min(num_crystals, len(dataset))))
+    vae = VAEModule.load_from_checkpoint(checkpoint)
+    with MatcherPool() as pool:
+        metrics = evaluate_vae(
+            vae, dataset, pool, noise_levels=NOISE, num_probed=None, motions=(), progress=True
+        ).metrics
+    summary = json.loads((run / "summary.json").read_text())
+    kept = ("match_rate", "rmse", "crmse", "match_rate_default", "rmse_default",
+            "atom_type_accuracy", "coords_rmsd", "lengths_mae", "angles_mae")  # fmt: skip
+    return {
+        **{key: metrics[key] for key in kept},
+        "match_rate_sampled": metrics["sampled"]["match_rate"],
+        **{
+            f"match_rate_noise_{level:g}": rate
+            for level, rate in zip(NOISE, metrics["noise"]["match_rate"], strict=True)
+        },
+        "kl": sum(metrics["latent"]["kl_per_channel"]),
+        "active_units": metrics["latent"]["active_units"],
+        **{key: summary[key] for key in ("steps", "epochs", "training_steps_s", "num_parameters")},
+    }
+
+
+def table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
+    """A row for each variant: the mean over its seeds, and half their range where there are two."""
+    shown = Table(title=title, title_justify="left")
+    shown.add_column("variant")
+    for heading in COLUMNS:
+        shown.add_column(heading, justify="right")
+    for name in dict.fromkeys(row["variant"] for row in rows):
+        cells = []
+        for key, form in COLUMNS.values():
+            values = [row[key] for row in rows if row["variant"] == name]
+            spread = (max(values) - min(values)) / 2
+            cells.append(form.format(statistics.mean(values)))
+            if len(values) > 1 and key not in ("steps", "training_steps_s"):
+                cells[-1] += f" ± {form.format(spread)}"
+        shown.add_row(name, *cells)
+    return shown
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    main()
