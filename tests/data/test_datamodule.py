@@ -200,6 +200,7 @@ def test_a_table_of_properties_beside_crystals_that_carry_none(tmp_path, options
     expected[3] = -1
     assert batch.y["gap"].nan_to_num(-1).tolist() == [*expected, -1]
     assert "id_prop.csv has no row for 1 of 10 crystals, deep/9 first" in caplog.text
+    assert not DataModule(folder, **{**given, "properties": []}).dataset("train").y
     table["id"] = [f"{i}.cif" for i in range(9)]
     table.to_csv(tmp_path / "id_prop.csv", index=False)
     with pytest.raises(DataError, match=r"no row for 10 of 10 crystals, deep/0 first: its ids"):
