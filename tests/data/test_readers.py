@@ -1,6 +1,7 @@
 import gzip
 import logging
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +200,16 @@ def test_numbers(caplog, value, expected):
     assert math.isnan(found) if expected is None else found == expected
     numbers.warn()
     assert caplog.text == ""  # a missing value is no mistake
+
+
+def test_memory_does_not_grow_with_what_is_no_number():
+    numbers = Numbers(Path("f.csv"), ["x"])
+    tracemalloc.start()
+    for i in range(1000):
+        numbers({"x": "many"}, f"row {i}")
+    num_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert num_bytes < 10_000
 
 
 @pytest.mark.parametrize("value", ["many", "1,5", [1.0], np.zeros(1), {}, math.inf, 1e39, 10**400])
