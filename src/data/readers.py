@@ -282,7 +282,7 @@ def _ids(chunk: pd.DataFrame) -> list[str | None]:
     key = next((key for key in ID_COLUMNS if key in chunk), None)
     if key is None:
         return [None] * len(chunk)
-    return ["" if value is None else str(value) for value in chunk[key].tolist()]
+    return ["" if pd.isna(value) else str(value) for value in chunk[key].tolist()]
 
 
 def _values(chunk: pd.DataFrame, names: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -156,6 +156,13 @@ def test_rows_of_parquet(tmp_path):
     assert records[17].where == "train.parquet row 17"
 
 
+@pytest.mark.parametrize("dtype", ["Int64", "string"])
+def test_a_missing_id_of_parquet_is_empty(tmp_path, dtype):
+    table = pd.DataFrame({"material_id": pd.array([7, None], dtype=dtype), "cif": "x"})
+    table.to_parquet(tmp_path / "x.parquet")
+    assert [row.id for row in iter_rows(tmp_path / "x.parquet")] == ["7", ""]
+
+
 def test_parquet_is_read_a_chunk_at_a_time_and_only_what_is_asked_for(tmp_path):
     path = write_parquet(tmp_path / "train.parquet", 30_000)
     assert columns_of(path) == ["material_id", "cif", "gap", "embedding"]
