@@ -56,7 +56,10 @@ def load_data(cfg: DictConfig) -> DataModule:
         name: value for name, value in to_plain(cfg.data).items() if value not in (None, "???")
     }
     if "data_dir" not in given or "_target_" not in given:
-        given = {**_data_of_run(Path(cfg.ckpt_path)), **given}
+        of_run = _data_of_run(Path(cfg.ckpt_path))
+        if "data_dir" in given:  # which need not be a folder for the run's known set
+            of_run.pop("download", None)
+        given = {**of_run, **given}
     return build(given, DataModule, allow=["src.data"])
 
 

@@ -119,7 +119,7 @@ def _train(cfg: DictConfig, output_dir: Path, callbacks: Sequence[Callback]) -> 
 def _with_absolute_paths(cfg: DictConfig) -> DictConfig:
     """What is kept of a run should mean the same from any folder."""
     cfg = cfg.copy()
-    for key in ("data.data_dir", "ckpt_path"):
+    for key in ("data.data_dir", "data.property_file", "data.split_file", "ckpt_path"):
         if path := OmegaConf.select(cfg, key):
             OmegaConf.update(cfg, key, str(Path(path).expanduser().absolute()))
     return cfg

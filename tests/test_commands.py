@@ -6,9 +6,12 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+from pymatgen.core import Lattice, Structure
 
 from src.commands import load_data, load_vae
 from src.data import DataError
+from src.data.structures import write_structures
+from src.training import train
 from src.utils.checkpoints import save_checkpoint
 from src.vae_module import VAEModule
 from src.vae_module.decoders.transformer import TransformerDecoder
@@ -99,6 +102,36 @@ def test_a_known_set_is_that_of_the_run(make_config, run_dir):
     data = load_data(make_config("data.base_url=/a/mirror"))
     assert (data.source, data.download, data.base_url) == ("mp_20", True, "/a/mirror")
     assert load_data(make_config("data.download=false")).download is False
+    assert load_data(make_config("data.data_dir=other")).download is False
+    data = load_data(make_config("data.data_dir=other", "data.download=true"))
+    assert (data.source, data.download) == ("mp_20", True)
+
+
+def test_ones_own_data_are_split_as_in_training(make_config, run_dir, tmp_path, monkeypatch):
+    """Though the run had paths that were relative to another folder."""
+    monkeypatch.setattr("src.training._train", lambda *_: {})
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    for i in range(20):
+        crystal = Structure(Lattice.cubic(3.5 + i / 100), ["Na", "Cl"], [[0] * 3, [0.5] * 3])
+        write_structures(Path(f"mine/{i}.cif"), [crystal], ["x"])
+    table = "".join(f"{i},{i}.cif,{'test' if i % 5 else 'train'},\n" for i in range(20))
+    Path("splits.csv").write_text(f"id,file,split,group\n{table}")
+    Path("gaps.csv").write_text("id,gap\n" + "".join(f"{i},{i}\n" for i in range(20)))
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = compose(
+            "train_vae",
+            overrides=[
+                "data=structures", "data.data_dir=mine", "data.split_by=file",
+                "data.split_file=splits.csv", "data.properties=[gap]",
+                "data.property_file=gaps.csv", f"++paths.output_dir={run_dir}",
+            ],
+        )  # fmt: skip
+    train(cfg)
+    monkeypatch.chdir(tmp_path)
+    test = load_data(make_config()).dataset("test")
+    assert test.y["gap"].int().tolist() == [int(id_) for id_ in test.ids]
+    assert sorted(map(int, test.ids)) == [i for i in range(20) if i % 5]
 
 
 def test_other_data_need_no_run(make_config, run_dir, tmp_path):

@@ -1,5 +1,6 @@
 """The choice of a cell: the same crystal in its Niggli, primitive or conventional cell."""
 
+import os
 import warnings
 from typing import Any
 
@@ -7,6 +8,9 @@ import numpy as np
 import spglib
 
 from src.data.cif import SPGLIB_ERRORS, Crystal, CrystalError, niggli_reduce, orient
+
+# spglib's C code would write a line to the terminal for each of its attempts
+os.environ.setdefault("SPGLIB_WARNING", "OFF")
 
 CELLS = ("niggli", "primitive", "conventional", "as_given")
 SYMPREC = 0.01  # Å, within which a primitive or conventional cell takes atoms for equivalent

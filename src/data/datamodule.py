@@ -169,7 +169,7 @@ class DataModule(LightningDataModule):
                 for split in splits
                 if split in found
             }
-        if self.property_file:
+        if self.property_file and beside:
             table = read_properties(self.property_file, beside)
             for dataset in loaded.values():
                 add_properties(dataset, table, beside, self.property_file)

@@ -302,6 +302,7 @@ def _cache_key(reader: Reader, options: ReadOptions) -> str:
         "format": FORMAT,
         "options": asdict(options),
         "properties": list(getattr(reader, "properties", ())),
+        "pattern": getattr(reader, "pattern", None),  # chooses what of an archive is read
     }
     digest.update(json.dumps(described).encode())
     for path in reader.files:

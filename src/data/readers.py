@@ -9,6 +9,7 @@ import logging
 import math
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,7 +103,8 @@ class Numbers:
         self.source = source
         self.names = tuple(names)
         self.known: set[str] = set()
-        self._bad: dict[str, list[str]] = {}
+        self._num_bad: Counter[str] = Counter()
+        self._first_bad: dict[str, str] = {}
 
     def __call__(self, values: Mapping[str, Any], where: str) -> tuple[float, ...]:
         """The numbers of one crystal, NaN for those that are missing or none.
@@ -123,15 +125,16 @@ class Numbers:
         # NaN is how a table says that it has none, but an array is no number
         if abs(number) <= _MAX_FLOAT or (math.isnan(number) and not np.ndim(value)):
             return number
-        self._bad.setdefault(name, []).append(f"{str(value)[:40]!r} in {where}")
+        self._num_bad[name] += 1
+        self._first_bad.setdefault(name, f"{str(value)[:40]!r} in {where}")
         return math.nan
 
     def warn(self) -> None:
         """Say how many values were no numbers."""
-        for name, found in self._bad.items():
+        for name, first in self._first_bad.items():
             log.warning(
                 "%s: %d values of %r are no numbers, and NaN now; the first is %s",
-                self.source, len(found), name, found[0],
+                self.source, self._num_bad[name], name, first,
             )  # fmt: skip
 
     def check_known(self) -> None:
@@ -279,7 +282,7 @@ def _ids(chunk: pd.DataFrame) -> list[str | None]:
     key = next((key for key in ID_COLUMNS if key in chunk), None)
     if key is None:
         return [None] * len(chunk)
-    return ["" if value is None else str(value) for value in chunk[key].tolist()]
+    return ["" if pd.isna(value) else str(value) for value in chunk[key].tolist()]
 
 
 def _values(chunk: pd.DataFrame, names: Sequence[str]) -> Iterator[dict[str, Any]]:

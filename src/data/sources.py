@@ -99,11 +99,11 @@ def download(
 def lacks_files(name: str, data_dir: Path) -> bool:
     """Whether `download` would complete a folder that is the known set's own.
 
-    It is not where it holds anything but published files of the set: then it is someone else's, to
-    which nothing is to be added.
+    It is not where it holds anything but published files of the set, or is a file: then it is
+    someone else's, to which nothing is to be added.
     """
     source = KNOWN_SETS[name]
-    if not _missing(source, data_dir):
+    if data_dir.is_file() or not _missing(source, data_dir):
         return False
     visible = [path for path in data_dir.glob("*") if not path.name.startswith(".")]
     known = {each for file in source.files for each in (file, f"{file}.gz")}
@@ -183,13 +183,13 @@ class _Fetch:
                    TransferSpeedColumn(), TimeRemainingColumn())  # fmt: skip
         try:
             with Progress(*columns, transient=True, disable=not self.progress) as bar:
-                while not self._bring(url, part, bar):
-                    pass
+                if not self._bring(url, part, bar):
+                    self._bring(url, part, bar, once_more=True)
         except requests.RequestException as error:
             raise SourceError(self._explain(url, _reason(error))) from error
         part.replace(output_file)
 
-    def _bring(self, url: str, part: Path, bar: Progress) -> bool:
+    def _bring(self, url: str, part: Path, bar: Progress, once_more: bool = False) -> bool:
         """Complete the part; whether that is the file, or is to be tried once more from its start.
 
         Raises:
@@ -210,7 +210,7 @@ class _Fetch:
         size = part.stat().st_size
         part.unlink()
         bar.remove_task(task)
-        if resumed:  # the first part may have been of another file
+        if resumed and not once_more:  # the first part may have been of another file
             log.warning("%s was put together of parts that do not fit: once more", url)
             return False
         reason = f"its {size:,} bytes do not have the published checksum: damaged, or another file"

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import spglib
+
+from src.data.cells import symmetry_of
+from src.data.cif import Crystal
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
-
-# spglib's C code would write a line to the terminal for each of its attempts
-os.environ.setdefault("SPGLIB_WARNING", "OFF")
 
 SYMPREC = 0.1  # Å, the Materials Project's tolerance for space groups
 
@@ -39,14 +38,9 @@ def space_group(structure: Structure, symprec: float = SYMPREC) -> SpaceGroup | 
     Args:
         symprec: tolerance on positions in Å.
     """
-    positions = structure.frac_coords.tolist()
-    cell = (structure.lattice.matrix.tolist(), positions, list(structure.atomic_numbers))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # spglib's, about how it reports failures
-            found = spglib.get_symmetry_dataset(cell, symprec=symprec)
-    except spglib.SpglibError:
-        found = None
+    atom_types = np.array(structure.atomic_numbers)
+    crystal = Crystal(structure.lattice.matrix, atom_types, structure.frac_coords)
+    found = symmetry_of(crystal, symprec)
     if found is None:
         return None
     # not the cell's own rotations, since a larger cell need not have all those of its crystal

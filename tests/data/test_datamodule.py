@@ -1,3 +1,4 @@
+import zipfile
 from itertools import chain
 from pathlib import Path
 
@@ -199,6 +200,7 @@ def test_a_table_of_properties_beside_crystals_that_carry_none(tmp_path, options
     expected[3] = -1
     assert batch.y["gap"].nan_to_num(-1).tolist() == [*expected, -1]
     assert "id_prop.csv has no row for 1 of 10 crystals, deep/9 first" in caplog.text
+    assert not DataModule(folder, **{**given, "properties": []}).dataset("train").y
     table["id"] = [f"{i}.cif" for i in range(9)]
     table.to_csv(tmp_path / "id_prop.csv", index=False)
     with pytest.raises(DataError, match=r"no row for 10 of 10 crystals, deep/0 first: its ids"):
@@ -215,3 +217,12 @@ def test_the_choice_of_cell_reaches_the_reader(tables, options):
     assert shapes["niggli"] == shapes["conventional"] == [2] * 5  # of the CsCl type
     with pytest.raises(DataError, match=r"data\.cell is one of .*, not 'smallest'"):
         DataModule(tables, cell="smallest", **options)
+
+
+def test_the_pattern_chooses_what_of_an_archive_is_read(tmp_path, options):
+    with zipfile.ZipFile(tmp_path / "crystals.zip", "w") as archive:
+        for i in range(6):
+            archive.writestr(f"{i}.{'cif' if i < 4 else 'CIF'}", make_cif(i))
+    for pattern, num in (("*.cif", 4), ("*", 6), ("*.cif", 4)):
+        data = DataModule(tmp_path / "crystals.zip", files=pattern, **options)
+        assert sum(map(len, data.datasets().values())) == num, pattern

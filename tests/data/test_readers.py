@@ -1,6 +1,7 @@
 import gzip
 import logging
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,13 @@ def test_rows_of_parquet(tmp_path):
     assert records[17].where == "train.parquet row 17"
 
 
+@pytest.mark.parametrize("dtype", ["Int64", "string"])
+def test_a_missing_id_of_parquet_is_empty(tmp_path, dtype):
+    table = pd.DataFrame({"material_id": pd.array([7, None], dtype=dtype), "cif": "x"})
+    table.to_parquet(tmp_path / "x.parquet")
+    assert [row.id for row in iter_rows(tmp_path / "x.parquet")] == ["7", ""]
+
+
 def test_parquet_is_read_a_chunk_at_a_time_and_only_what_is_asked_for(tmp_path):
     path = write_parquet(tmp_path / "train.parquet", 30_000)
     assert columns_of(path) == ["material_id", "cif", "gap", "embedding"]
@@ -199,6 +207,16 @@ def test_numbers(caplog, value, expected):
     assert math.isnan(found) if expected is None else found == expected
     numbers.warn()
     assert caplog.text == ""  # a missing value is no mistake
+
+
+def test_memory_does_not_grow_with_what_is_no_number():
+    numbers = Numbers(Path("f.csv"), ["x"])
+    tracemalloc.start()
+    for i in range(1000):
+        numbers({"x": "many"}, f"row {i}")
+    num_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert num_bytes < 10_000
 
 
 @pytest.mark.parametrize("value", ["many", "1,5", [1.0], np.zeros(1), {}, math.inf, 1e39, 10**400])

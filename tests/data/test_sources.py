@@ -374,6 +374,15 @@ def test_corrupted(server, tmp_path):
     assert left(tmp_path) == TABLES
 
 
+def test_a_corrupted_file_in_pieces_is_fetched_twice(server, tmp_path):
+    server.files["/toy/train.csv"] = b"x" * 3 * CHUNK
+    server.faults += [("cut", CHUNK), None] * 3
+    with pytest.raises(SourceError, match="do not have the published checksum"):
+        download("toy", tmp_path, server.url)
+    assert len(server.requests) == 4
+    assert left(tmp_path) == {}
+
+
 def test_a_corrupted_archive(server, tmp_path):
     server.files["/toy_zip/toy.zip"] = ARCHIVE[:-1] + b"x"
     with pytest.raises(SourceError, match="do not have the published checksum"):
@@ -564,6 +573,12 @@ def test_nothing_is_added_to_what_is_someones_own(server, tmp_path, options, fil
         assert "no crystals" in str(error) or "rejected" in str(error)  # noqa: PT017
     assert server.requests == []
     assert left(tmp_path / "mine") == files
+
+
+def test_a_file_is_no_place_for_a_set(server, tmp_path, options):
+    (tmp_path / "mine.csv").write_bytes(TABLES["train.csv"])
+    assert len(DataModule(tmp_path / "mine.csv", **options).dataset("train")) == 120
+    assert server.requests == []
 
 
 def test_nothing_is_fetched_unasked(tmp_path, options):
