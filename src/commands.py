@@ -16,6 +16,8 @@ from src.vae_module import VAEModule
 
 log = logging.getLogger(__name__)
 
+SPLITS_FILE = "splits.csv"  # of a run: its crystals, where their files are in no split
+
 
 def load_vae(cfg: DictConfig) -> VAEModule:
     """The model of `cfg.ckpt_path` on `cfg.device` (`auto`: a GPU if there is one).
@@ -59,8 +61,18 @@ def load_data(cfg: DictConfig) -> DataModule:
         of_run = _data_of_run(Path(cfg.ckpt_path))
         if "data_dir" in given:  # which need not be a folder for the run's known set
             of_run.pop("download", None)
+        else:
+            of_run |= kept_splits(run_folder(cfg.ckpt_path))
         given = {**of_run, **given}
     return build(given, DataModule, allow=["src.data"])
+
+
+def kept_splits(folder: Path) -> dict[str, Any]:
+    """Options of data that deal them out as the run in `folder` did, whatever was added since."""
+    path = folder / SPLITS_FILE
+    if not path.is_file():
+        return {}
+    return {"split_by": "file", "split_column": None, "split_file": str(path)}
 
 
 def _data_of_run(checkpoint: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import time
 import warnings
 from collections.abc import Sequence
@@ -20,10 +21,12 @@ from rich.console import Console
 from rich.table import Table
 
 from src.callbacks.throughput import Throughput
+from src.commands import SPLITS_FILE, kept_splits
 from src.data import DataModule
 from src.metrics.evaluate import evaluate_reconstruction
 from src.metrics.matching import MatcherPool
 from src.utils.checkpoints import find_last, load_checkpoint, load_resumable
+from src.utils.config import to_plain
 from src.utils.csv_logger import CSVLogger
 from src.utils.lock import lock_folder
 from src.utils.memory import keep_freed_memory
@@ -66,8 +69,12 @@ def _train(cfg: DictConfig, output_dir: Path, callbacks: Sequence[Callback]) -> 
     torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
     keep_freed_memory()
 
-    datamodule: DataModule = instantiate(cfg.data)
+    same_run = cfg.resume_from == "last"
+    datamodule: DataModule = instantiate(
+        {**to_plain(cfg.data), **(kept_splits(output_dir) if same_run else {})}
+    )
     datamodule.prepare_data()
+    _keep_splits(datamodule, output_dir)
     vae: VAEModule = instantiate(cfg.vae_module)
     if cfg.ckpt_path:
         vae.load_state_dict(load_checkpoint(cfg.ckpt_path)["state_dict"])
@@ -114,6 +121,15 @@ def _train(cfg: DictConfig, output_dir: Path, callbacks: Sequence[Callback]) -> 
     Console().print(summary_table(summary))
     log.info("The run is in %s", output_dir)
     return summary
+
+
+def _keep_splits(datamodule: DataModule, output_dir: Path) -> None:
+    """Leave in the run's folder which crystals it trains on, if that was dealt out here."""
+    source, target = datamodule.splits_file, output_dir / SPLITS_FILE
+    # it is not there where the cache cannot be written
+    if _is_first_process() and source is not None and source.is_file() and source != target:
+        with new_file(target, overwrite=True) as path:
+            shutil.copyfile(source, path)
 
 
 def _with_absolute_paths(cfg: DictConfig) -> DictConfig:

@@ -9,9 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 from pymatgen.core import Lattice, Structure
 
 from src.commands import load_data, load_vae
-from src.data import DataError
+from src.data import DataError, DataModule
 from src.data.structures import write_structures
-from src.training import train
+from src.training import _keep_splits, train
 from src.utils.checkpoints import save_checkpoint
 from src.vae_module import VAEModule
 from src.vae_module.decoders.transformer import TransformerDecoder
@@ -132,6 +132,30 @@ def test_ones_own_data_are_split_as_in_training(make_config, run_dir, tmp_path, 
     test = load_data(make_config()).dataset("test")
     assert test.y["gap"].int().tolist() == [int(id_) for id_ in test.ids]
     assert sorted(map(int, test.ids)) == [i for i in range(20) if i % 5]
+
+
+def test_crystals_that_came_later_change_no_split(make_config, run_dir, tmp_path):
+    def write(i):
+        crystal = Structure(Lattice.cubic(3.5 + i / 100), ["Na", "Cl"], [[0] * 3, [0.5] * 3])
+        write_structures(tmp_path / "mine" / f"{i}.cif", [crystal], ["x"])
+
+    for i in range(20):
+        write(i)
+    own = {
+        "_target_": "src.data.DataModule", "data_dir": str(tmp_path / "mine"),
+        "cache_dir": str(tmp_path / "cache"), "split_ratio": [2, 1, 1],
+    }  # fmt: skip
+    OmegaConf.save({"data": own}, run_dir / "config.yaml")
+    trained_on = DataModule(own["data_dir"], cache_dir=own["cache_dir"], split_ratio=[2, 1, 1])
+    trained_on.prepare_data()
+    _keep_splits(trained_on, run_dir)
+    again = load_data(make_config())
+    assert again.dataset("test").ids == trained_on.dataset("test").ids
+    assert again.splits_file == run_dir / "splits.csv"
+    write(20)
+    with pytest.raises(DataError, match=r"1 crystals: 20 \(20\.cif\).* are in the data alone"):
+        load_data(make_config()).dataset("test")
+    assert len(load_data(make_config(f"data.data_dir={tmp_path}/mine")).dataset("test")) == 5
 
 
 def test_other_data_need_no_run(make_config, run_dir, tmp_path):

@@ -15,7 +15,14 @@ from src.data.parsing import MAX_ATOMIC_NUMBER, ReadOptions
 from src.data.readers import SPLITS, DataError, columns_of, read_properties
 from src.data.schema import CrystalBatch
 from src.data.sources import download, lacks_files
-from src.data.splits import SplitOptions, add_properties, deal_out, find_readers, without_marks
+from src.data.splits import (
+    SplitOptions,
+    add_properties,
+    deal_out,
+    find_readers,
+    splits_file,
+    without_marks,
+)
 from src.data.structures import StructureReader
 
 log = logging.getLogger(__name__)
@@ -134,6 +141,11 @@ class DataModule(LightningDataModule):
         """All the splits that there are, by name; `train` first."""
         self.prepare_data()
         return {split: self._datasets[split] for split in SPLITS if split in self._datasets}
+
+    @property
+    def splits_file(self) -> Path | None:
+        """The `splits.csv` of crystals that were in no split when they were read; else None."""
+        return None if self._whole is None else splits_file(self._whole, self.split_options)
 
     def rejected(self) -> list[dict[str, str]]:
         """What was left out of the splits that were read so far.

@@ -105,7 +105,8 @@ def find_readers(
         if options.by != "random":
             raise DataError(
                 f"{data_dir} holds the splits {', '.join(readers)} already: leave data.split_by "
-                "out, or point data.data_dir to one file"
+                "out (with a checkpoint: name the data anew, data=default data.data_dir=...), or "
+                "point data.data_dir to one file"
             )
         return readers
     reader = StructureReader(data_dir, names, pattern, options.column)
@@ -198,13 +199,20 @@ def add_properties(
     dataset.y.update({name: rows[:, i].clone() for i, name in enumerate(names)})
 
 
-def _kept_or_new(
-    whole: CrystalDataset, keys: Sequence[tuple[str, str]], options: SplitOptions
-) -> np.ndarray:
+def splits_file(whole: CrystalDataset, options: SplitOptions) -> Path:
+    """The `splits.csv` that says how `deal_out` dealt out `whole`."""
+    if options.file is not None:
+        return options.file
     assert whole.path is not None
     ratio = "_".join(f"{share:g}" for share in options.ratio)
     name = options.by if options.by == "column" else f"{options.by}_{ratio}_seed_{options.seed}"
-    path = whole.path.parent / name / "splits.csv"
+    return whole.path.parent / name / "splits.csv"
+
+
+def _kept_or_new(
+    whole: CrystalDataset, keys: Sequence[tuple[str, str]], options: SplitOptions
+) -> np.ndarray:
+    path = splits_file(whole, options)
     if path.is_file():
         try:
             return read_splits(path, keys)
@@ -357,7 +365,7 @@ def read_splits(path: Path, keys: Sequence[tuple[str, str]]) -> np.ndarray:
         raise DataError(
             f"{path} does not fit the data: {_named(missing)} are in the data alone, and "
             f"{_named(unknown)} in the file alone. It is for the same files, read with the same "
-            "options of data"
+            "options of data; with a checkpoint, data=structures data.data_dir=... names other data"
         )
     return places
 
