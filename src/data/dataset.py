@@ -224,7 +224,7 @@ def read_crystals(
     """
     parts = list(_parse(records, options, progress, num_workers))
     tensors = [_tensors(part) for part in parts]
-    names = getattr(records, "properties", ())
+    names = records.properties
     y = torch.cat([torch.from_numpy(part.properties) for part in parts])
     dataset = CrystalDataset(
         **{name: torch.cat([part[name] for part in tensors]) for name in tensors[0]},
@@ -243,7 +243,7 @@ def _parse(
     with Progress(*columns, transient=True, disable=progress is None) as bar:
         task = bar.add_task(progress or "", total=None)
         read = functools.partial(read_record, options=options)
-        for part in parse(records, read, num_workers, len(getattr(records, "properties", ()))):
+        for part in parse(records, read, num_workers, len(records.properties)):
             yield part
             bar.advance(task, len(part.ids) + len(part.rejected))
 
@@ -301,7 +301,7 @@ def _cache_key(reader: Reader, options: ReadOptions) -> str:
     described = {
         "format": FORMAT,
         "options": asdict(options),
-        "properties": list(getattr(reader, "properties", ())),
+        "properties": list(reader.properties),
         "pattern": getattr(reader, "pattern", None),  # chooses what of an archive is read
     }
     digest.update(json.dumps(described).encode())
@@ -333,7 +333,7 @@ def _make_cache(
     partial = folder.with_suffix(".partial")  # left there by a job that was killed, if it exists
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    names = getattr(reader, "properties", ())
+    names = reader.properties
     num_crystals = num_rejected = 0
     with (
         TensorWriter(partial / "crystals.safetensors") as writer,

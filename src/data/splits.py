@@ -60,7 +60,7 @@ class SplitOptions:
         """
         if self.by not in SPLIT_BY:
             raise DataError(f"data.split_by is one of {', '.join(SPLIT_BY)}, not {self.by!r}")
-        if len(self.ratio) != 3 or min(self.ratio) < 0 or sum(self.ratio) <= 0:
+        if len(self.ratio) != 3 or not min(self.ratio) >= 0 or not 0 < sum(self.ratio) < math.inf:
             raise DataError(f"split_ratio is train, val, test, none negative; not {self.ratio}")
         for name in ("column", "file"):
             if (self.by == name) != (getattr(self, name) is not None):

@@ -133,6 +133,7 @@ def test_folders_without_crystals(tmp_path):
         (SplitOptions(ratio=(0.8, 0.2)), "split_ratio"),
         (SplitOptions(ratio=(0.5, 0.6, -0.1)), "split_ratio"),
         (SplitOptions(ratio=(0, 0, 0)), "split_ratio"),
+        (SplitOptions(ratio=(0.5, float("nan"), 0.5)), "split_ratio"),
         (SplitOptions("colour"), "data.split_by is one of random, column"),
         (SplitOptions("column"), r"split_by=column and data\.split_column=\.\.\. go together"),
         (SplitOptions("random", file=Path("s.csv")), r"split_by=file and data\.split_file"),
