@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Table
+from rich.table import Column, Table
 
 from src.data.known_sets import KNOWN_SETS
 from src.data.readers import DataError
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         level=logging.INFO, format="%(message)s", force=True,
         handlers=[RichHandler(console=console, show_time=False, show_path=False)],
     )  # fmt: skip
-    table = Table("set", "fetched", "crystals, as published", "folder")
+    table = Table("set", "fetched", "crystals, as published", Column("folder", overflow="fold"))
     code = 0
     names = KNOWN_SETS if "all" in args.sets else dict.fromkeys(args.sets)
     for name in names:
@@ -57,6 +57,9 @@ def main(argv: list[str] | None = None) -> int:
         except (DataError, OSError) as error:
             print(error, file=sys.stderr)
             fetched, code = "[red]failed[/]", 1
+        except KeyboardInterrupt:
+            print("Stopped: the same command goes on where this one was.", file=sys.stderr)
+            return 130  # what shells say of SIGINT
         crystals = [f"{n:,} {split}" for split, n in KNOWN_SETS[name].crystals.items()]
         table.add_row(name, fetched, ", ".join(crystals), str(args.data_dir / name))
     console.print(table)

@@ -97,7 +97,7 @@ class DataModule(LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.files = files
-        self.properties = tuple(properties)
+        self.properties = (properties,) if isinstance(properties, str) else tuple(properties)
         self.property_file = Path(property_file).expanduser() if property_file else None
         self.read_options = ReadOptions(cell, max_num_atoms, max_atomic_number, min_distance)
         self.max_rejected = max_rejected
@@ -119,6 +119,7 @@ class DataModule(LightningDataModule):
         self.download = download
         self.base_url = base_url
         self._datasets: dict[str, CrystalDataset] = {}
+        self._prepared = False
         self._whole: CrystalDataset | None = None  # what was in no split when it was read
 
     def dataset(self, split: str) -> CrystalDataset:
@@ -159,8 +160,10 @@ class DataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Fetch what is to be fetched, and make the caches; Lightning calls this in one process
-        per machine."""
-        self._datasets |= self._load()
+        per machine, when a caller may have done so before."""
+        if not self._prepared:
+            self._datasets |= self._load()
+            self._prepared = True
 
     def _load(self, splits: Sequence[str] = SPLITS) -> dict[str, CrystalDataset]:
         """Those of these splits that there are; what is in no split yet is read as a whole."""

@@ -378,7 +378,8 @@ def _check_rejected(folder: Path, reader: Reader, num_crystals: int, max_rejecte
     if num_crystals and num_rejected <= max_rejected * total:
         log.warning("%s", message)
         return
+    choose = "choose others with data.files, " if reader.source.is_dir() else ""
     raise DataError(
-        f"{reader.source}: {message}.{first}\nMend or remove them, or raise data.max_rejected "
-        f"(now {max_rejected}) where so many are meant to be left out."
+        f"{reader.source}: {message}.{first}\nMend or remove them, {choose}or raise "
+        f"data.max_rejected (now {max_rejected}) where so many are meant to be left out."
     )

@@ -240,7 +240,10 @@ def iter_rows(file: File, names: Sequence[str] = ()) -> Iterator[Row]:
     index = 0
     for chunk in _chunks(file, names):
         if "cif" not in chunk:
-            raise DataError(f"{file} has no column 'cif'; its columns are {columns_of(file)}")
+            raise DataError(
+                f"{file} has no column 'cif'; its columns are {columns_of(file)}: rename the one "
+                "that holds the text of CIFs"
+            )
         cifs = ["" if pd.isna(cif) else str(cif) for cif in chunk["cif"].tolist()]
         for id_, cif, values in zip(_ids(chunk), cifs, _values(chunk, names), strict=True):
             yield Row(index, id_, cif, values)

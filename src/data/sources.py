@@ -26,6 +26,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from urllib3.exceptions import ReadTimeoutError
 
 from src.data.known_sets import KNOWN_SETS, Checksum, KnownSet
 from src.data.readers import SPLITS, DataError
@@ -213,7 +214,7 @@ class _Fetch:
         if resumed and not once_more:  # the first part may have been of another file
             log.warning("%s was put together of parts that do not fit: once more", url)
             return False
-        reason = f"its {size:,} bytes do not have the published checksum: damaged, or another file"
+        reason = f"its {size:,} bytes do not have the published checksum, so they were removed"
         raise SourceError(self._explain(url, reason))
 
     def _explain(self, url: str, reason: str) -> str:
@@ -294,9 +295,9 @@ def _reason(error: requests.RequestException) -> str:
     """An error in few words; requests wraps urllib3's, which has them, in others."""
     if error.response is not None:
         return f"the server says {error.response.status_code} {error.response.reason}"
-    if isinstance(error, requests.Timeout):
-        return f"no answer within {TIMEOUT:g} s"
     inner = error.args[0] if error.args else error
+    if isinstance(error, requests.Timeout) or isinstance(inner, ReadTimeoutError):
+        return f"no answer within {TIMEOUT:g} s"
     inner = getattr(inner, "reason", inner)
     return str(inner.args[0] if isinstance(inner, Exception) and inner.args else inner)
 

@@ -215,9 +215,12 @@ def _kept_or_new(
     path = splits_file(whole, options)
     if path.is_file():
         try:
-            return read_splits(path, keys)
+            places = read_splits(path, keys)
         except DataError as error:
             log.warning("The splits are made again: %s", error)
+        else:
+            log.info("The splits are those of %s", path)
+            return places
     groups = [""] * len(whole)
     if options.by == "column":
         places = whole.y[f"{SPLIT}{options.column}"].numpy().astype(np.int64)

@@ -103,6 +103,17 @@ def test_all_the_splits_that_there_are(tables, options):
     assert len(found["val"].rejected()) == 2
 
 
+def test_one_property_needs_no_list(tables, options):
+    assert list(DataModule(tables, properties="gap", **options).dataset("val").y) == ["gap"]
+
+
+def test_data_that_are_prepared_are_not_read_again(tables, options, caplog):
+    data = DataModule(tables, min_distance=3.47, **options)
+    data.prepare_data()
+    data.prepare_data()
+    assert caplog.text.count("1 of 30 crystals rejected") == 1
+
+
 def test_a_missing_split(tables, options):
     data = DataModule(tables, **options)
     data.prepare_data()  # takes the splits that are there

@@ -422,6 +422,7 @@ def test_a_folder_of_cif_files_is_named_in_errors(tmp_path, cache_dir):
         load_split(reader, ReadOptions(), cache_dir)
     assert str(error.value).startswith(f"{folder}: ")
     assert "deep/bad.cif (deep/bad): empty CIF" in str(error.value)
+    assert "choose others with data.files" in str(error.value)
 
 
 def test_nothing_left(tmp_path, cache_dir):

@@ -73,7 +73,8 @@ def blob(content: bytes) -> Checksum:
 class Server:
     """Serves `files` by path; `faults` come first, one for each request, and each request is noted.
 
-    A fault is a status, `("cut", bytes)`, `("sleep", seconds)` or `("redirect", path)`.
+    A fault is a status, `("cut", bytes)`, `("sleep", seconds)`, `("stall", seconds)` (after
+    a few bytes) or `("redirect", path)`.
     """
 
     files: dict[str, bytes]
@@ -117,7 +118,10 @@ class Server:
         handler.end_headers()
         body = content[start : start + value] if kind == "cut" else content[start:]
         self.sent.append(len(body))
-        handler.wfile.write(body)
+        handler.wfile.write(body[:10] if kind == "stall" else body)
+        if kind == "stall":
+            handler.wfile.flush()
+            time.sleep(value)
         handler.close_connection = True
 
 
@@ -322,9 +326,10 @@ def test_a_part_that_was_left_there(server, tmp_path, part, requests):
     assert asked == [f"bytes={len(part)}-", None][:requests]
 
 
-def test_slow(server, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("kind", ["sleep", "stall"])
+def test_slow(server, tmp_path, monkeypatch, caplog, kind):
     monkeypatch.setattr(sources, "TIMEOUT", 0.3)
-    server.faults = [("sleep", 1.0)]
+    server.faults = [(kind, 1.0)]
     download("toy", tmp_path, server.url)
     assert left(tmp_path) == TABLES
     assert "no answer within 0.3 s" in caplog.text
@@ -363,7 +368,7 @@ def test_corrupted(server, tmp_path):
     content = bytearray(TABLES["val.csv"])
     content[len(content) // 2] ^= 1
     server.files["/toy/val.csv"] = bytes(content)
-    with pytest.raises(SourceError, match="do not have the published checksum") as error:
+    with pytest.raises(SourceError, match="published checksum, so they were removed") as error:
         download("toy", tmp_path, server.url)
     assert_says_what_to_do(str(error.value), f"{server.url}/toy/val.csv", tmp_path / "val.csv")
     assert left(tmp_path) == {"train.csv": TABLES["train.csv"]}

@@ -196,6 +196,8 @@ def test_crystals_are_read_once_for_all_splits(tmp_path, caplog):
             splits_of(make(folder, cache, split_by=by))
     assert caplog.text.count("Read 40 crystals of") == 1
     assert caplog.text.count("train, val, test by ") == 2
+    path = next(cache.glob("*/random*/splits.csv"))
+    assert caplog.text.count(f"The splits are those of {path}") == 1
     assert len(list(cache.glob("*/*/splits.csv"))) == 2
     path = next(cache.glob("*/composition*/splits.csv"))
     assert f"train, val, test by composition: 32, 4, 4 crystals; see {path}" in caplog.text

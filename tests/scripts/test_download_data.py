@@ -2,8 +2,10 @@
 
 import hashlib
 import importlib.util
+import logging
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,7 @@ def script():
 
 
 @pytest.fixture
-def mirror(script, tmp_path, monkeypatch) -> Path:
+def mirror(script, tmp_path, monkeypatch) -> Iterator[Path]:
     """Two sets, and no other is known."""
     known = {}
     for name in ("one", "two"):
@@ -40,7 +42,11 @@ def mirror(script, tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(script, "KNOWN_SETS", known)
     monkeypatch.setattr(sources, "KNOWN_SETS", known)
     monkeypatch.setenv("COLUMNS", "300")
-    return tmp_path / "mirror"
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield tmp_path / "mirror"
+    root.setLevel(level)  # the command sets both, and other tests read the log
+    root.handlers[:] = handlers
 
 
 def run(script, mirror: Path, *arguments: str) -> int:
@@ -81,6 +87,23 @@ def test_the_others_are_fetched_where_one_fails(script, mirror, capsys):
     output = capsys.readouterr()
     assert "do not have the published checksum" in output.err
     assert output.out.count("failed") == 1
+
+
+def test_stopped(script, mirror, capsys, monkeypatch):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sources, "download", stop)
+    assert run(script, mirror, "all") == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_a_narrow_terminal_shows_the_whole_folder(script, mirror, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    run(script, mirror, "one")
+    rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
+    folder = "".join(row[4].strip() for row in rows)
+    assert folder == str(mirror.parent / "data" / "one")
 
 
 def test_a_folder_that_cannot_be_made(script, mirror, capsys):
