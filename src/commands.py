@@ -67,6 +67,14 @@ def load_data(cfg: DictConfig) -> DataModule:
     return build(given, DataModule, allow=["src.data"])
 
 
+def cell_of_run(checkpoint: str | Path) -> str | None:
+    """The choice of cell that a checkpoint was trained with, where its run is known."""
+    try:
+        return _data_of_run(Path(checkpoint)).get("cell")
+    except DataError:
+        return None
+
+
 def kept_splits(folder: Path) -> dict[str, Any]:
     """Options of data that deal them out as the run in `folder` did, whatever was added since."""
     path = folder / SPLITS_FILE

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from src.commands import load_vae
+from src.commands import cell_of_run, load_vae
 from src.data.cif import Crystal, CrystalError, niggli_reduce
 from src.data.schema import CrystalBatch
 from src.data.structures import (
@@ -204,6 +204,11 @@ def reconstruct(cfg: DictConfig) -> dict[str, Any]:
         ValueError: for a checkpoint, input or output that cannot be used, or if nothing came out.
     """
     vae = load_vae(cfg)
+    trained_on, shown = cell_of_run(cfg.ckpt_path), "niggli" if cfg.niggli else "as_given"
+    if trained_on not in (None, shown):
+        log.warning(
+            "The model was trained on cells that are %s, and sees them %s", trained_on, shown
+        )
     with new_folder(cfg.output, marker="changes.csv", overwrite=cfg.overwrite) as folder:
         found, skipped = read_structures(cfg.input)
         items, tasks = [], []

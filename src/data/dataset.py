@@ -31,6 +31,7 @@ from torch_geometric.data import Data
 from src.data.flat import MappedTensors, TensorWriter, ragged_index, save_tensors
 from src.data.parsing import Parsed, ReadOptions, parse, read_record
 from src.data.readers import DataError, Reader, Record
+from src.data.rejections import kind_of
 from src.data.schema import CrystalBatch, Part
 from src.utils.checksum import sha256_of
 
@@ -366,7 +367,7 @@ def _check_rejected(folder: Path, reader: Reader, num_crystals: int, max_rejecte
         for row in csv.DictReader(file):
             if reasons.total() < 5:
                 first += f"\n  {row['where']} ({row['material_id']}): {row['reason']}"
-            reasons[row["reason"].split(":")[0]] += 1
+            reasons[kind_of(row["reason"])] += 1
     num_rejected = reasons.total()
     total = num_crystals + num_rejected
     if not total:

@@ -1,6 +1,5 @@
 """What a data set holds and what was left out of it, as tables."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from ase.data import atomic_masses, chemical_symbols
 
 from src.data.dataset import CrystalDataset
+from src.data.rejections import kind_of
 from src.metrics.duplicates import Duplicates, Search
 from src.metrics.generation import reduced_formula
 from src.metrics.survey import Load, parts
@@ -42,19 +42,6 @@ def figure_names(crystals: pd.DataFrame) -> list[str]:
 COPY_RMS = 0.01  # over (V/N)^(1/3); what matches more closely has the same coordinates
 
 DENSITY_UNIT = 1.660539  # g/cm^3, of one atomic mass unit per Å^3 (CODATA 2018)
-
-# What reasons have in common, in the order in which they are tried. Any other is a kind of its own.
-KINDS = {
-    "partial occupancy": "occupanc|not an ordered",
-    "overlapping atoms": "closer than|share one position",
-    "too many atoms": r"more than \d+( atoms)?$",
-    "unknown element": "no element|which elements",
-    "element out of range": "^atomic number",
-    "unreadable symmetry": "symmetry|space group",
-    "damaged file": "not valid CIF|empty CIF|is missing|not a number$|values for|type symbols",
-    "impossible cell": "cell|lattice|not periodic",
-    "no atoms": "no atoms",
-}
 
 
 def crystal_table(datasets: Mapping[str, CrystalDataset]) -> pd.DataFrame:
@@ -122,15 +109,6 @@ def rejected_table(rejected: Iterable[Mapping[str, str]]) -> pd.DataFrame:
     columns = ["split", "where", "material_id", "kind", "reason"]
     rows = [{"kind": kind_of(row["reason"]), **row} for row in rejected]
     return pd.DataFrame(rows, columns=columns)
-
-
-def kind_of(reason: str) -> str:
-    """What reasons that differ in numbers and names have in common: `partial occupancy`."""
-    for kind, pattern in KINDS.items():
-        if re.search(pattern, reason):
-            return kind
-    words = re.sub(r"""'[^']*'|"[^"]*"|\S*\d\S*""", "", reason.split(":")[0]).split()
-    return " ".join(words) or reason
 
 
 def summary_of(values: pd.Series) -> dict[str, float | int | None]:

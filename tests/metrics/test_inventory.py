@@ -11,7 +11,6 @@ from src.metrics.inventory import (
     counts_of,
     crystal_table,
     element_counts,
-    kind_of,
     summary_of,
 )
 
@@ -58,32 +57,6 @@ def test_a_row_for_each_crystal():
     assert cell == pytest.approx([3.9, 4.0, 4.1, 89, 90, 91], rel=1e-5)
     assert table["min_distance"].isna().all()
     assert table["space_group"].isna().all()
-
-
-@pytest.mark.parametrize(
-    ("reason", "kind"),
-    [
-        ("atom 3 has occupancy 0.5: not an ordered crystal", "partial occupancy"),
-        ("partial occupancies: not an ordered crystal", "partial occupancy"),
-        ("atoms 0 and 3 are 0.123 Å apart, closer than 0.5 Å", "overlapping atoms"),
-        ("two sites share one position", "overlapping atoms"),
-        ("21 atoms: more than 20", "too many atoms"),
-        ("400 sites under 192 symmetry operations: more than 10000 atoms", "too many atoms"),
-        ("'Wat' is no element", "unknown element"),
-        ("atomic number 103 is outside 1 to 99", "element out of range"),
-        ("unknown space group 'P 99'", "unreadable symmetry"),
-        ("cell angle 190.0 is not between 0 and 180 degrees", "impossible cell"),
-        ("no cell has these three angles", "impossible cell"),
-        ("a lattice entry is not a number below 10000 Å", "impossible cell"),
-        ("no atoms with fractional coordinates", "no atoms"),
-        ("_cell_length_a is missing", "damaged file"),
-        ("_atom_site_fract_x of atom 2 is ?, not a number", "damaged file"),
-        ("frame 7 has 'abc' and 3 apples: whatever", "frame has and apples"),
-        ("12", "12"),
-    ],
-)
-def test_kinds_of_reasons(reason, kind):
-    assert kind_of(reason) == kind
 
 
 def test_summary_leaves_out_what_is_missing():

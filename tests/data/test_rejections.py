@@ -1,0 +1,32 @@
+"""Reasons that differ in numbers and names are of one kind."""
+
+import pytest
+
+from src.data.rejections import kind_of
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("atom 3 has occupancy 0.5: not an ordered crystal", "partial occupancy"),
+        ("partial occupancies: not an ordered crystal", "partial occupancy"),
+        ("atoms 0 and 3 are 0.123 Å apart, closer than 0.5 Å", "overlapping atoms"),
+        ("two sites share one position", "overlapping atoms"),
+        ("21 atoms: more than 20", "too many atoms"),
+        ("400 sites under 192 symmetry operations: more than 10000 atoms", "too many atoms"),
+        ("'Wat' is no element", "unknown element"),
+        ("atomic number 103 is outside 1 to 99", "element out of range"),
+        ("unknown space group 'P 99'", "unreadable symmetry"),
+        ("cell angle 190.0 is not between 0 and 180 degrees", "impossible cell"),
+        ("no cell has these three angles", "impossible cell"),
+        ("a lattice entry is not a number below 10000 Å", "impossible cell"),
+        ("no atoms with fractional coordinates", "no atoms"),
+        ("_cell_length_a is missing", "incomplete file"),
+        ("_atom_site_fract_x of atom 2 is ?, not a number", "incomplete file"),
+        ("not valid CIF: 9: Wrong number of values in loop _symmetry_equiv_pos_*", "damaged file"),
+        ("frame 7 has 'abc' and 3 apples: whatever", "frame has and apples"),
+        ("12", "12"),
+    ],
+)
+def test_kinds_of_reasons(reason, kind):
+    assert kind_of(reason) == kind
