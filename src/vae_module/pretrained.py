@@ -80,7 +80,8 @@ def restore(
             if isinstance(config, Mapping) and config.get("num_layers", 0) > len(weights):
                 raise ValueError(f"{part}.num_layers={config['num_layers']} but fewer weights")
         with torch.device("meta"):
-            make().load_state_dict(weights, strict=strict, assign=True)
+            # a copy, since torch notes in the metadata of `weights` that they are to be assigned
+            make().load_state_dict(dict(weights), strict=strict, assign=True)
         module = make()
         module.load_state_dict(weights, strict=strict)
         module.on_load_checkpoint(dict(content))

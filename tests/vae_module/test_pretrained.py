@@ -418,3 +418,13 @@ def test_checkpoints_of_lightning_need_nothing_but_themselves(tmp_path):
         assert_same(VAEModule.load_from_checkpoint(path, weights_only=False), module)
         module.save_pretrained(tmp_path / name)
         assert_same(VAEModule.from_pretrained(tmp_path / name), module)
+
+
+def test_weights_in_half_precision_make_a_module_in_full(tmp_path):
+    vae = make_vae()
+    before = {name: weight.clone() for name, weight in vae.state_dict().items()}
+    save_checkpoint(vae.half(), tmp_path / "half.ckpt")
+    loaded = VAEModule.load_from_checkpoint(tmp_path / "half.ckpt").state_dict()
+    for name, weight in before.items():
+        assert loaded[name].dtype == torch.float32
+        torch.testing.assert_close(loaded[name], weight, rtol=1e-3, atol=1e-4)

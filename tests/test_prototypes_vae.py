@@ -1,0 +1,34 @@
+"""The checkpoint that comes with the embedded data still reaches what the documentation says."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.data import DataModule
+from src.metrics.evaluate import evaluate_reconstruction
+from src.metrics.matching import MatcherPool
+from src.vae_module import VAEModule
+
+PROTOTYPES = Path(__file__).resolve().parents[1] / "data" / "prototypes"
+
+
+@pytest.fixture(scope="module")
+def vae() -> VAEModule:
+    return VAEModule.load_from_checkpoint(PROTOTYPES / "vae.ckpt")
+
+
+def test_it_is_small_and_computes_in_full_precision(vae):
+    assert (PROTOTYPES / "vae.ckpt").stat().st_size < 4e6
+    assert {parameter.dtype for parameter in vae.parameters()} == {torch.float32}
+    assert vae.training_set["num_crystals"] == 5000
+
+
+def test_crystals_come_back_from_their_latents(vae, tmp_path):
+    dataset = DataModule(PROTOTYPES, cache_dir=tmp_path).dataset("test")
+    with MatcherPool() as pool:
+        figures = evaluate_reconstruction(vae, [dataset.batch(torch.arange(200))], pool)
+    assert figures["match_rate"] >= 0.99
+    assert figures["rmse"] < 0.03
+    assert figures["match_rate_default"] > 0.95
+    assert figures["atom_type_accuracy"] > 0.999
