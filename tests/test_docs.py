@@ -79,6 +79,7 @@ def place(tmp_path, monkeypatch) -> Path:
     (run / "cifs").mkdir()
     rocksalt().to(str(run / "cifs" / "rocksalt.cif"))
     save_checkpoint(make_vae(), run / "best.ckpt")
+    save_checkpoint(make_vae(), data / "prototypes" / "vae.ckpt")
     content = {"_target_": "src.data.DataModule", "data_dir": str(data / "prototypes")}
     (run / "config.yaml").write_text(yaml.safe_dump({"data": content}))
     monkeypatch.chdir(tmp_path)
