@@ -14,15 +14,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import ase.db
 import pandas as pd
 import pytest
 import torch
 import yaml
+from ase.calculators.singlepoint import SinglePointCalculator
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from pymatgen.core import Lattice, Structure
 
 import src.vae_module.encoders
+from src.data.cif import read_cif
+from src.data.structures import to_atoms
 from src.utils.checkpoints import save_checkpoint
 from src.vae_module import VAEModule
 from src.vae_module.decoders.transformer import TransformerDecoder
@@ -76,6 +80,7 @@ def place(tmp_path, monkeypatch) -> Path:
     write_crystals(data / "prototypes")
     for other in (*(data / name for name in SETS[1:]), run / "mp_20"):
         shutil.copytree(data / "prototypes", other)
+    write_ones_own(run / "mine", tmp_path / "mine.db")
     (run / "cifs").mkdir()
     rocksalt().to(str(run / "cifs" / "rocksalt.cif"))
     save_checkpoint(make_vae(), run / "best.ckpt")
@@ -93,6 +98,17 @@ def write_crystals(folder: Path, num: int = 40) -> None:
     for split in ("train", "val", "test"):
         rows = pd.read_csv(ROOT / "data" / "prototypes" / f"{split}.csv", nrows=num)
         rows.to_csv(folder / f"{split}.csv", index=False)
+
+
+def write_ones_own(folder: Path, database: Path, num: int = 40) -> None:
+    folder.mkdir()
+    rows = pd.read_csv(ROOT / "data" / "prototypes" / "test.csv", nrows=num)
+    with ase.db.connect(database) as db:
+        for i, cif in enumerate(rows["cif"]):
+            (folder / f"{i}.cif").write_text(cif)
+            atoms = to_atoms(read_cif(cif))
+            atoms.calc = SinglePointCalculator(atoms, energy=-1.0 * i)
+            db.write(atoms)
 
 
 def rocksalt() -> Structure:
