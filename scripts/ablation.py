@@ -38,6 +38,7 @@ COLUMNS = {  # of the table: key of a run's figures, and its form
     "noise 0.1": ("match_rate_noise_0.1", "{:.2%}"),
     "noise 0.2": ("match_rate_noise_0.2", "{:.2%}"),
     "types": ("atom_type_accuracy", "{:.2%}"),
+    "lengths, Å": ("lengths_mae", "{:.3f}"),
     "KL, nats": ("kl", "{:.1f}"),
     "steps": ("steps", "{:,.0f}"),
     "time, s": ("training_steps_s", "{:,.0f}"),
