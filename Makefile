@@ -25,7 +25,7 @@ $(VENV)/.done: requirements.lock pyproject.toml
 train: setup ## train a VAE: EXPERIMENT=mp_20/vae_dng ARGS="data.batch_size=64 seed=1"
 	$(BIN)/python src/train_vae.py experiment=$(EXPERIMENT) $(ARGS)
 
-test: setup ## run the quick tests, in under five minutes: ARGS="-k cif"
+test: setup ## run the quick tests, in minutes: ARGS="-k cif"
 	$(BIN)/python -m pytest $(ARGS)
 
 test-full: setup ## run all tests, the slow ones too
