@@ -61,8 +61,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--crystals", type=int, default=500, help="of it, the first")
     parser.add_argument("--folder", type=Path, help="of the runs; logs/ablations/NAME by default")
     parser.add_argument("--json", type=Path, help="write the rows here")
-    parser.add_argument("overrides", nargs="*", help="for all variants, such as data.data_dir=DIR")
-    args = parser.parse_intermixed_args(argv)
+    parser.add_argument("overrides", nargs="*", help="right behind the name: data.batch_size=64")
+    args = parser.parse_args(argv)
 
     variants = lists[args.name]
     if unknown := set(args.variants or ()) - set(variants):
