@@ -31,7 +31,7 @@ from src.metrics.matching import CDVAE, PYMATGEN, MatcherPool, summarize
 from src.metrics.reconstruction import ReconstructionErrors
 from src.metrics.space_groups import SYMPREC
 from src.metrics.symmetry import MOTIONS
-from src.metrics.tables import by_element, by_num_atoms, crystal_table, metre, rates
+from src.metrics.tables import by_element, by_num_atoms, crystal_table, metre, rare, rates
 from src.nn.transformer import segment_mean
 from src.report import write_report
 from src.utils.checksum import sha256_of
@@ -143,6 +143,8 @@ def evaluate_vae(
     - `sampled`: the same, decoded from one draw of the posterior;
     - `gated` and `space_group` (found at `symprec` Å): see `src.metrics.tables.rates`;
     - `by_num_atoms` and `by_element`: see the functions of these names there;
+    - `rare`: see the function of this name there; None of a model that does not know what it was
+      trained on;
     - `latent`: see `latent_statistics`;
     - `noise`: match rates by `levels`, the standard deviation of noise added to the latent in
       units of each channel's, and the `area` under the curve (see `noise_area`);
@@ -188,6 +190,7 @@ def evaluate_vae(
         **rates(table),
         "by_num_atoms": by_num_atoms(table),
         "by_element": by_element(table, originals, reconstructions),
+        "rare": rare(table, originals, vae.training_set) if vae.training_set else None,
         "latent": latent_statistics(latents.mean, latents.logvar),
     }
     metrics["space_group"]["symprec"] = SYMPREC
@@ -347,6 +350,10 @@ def evaluation_table(metrics: dict[str, Any]) -> Table:
     both("  METRe", "{:.2%}", metrics, "metre")
     both("match rate, one sample", "{:.2%}", metrics["sampled"], "match_rate")
     both("match rate, valid ones", "{:.2%}", metrics["gated"], "match_rate")
+    for name, figures in (metrics.get("rare") or {}).items():
+        if figures["crystals"]:
+            kind = f"match rate, {figures['crystals']:,} of rare {name}"
+            both(kind, "{:.2%}", figures, "match_rate")
     if noise := metrics.get("noise"):
         for level, *shares in zip(
             noise["levels"], noise["match_rate"], noise["match_rate_default"], strict=True

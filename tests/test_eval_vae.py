@@ -53,6 +53,7 @@ class FakeVAE(torch.nn.Module):
 
     device = torch.device("cpu")
     latent_dim = 13
+    training_set = None
 
     def __init__(self, spoil=lambda batch: batch, logvar: float = -30.0) -> None:
         super().__init__()
@@ -345,6 +346,25 @@ def test_the_table_by_element(defective):
         assert [row[name] for row in rows.values()] == [1 / 2, 0, 1, 0, 0, 0]
     assert rows["O"]["taken_for"] == {"F": 1}
     assert rows["Na"]["taken_for"] == {}
+
+
+def test_crystals_that_are_rare_in_training_are_told_from_the_others(defective, pool):
+    """Titanium is rare, strontium was never seen; two atoms are rare, five are not."""
+    assert defective.metrics["rare"] is None  # nobody knows what it was trained on
+    vae = FakeVAE(known_defects)
+    vae.training_set = {
+        "elements": {"8": 500, "11": 300, "12": 100, "17": 60, "22": 40},
+        "num_atoms": {"5": 96, "2": 3, "3": 2},  # with the three there would be more than 5 %
+    }
+    rare = evaluate_vae(vae, make_dataset(), pool, noise_levels=(), num_probed=0).metrics["rare"]
+    assert rare["elements"]["crystals"] == 1
+    assert rare["elements"]["match_rate"] == 0  # SrTiO3 came back with a fluorine
+    assert rare["sizes"]["crystals"] == 3
+    assert rare["sizes"]["match_rate"] == rare["sizes"]["match_rate_default"] == 1 / 3
+    vae.training_set["num_atoms"] = {"5": 90, "2": 10}
+    rare = evaluate_vae(vae, make_dataset(), pool, noise_levels=(), num_probed=0).metrics["rare"]
+    assert rare["sizes"]["crystals"] == 0
+    assert math.isnan(rare["sizes"]["match_rate"])
 
 
 def test_distances_of_atoms_by_crystal_and_by_number_of_atoms(pool):
@@ -681,7 +701,7 @@ def test_an_evaluation_is_written_whole_and_consistent(make_config, run_dir, dat
         "split", "checkpoint", "data_dir",
     } <= {key for key, value in metrics.items() if not isinstance(value, (dict, list))}  # fmt: skip
     assert {
-        "sampled", "gated", "by_num_atoms", "by_element", "space_group", "latent", "noise",
+        "sampled", "gated", "by_num_atoms", "by_element", "rare", "space_group", "latent", "noise",
         "symmetry",
     } <= set(metrics)  # fmt: skip
     assert (metrics["split"], metrics["data_dir"]) == ("test", str(data_dir))

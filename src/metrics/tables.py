@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from src.utils.geometry import transform, wrapped_difference
 log = logging.getLogger(__name__)
 
 MAX_METRE_PAIRS = 20  # per crystal
+RARE_SHARE = 0.05  # of the training set: the rarest elements, or sizes, that make up this much
 Results = Sequence[Sequence[PairResult]]  # under each of SETTINGS, of each crystal
 
 
@@ -209,6 +210,45 @@ def by_element(
             "match_rate_default": part["matched_default"].mean(),
         }
     return rows
+
+
+def rare(
+    table: pd.DataFrame, originals: CrystalBatch, training_set: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """The figures of crystals that are unlike most of the training set.
+
+    Args:
+        training_set: what a model was trained on, as `CrystalDataset.census` counts it.
+
+    Returns:
+        Rows by `elements` and by `sizes`. A crystal is in the first if it holds one of the rarest
+        elements, that together are at most `RARE_SHARE` of the training atoms, and in the second if
+        its number of atoms is one of the rarest, of at most that share of the training crystals;
+        what training has not seen is rare. Each row has `crystals` and, of these, `match_rate`,
+        `match_rate_default` and `rmse`, NaN where there are none.
+    """
+    common = _common(training_set["elements"])
+    unusual = torch.tensor([z not in common for z in originals.atom_types.tolist()])
+    holders = originals.batch[unusual].unique().numpy()
+    common = _common(training_set["num_atoms"])
+    sizes = [i for i, n in enumerate(table["num_atoms"]) if n not in common]
+    return {
+        name: {
+            "crystals": len(rows),
+            "match_rate": table["matched"].iloc[rows].mean(),
+            "match_rate_default": table["matched_default"].iloc[rows].mean(),
+            "rmse": table["rms"].iloc[rows].mean(),
+        }
+        for name, rows in (("elements", holders), ("sizes", sizes))
+    }
+
+
+def _common(counts: Mapping[str, int]) -> set[int]:
+    """The keys that are left when the rarest go, as long as these are at most `RARE_SHARE`."""
+    rarest_first = sorted(counts, key=lambda key: counts[key])
+    seen = np.cumsum([counts[key] for key in rarest_first])
+    limit = RARE_SHARE * sum(counts.values())
+    return {int(key) for key, total in zip(rarest_first, seen, strict=True) if total > limit}
 
 
 def metre(
