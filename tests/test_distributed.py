@@ -70,7 +70,12 @@ def agree(one: Path, many: Path) -> None:
     [
         [],
         ["trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=0.1"],
-        ["vae_module.mask_ratio=0.1", "vae_module.jitter_ratio=0.1", "vae_module.rotate=true"],
+        [
+            "vae_module.mask_ratio=0.1",
+            "vae_module.jitter_ratio=0.1",
+            "vae_module.rotate=true",
+            "vae_module.latent_noise=0.2",
+        ],
     ],
     ids=["plain", "accumulated", "corrupted"],
 )

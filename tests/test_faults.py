@@ -38,8 +38,9 @@ SMALL = [
 # All that is random is switched on, and nothing depends on the clock.
 COMMON = [
     "experiment=prototypes/vae_dng", "trainer=cpu", "trainer.precision=32-true", *SMALL,
-    "vae_module.mask_ratio=0.2", "vae_module.jitter_ratio=0.2", "data.batch_size=16",
-    "trainer.log_every_n_steps=1", "trainer.max_epochs=2", "callbacks.progress_bar.refresh_rate=0",
+    "vae_module.mask_ratio=0.2", "vae_module.jitter_ratio=0.2", "vae_module.latent_noise=0.2",
+    "data.batch_size=16", "trainer.log_every_n_steps=1", "trainer.max_epochs=2",
+    "callbacks.progress_bar.refresh_rate=0",
     "callbacks.validation_budget.max_share=null", "callbacks.match_rate.every_n_epochs=2",
     "callbacks.match_rate.num_crystals=2", "callbacks.match_rate.num_workers=0",
     "callbacks.last_checkpoint.every_n_steps=1", "eval.num_crystals=2", "eval.num_workers=0",

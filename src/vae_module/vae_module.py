@@ -61,6 +61,8 @@ class VAEModule(LightningModule):
         mask_ratio: share of atom types hidden from the encoder in training.
         jitter_ratio: share of atoms displaced before the encoder in training.
         jitter_std: of that displacement, in Å per direction.
+        latent_noise: the decoder is trained to bear noise on the latents up to this much, in
+            standard deviations of each channel; each crystal has its own level, uniform up to it.
         optimizer: config of a `torch.optim.Optimizer`.
         scheduler: config of a `src.utils.schedules.Schedule`.
         quant_bias: biases in the maps to and from the latent.
@@ -81,6 +83,7 @@ class VAEModule(LightningModule):
         mask_ratio: float = 0.0,
         jitter_ratio: float = 0.0,
         jitter_std: float = 0.1,
+        latent_noise: float = 0.1,
         optimizer: Mapping[str, Any] | None = None,
         scheduler: Mapping[str, Any] | None = None,
         quant_bias: bool = True,
@@ -104,6 +107,7 @@ class VAEModule(LightningModule):
         self.mask_ratio = mask_ratio
         self.jitter_ratio = jitter_ratio
         self.jitter_std = jitter_std
+        self.latent_noise = latent_noise
         self.optimizer = to_plain(optimizer or OPTIMIZER)
         self.scheduler = to_plain(scheduler or SCHEDULER)
         self.quant_bias = quant_bias
@@ -394,7 +398,10 @@ class VAEModule(LightningModule):
         encoded = self.encode(self._corrupt(target, generator))
         posterior = encoded["posterior"]
         noise = augment.for_atoms(torch.randn, target, self.latent_dim, generator)
-        prediction = self._predict({**encoded, "x": posterior.sample(noise=noise)})
+        x = posterior.sample(noise=noise)
+        if self.latent_noise:
+            x = x + self._latent_noise(posterior.mean, target, generator)
+        prediction = self._predict({**encoded, "x": x})
         loss, terms = vae_loss(prediction, posterior, target, self.loss_weights)
         self.last_step = {f"{name}_loss": term.detach() for name, term in terms.items()}
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
@@ -467,6 +474,19 @@ class VAEModule(LightningModule):
         if self.jitter_ratio:
             batch = augment.jitter_coords(batch, self.jitter_ratio, self.jitter_std, generator)
         return batch
+
+    def _latent_noise(
+        self, mean: Tensor, batch: CrystalBatch, generator: torch.Generator
+    ) -> Tensor:
+        # Over all processes, so that the spread does not depend on how a batch is shared. Its
+        # gradient is kept: without it, larger latents would seem to escape the noise.
+        moments = torch.stack([torch.ones_like(mean), mean, mean**2]).sum(dim=1)
+        moments = self.all_gather(moments, sync_grads=True).view(-1, *moments.shape)
+        count, first, second = moments.sum(dim=0)
+        spread = (second / count - (first / count) ** 2).clamp(min=1e-12).sqrt()
+        level = self.latent_noise * augment.for_crystals(torch.rand, batch, 1, generator)
+        noise = augment.for_atoms(torch.randn, batch, self.latent_dim, generator)
+        return level[batch.batch] * spread * noise
 
     def _evaluate(
         self, batch: CrystalBatch, losses: LossAverages, errors: ReconstructionErrors

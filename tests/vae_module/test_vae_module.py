@@ -242,6 +242,41 @@ def test_the_randomness_of_a_step_is_a_function_of_seed_and_step(batch):
     assert not torch.equal(first, vae._augment(batch, vae._generator(0)).frac_coords)
 
 
+def with_latent_noise(level: float) -> VAEModule:
+    vae = make_vae()
+    vae.latent_noise = level
+    vae._trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    return vae
+
+
+def test_noise_on_the_latents_follows_their_spread(batch):
+    vae = with_latent_noise(0.2)
+    mean = torch.randn(len(batch.batch), 5) * torch.tensor([1.0, 2, 3, 4, 5])
+
+    def noise(mean, seed=1):
+        return vae._latent_noise(mean, batch, torch.Generator().manual_seed(seed))
+
+    first = noise(mean)
+    torch.testing.assert_close(noise(10 * mean + 7), 10 * first, rtol=1e-4, atol=1e-6)
+    drawn = torch.stack([noise(mean, seed) for seed in range(4000)])
+    # the root mean square of a level that is uniform up to 0.2, by each channel's spread
+    expected = 0.2 / 3**0.5 * mean.std(dim=0, correction=0)
+    torch.testing.assert_close(drawn.square().mean(dim=(0, 1)).sqrt(), expected, rtol=0.05, atol=0)
+    # atoms of a crystal share a level: large for one atom, large for the others
+    atoms = drawn[:, batch.batch == 2].square().mean(dim=2)
+    assert torch.corrcoef(atoms.T)[0, 1:].min() > 0.2
+
+
+def test_larger_latents_do_not_escape_the_noise(batch):
+    """It grows with them, in its gradient too."""
+    vae = with_latent_noise(0.2)
+    scale = torch.ones((), requires_grad=True)
+    mean = torch.randn(len(batch.batch), 5)
+    noise = vae._latent_noise(scale * mean, batch, torch.Generator().manual_seed(1))
+    noise.sum().backward()
+    assert scale.grad.item() == pytest.approx(noise.sum().item(), rel=1e-4)
+
+
 # Configs and checkpoints
 
 
