@@ -74,9 +74,19 @@ def test_experiments(make_config, name):
     vae, data, trainer = make_parts(cfg)
     assert cfg.task_name == name
     assert data.data_dir == Path(cfg.paths.data_dir) / name.split("/")[0]
-    assert vae.decoder.atom_type_predict is name.endswith("_dng")
-    assert vae.atom_type_predict is name.endswith("_dng")
-    assert trainer.max_epochs == cfg.trainer.max_epochs >= 50
+    assert vae.decoder.atom_type_predict is ("_dng" in name)
+    assert vae.atom_type_predict is ("_dng" in name)
+    assert trainer.max_epochs == cfg.trainer.max_epochs >= 20
+
+
+def test_sizes(make_config):
+    assert choices("size") == ["small"]
+    small = instantiate(make_config("size=small").vae_module)
+    assert small.encoder.d_model == small.decoder.d_model == 128
+    assert sum(p.numel() for p in small.parameters()) == pytest.approx(1.7e6, rel=0.05)
+    own = make_config("experiment=mp_20/vae_dng_small", "vae_module.encoder.num_layers=2")
+    assert own.vae_module.encoder == {**own.vae_module.encoder, "d_model": 128, "num_layers": 2}
+    assert own.data.source == "mp_20"
 
 
 @pytest.mark.parametrize("name", choices("debug"))
@@ -188,7 +198,7 @@ def test_all_commands_are_tested():
 
 def test_all_groups_are_tested():
     groups = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
-    tested = {"experiment", "debug", "data", "callbacks", "logger", "trainer", "scheduler"}
+    tested = {"experiment", "debug", "data", "callbacks", "logger", "trainer", "scheduler", "size"}
     assert groups == tested | {"vae_module", "paths", "hydra", "hparams_search"}
     parts = {f"{part}/transformer" for part in ("encoder", "decoder")} | {"optimizer/adamw"}
     assert set(choices("vae_module")) == parts | {"vae_module", "chemeleon2"}
@@ -258,7 +268,7 @@ def test_the_evaluation_has_the_time_limit_of_the_callback(make_config):
 
 
 # these state differences to fields that are explained elsewhere; Hydra explains its own
-DIFFERENCES = ("experiment", "debug", "hydra", "vae_module/chemeleon2.yaml")
+DIFFERENCES = ("experiment", "debug", "hydra", "size", "vae_module/chemeleon2.yaml")
 FIELD = re.compile(r"^(?P<indent> *)(?P<key>\w+): *(?P<value>[^#]*?) *(?P<comment>#.*)?$")
 
 
