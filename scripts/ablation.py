@@ -1,4 +1,4 @@
-"""Compare variants of a recipe at an equal budget: `python scripts/ablation.py kl --epochs 20`.
+"""Compare variants of a recipe at an equal budget: `python scripts/ablation.py NAME --epochs 20`.
 
 A list of variants is a file in scripts/ablations: names, and the overrides that each of them adds
 to the experiment. Every variant trains once with each seed; seeds are the outer loop, so that a
@@ -8,16 +8,20 @@ command again continues where it was cut off, and with more seeds it adds to the
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.console import Console
 from rich.table import Table
+
+from src.utils.processes import num_cpus
 
 ROOT = Path(__file__).resolve().parents[1]
 LISTS = ROOT / "scripts" / "ablations"
@@ -37,6 +41,7 @@ COLUMNS = {  # of the table: key of a run's figures, and its form
     "sampled": ("match_rate_sampled", "{:.2%}"),
     "noise 0.1": ("match_rate_noise_0.1", "{:.2%}"),
     "noise 0.2": ("match_rate_noise_0.2", "{:.2%}"),
+    "reordered": ("match_rate_reordered", "{:.2%}"),
     "types": ("atom_type_accuracy", "{:.2%}"),
     "lengths, Å": ("lengths_mae", "{:.3f}"),
     "KL, nats": ("kl", "{:.1f}"),
@@ -60,7 +65,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--split", default="val", help="to evaluate")
     parser.add_argument("--crystals", type=int, default=500, help="of it, the first")
     parser.add_argument("--folder", type=Path, help="of the runs; logs/ablations/NAME by default")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, that share the CPUs")
     parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.add_argument("--picture", type=Path, help="of exactness against smoothness, as PNG")
     parser.add_argument("overrides", nargs="*", help="right behind the name: data.batch_size=64")
     args = parser.parse_args(argv)
 
@@ -70,16 +77,23 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     variants = {name: variants[name] for name in args.variants or variants}
     folder = (args.folder or ROOT / "logs" / "ablations" / args.name).absolute()
     shared = [f"experiment={args.experiment}", *limit(args), *ALL_RUNS, *args.overrides]
-    rows = []
-    for seed in args.seeds:
-        for name, overrides in variants.items():
-            run = folder / name / str(seed)
-            Console(stderr=True).print(f"{name}, seed {seed}", style="bold")
-            train(run, [*shared, *overrides, f"seed={seed}"])
-            rows.append({"variant": name, "seed": seed, **evaluate(run, args.split, args.crystals)})
+    runs = {
+        (name, seed): (folder / name / str(seed), [*shared, *overrides, f"seed={seed}"])
+        for seed in args.seeds
+        for name, overrides in variants.items()
+    }
+    threads = max(1, num_cpus() // args.jobs)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(lambda run: train(*run, threads), runs.values()))
+    rows = [
+        {"variant": name, "seed": seed, **evaluate(run, args.split, args.crystals)}
+        for (name, seed), (run, _) in runs.items()
+    ]
     Console(width=160).print(table(rows, f"{args.name}: {' '.join(shared)}"))
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    if args.picture:
+        draw(rows, args.picture)
     return rows
 
 
@@ -99,12 +113,14 @@ def limit(args: argparse.Namespace) -> list[str]:
     return [f"trainer.max_time={clock}", "trainer.max_epochs=-1"]
 
 
-def train(run: Path, overrides: Sequence[str]) -> None:
+def train(run: Path, overrides: Sequence[str], threads: int) -> None:
     """Train in a process of its own, unless that was done before."""
     if not (run / "summary.json").is_file():
+        Console(stderr=True).print(f"training {run.parent.name}, seed {run.name}", style="bold")
         where = [f"hydra.run.dir={run}", "resume_from=last"]
         command = [ROOT / "src" / "train_vae.py", *where, *overrides]
-        subprocess.run([sys.executable, *map(str, command)], check=True, cwd=ROOT)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        subprocess.run([sys.executable, *map(str, command)], check=True, cwd=ROOT, env=environment)
 
 
 def evaluate(run: Path, split: str, num_crystals: int) -> dict[str, Any]:
@@ -132,7 +148,13 @@ def _evaluate(run: Path, split: str, num_crystals: int) -> dict[str, Any]:
     vae = VAEModule.load_from_checkpoint(checkpoint)
     with MatcherPool() as pool:
         metrics = evaluate_vae(
-            vae, dataset, pool, noise_levels=NOISE, num_probed=None, motions=(), progress=True
+            vae,
+            dataset,
+            pool,
+            noise_levels=NOISE,
+            num_probed=None,
+            motions=["permutation"],
+            progress=True,
         ).metrics
     summary = json.loads((run / "summary.json").read_text())
     kept = ("match_rate", "rmse", "crmse", "match_rate_default", "rmse_default",
@@ -144,6 +166,7 @@ def _evaluate(run: Path, split: str, num_crystals: int) -> dict[str, Any]:
             f"match_rate_noise_{level:g}": rate
             for level, rate in zip(NOISE, metrics["noise"]["match_rate"], strict=True)
         },
+        "match_rate_reordered": metrics["symmetry"]["permutation"]["match_rate"],
         "kl": sum(metrics["latent"]["kl_per_channel"]),
         "active_units": metrics["latent"]["active_units"],
         **{key: summary[key] for key in ("steps", "epochs", "training_steps_s", "num_parameters")},
@@ -168,6 +191,25 @@ def table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     return shown
 
 
+def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """What each variant pays in exactness for latents that bear noise; a point is a run."""
+    from matplotlib.figure import Figure  # here, so that `--help` answers at once
+
+    levels = [level for level in NOISE if level]
+    figure = Figure(figsize=(4.5 * len(levels), 4), layout="constrained")
+    names = list(dict.fromkeys(row["variant"] for row in rows))
+    for ax, level in zip(figure.subplots(1, len(levels), squeeze=False)[0], levels, strict=True):
+        for k, name in enumerate(names):
+            of_name = [row for row in rows if row["variant"] == name]
+            x = [row["crmse"] for row in of_name]
+            y = [100 * row[f"match_rate_noise_{level:g}"] for row in of_name]
+            ax.plot(x, y, "oDsv^P"[k % 6], color=f"C{k % 10}", label=name)
+        ax.set(xscale="log", xlabel="cRMSE, exact latents", title=f"noise of {level:g} std")
+        ax.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("match rate with noise on the latents, %")
+    figure.legend(loc="outside right upper", frameon=False)
+    figure.savefig(file, dpi=130)
+
+
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     main()

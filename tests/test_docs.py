@@ -209,12 +209,14 @@ def parse_only(script: Path, arguments: list[str]) -> None:
         pass
 
     def parse(self, argv=None, namespace=None):
-        original(self, argv, namespace)
+        _, unknown = original(self, argv, namespace)
+        assert not unknown, unknown
         raise Parsed
 
-    original = argparse.ArgumentParser.parse_args
+    # what all other ways to parse call, so that no script goes on to run
+    original = argparse.ArgumentParser.parse_known_args
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "parse_args", parse)
+        patch.setattr(argparse.ArgumentParser, "parse_known_args", parse)
         patch.setattr(sys, "argv", [str(script), *arguments])
         with pytest.raises(Parsed):
             runpy.run_path(str(script), run_name="__main__")

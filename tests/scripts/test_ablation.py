@@ -41,11 +41,12 @@ def test_every_variant_composes_to_a_config_of_its_own(ablation, monkeypatch, tm
 )
 def test_a_budget_reaches_every_run(ablation, monkeypatch, tmp_path, budget, expected):
     started = []
-    monkeypatch.setattr(ablation, "train", lambda run, overrides: started.append((run, overrides)))
+    monkeypatch.setattr(ablation, "train", lambda *run: started.append(run[:2]))
     figures = dict.fromkeys((key for key, _ in ablation.COLUMNS.values()), 0.5)
     monkeypatch.setattr(ablation, "evaluate", lambda *_: figures)
-    rows = ablation.main(["kl", "a=b", *budget, "--seeds", "3", "4", "--folder", str(tmp_path)])
-    names = list(ablation.read_lists()["kl"])
+    arguments = ["latent_dim", "a=b", *budget, "--seeds", "3", "4", "--folder", str(tmp_path)]
+    rows = ablation.main(arguments)
+    names = list(ablation.read_lists()["latent_dim"])
     assert [row["variant"] for row in rows] == 2 * names  # seeds are the outer loop
     assert [run for run, _ in started] == [tmp_path / n / s for s in ("3", "4") for n in names]
     for _, overrides in started:
@@ -80,7 +81,7 @@ def test_a_run_is_made_once(ablation, tmp_path):
         for part in ("encoder", "decoder")
         for size in ("d_model=16", "nhead=2", "num_layers=1", "dim_feedforward=16")
     ]
-    arguments = ["kl", *tiny, "--steps", "3", "--crystals", "5", "--folder", str(tmp_path)]
+    arguments = ["smoothness", *tiny, "--steps", "3", "--crystals", "5", "--folder", str(tmp_path)]
     rows = ablation.main([*arguments, "--variants", "kl_1e-5", "kl_1e-2"])
     assert [row["steps"] for row in rows] == [3, 3]
     assert rows[0]["kl"] != rows[1]["kl"]
