@@ -119,7 +119,7 @@ def train(run: Path, overrides: Sequence[str], threads: int) -> None:
         Console(stderr=True).print(f"training {run.parent.name}, seed {run.name}", style="bold")
         where = [f"hydra.run.dir={run}", "resume_from=last"]
         command = [ROOT / "src" / "train_vae.py", *where, *overrides]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
         subprocess.run([sys.executable, *map(str, command)], check=True, cwd=ROOT, env=environment)
 
 
