@@ -205,9 +205,10 @@ def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
             y = [100 * row[f"match_rate_noise_{level:g}"] for row in of_name]
             ax.plot(x, y, "oDsv^P"[k % 6], color=f"C{k % 10}", label=name)
         ax.set(xscale="log", xlabel="cRMSE, exact latents", title=f"noise of {level:g} std")
+        ax.set_ylim(min(80, ax.get_ylim()[0]), 101)
         ax.grid(alpha=0.3)
     figure.axes[0].set_ylabel("match rate with noise on the latents, %")
-    figure.legend(loc="outside right upper", frameon=False)
+    figure.legend(handles=figure.axes[0].get_lines(), loc="outside right upper", frameon=False)
     figure.savefig(file, dpi=130)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from matplotlib.figure import Figure
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,6 +71,26 @@ def test_the_table_has_means_and_half_ranges(ablation):
     assert "±" not in other
 
 
+def test_the_picture_has_every_variant_once(ablation, monkeypatch, tmp_path):
+    keys = ("crmse", "match_rate_noise_0.1", "match_rate_noise_0.2")
+    rows = [
+        {"variant": name, "seed": seed, **dict.fromkeys(keys, value)}
+        for name, seed, value in (("one", 0, 0.25), ("one", 1, 0.75), ("other", 0, 0.5))
+    ]
+    drawn = []
+    savefig = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **k: drawn.append(self) or savefig(self, *a, **k)
+    )
+    ablation.draw(rows, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    (figure,) = drawn
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "other"]
+    one, other = figure.axes[1].get_lines()
+    assert (list(one.get_xdata()), list(one.get_ydata())) == ([0.25, 0.75], [25, 75])
+    assert (list(other.get_xdata()), list(other.get_ydata())) == ([0.5], [50])
+
+
 def times(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
@@ -85,8 +106,6 @@ def test_a_run_is_made_once(ablation, tmp_path):
     rows = ablation.main([*arguments, "--variants", "kl_1e-5", "kl_1e-2"])
     assert [row["steps"] for row in rows] == [3, 3]
     assert rows[0]["kl"] != rows[1]["kl"]
-    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    files = times(tmp_path)
     assert ablation.main([*arguments, "--variants", "kl_1e-5", "kl_1e-2"]) == rows
-    assert files == {
-        path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()
-    }
+    assert files == times(tmp_path)
