@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     }
     threads = max(1, num_cpus() // args.jobs)
     with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(lambda run: train(*run, threads), runs.values()))
+        list(pool.map(lambda run: train(run[0], run[1], threads), runs.values()))
     rows = [
         {"variant": name, "seed": seed, **evaluate(run, args.split, args.crystals)}
         for (name, seed), (run, _) in runs.items()

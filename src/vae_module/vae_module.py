@@ -481,8 +481,8 @@ class VAEModule(LightningModule):
         # Over all processes, so that the spread does not depend on how a batch is shared. Its
         # gradient is kept: without it, larger latents would seem to escape the noise.
         moments = torch.stack([torch.ones_like(mean), mean, mean**2]).sum(dim=1)
-        moments = self.all_gather(moments, sync_grads=True).view(-1, *moments.shape)
-        count, first, second = moments.sum(dim=0)
+        gathered: Tensor = self.all_gather(moments, sync_grads=True)  # type: ignore[assignment]
+        count, first, second = gathered.view(-1, *moments.shape).sum(dim=0)
         spread = (second / count - (first / count) ** 2).clamp(min=1e-12).sqrt()
         level = self.latent_noise * augment.for_crystals(torch.rand, batch, 1, generator)
         noise = augment.for_atoms(torch.randn, batch, self.latent_dim, generator)
