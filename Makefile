@@ -25,8 +25,9 @@ $(VENV)/.done: requirements.lock pyproject.toml
 train: setup ## train a VAE: EXPERIMENT=mp_20/vae_dng ARGS="data.batch_size=64 seed=1"
 	$(BIN)/python src/train_vae.py experiment=$(EXPERIMENT) $(ARGS)
 
+# a thread for each process: two that want all CPUs take turns in waiting for each other
 test: setup ## run the quick tests, in minutes: ARGS="-k cif"
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 test-full: setup ## run all tests, the slow ones too
 	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)

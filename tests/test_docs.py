@@ -245,7 +245,7 @@ def check_nothing(arguments: list[str], folder: Path) -> None:
 
 CHECKS: dict[str, Callable[[list[str], Path], None]] = {
     r"make": check_make,
-    r"(\.venv/bin/)?python(?= (src|scripts)/)": check_python,
+    r"(OMP_NUM_THREADS=\d+ )?(\.venv/bin/)?python(?= (src|scripts)/)": check_python,
     r"(OVERRIDES=\S+ )?sbatch": check_sbatch,
     r"wandb sweep": check_wandb_sweep,
     r"wandb agent [\w/]+$": check_nothing,
