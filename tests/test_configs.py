@@ -80,10 +80,12 @@ def test_experiments(make_config, name):
 
 
 def test_sizes(make_config):
-    assert choices("size") == ["small"]
-    small = instantiate(make_config("size=small").vae_module)
-    assert small.encoder.d_model == small.decoder.d_model == 128
-    assert sum(p.numel() for p in small.parameters()) == pytest.approx(1.7e6, rel=0.05)
+    sizes = {"small": (128, 1.7e6), "medium": (256, 6.5e6)}
+    assert set(choices("size")) == set(sizes)
+    for name, (width, num_parameters) in sizes.items():
+        vae = instantiate(make_config(f"size={name}").vae_module)
+        assert vae.encoder.d_model == vae.decoder.d_model == width
+        assert sum(p.numel() for p in vae.parameters()) == pytest.approx(num_parameters, rel=0.05)
     own = make_config("experiment=mp_20/vae_dng_small", "vae_module.encoder.num_layers=2")
     assert own.vae_module.encoder == {**own.vae_module.encoder, "d_model": 128, "num_layers": 2}
     assert own.data.source == "mp_20"
@@ -202,7 +204,8 @@ def test_all_groups_are_tested():
     groups = {path.name for path in CONFIGS.iterdir() if path.is_dir()}
     tested = {"experiment", "debug", "data", "callbacks", "logger", "trainer", "scheduler", "size"}
     assert groups == tested | {"vae_module", "paths", "hydra", "hparams_search"}
-    parts = {f"{part}/transformer" for part in ("encoder", "decoder")} | {"optimizer/adamw"}
+    parts = {f"{part}/transformer" for part in ("encoder", "decoder")}
+    parts |= {"optimizer/adamw", "optimizer/muon"}
     assert set(choices("vae_module")) == parts | {"vae_module", "chemeleon2"}
 
 

@@ -54,7 +54,7 @@ def test_the_run_folder_holds_what_a_run_is(run_folder):
         assert {f"train/{name}", f"val/{name}"} <= columns
     assert {
         "val/atom_type_accuracy", "val/coords_rmsd", "val/lengths_mae", "val/angles_mae",
-        "val/match_rate", "train/crystals_per_second", "lr-AdamW",
+        "val/match_rate", "train/crystals_per_second", "lr-Muon",
     } <= columns  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from torch_geometric.loader import DataLoader
 from src.data.dataset import CrystalDataset
 from src.data.schema import CrystalBatch
 from src.nn.transformer import Packing
+from src.utils.muon import Muon
 from src.utils.trainer import native_precision
 from src.vae_module import VAEModule
 from src.vae_module.decoders.transformer import TransformerDecoder
@@ -21,6 +22,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "small": {"d_model": 256, "nhead": 8, "num_layers": 4, "dim_feedforward": 1024},
     "mp20": {"d_model": 512, "nhead": 8, "num_layers": 8, "dim_feedforward": 2048},
 }
+
+ADAMW = {"_target_": "torch.optim.AdamW", "lr": 1e-4, "fused": True}
 
 
 class StockTransformer(nn.Module):
@@ -41,9 +44,11 @@ class StockTransformer(nn.Module):
 
 
 def make_vae(sizes: dict[str, Any], stock: bool = False) -> VAEModule:
-    """A VAE of these sizes, with the packed or with the stock Transformer."""
+    """A VAE of these sizes, with the packed or the stock Transformer; a Trainer takes AdamW."""
     torch.manual_seed(0)
-    vae = VAEModule(TransformerEncoder(**sizes), TransformerDecoder(**sizes), latent_dim=8)
+    vae = VAEModule(
+        TransformerEncoder(**sizes), TransformerDecoder(**sizes), latent_dim=8, optimizer=ADAMW
+    )
     if stock:
         vae.encoder.transformer = StockTransformer(**sizes)
         vae.decoder.transformer = StockTransformer(**sizes)
@@ -67,9 +72,15 @@ def indexed_batches(dataset: CrystalDataset, batch_size: int) -> Iterator[Crysta
             yield dataset.batch(indices)
 
 
-def make_step(vae: VAEModule, bf16: bool, fused: bool) -> Callable[[CrystalBatch], None]:
-    """A bare PyTorch training step: forward, loss, backward, clip, AdamW."""
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-4, fused=fused)
+def make_step(
+    vae: VAEModule, bf16: bool, fused: bool, muon: bool = False
+) -> Callable[[CrystalBatch], None]:
+    """A bare PyTorch training step: forward, loss, backward, clip, AdamW (or Muon)."""
+    optimizer: torch.optim.Optimizer = (
+        Muon(vae.named_parameters(), lr=1e-4)
+        if muon
+        else torch.optim.AdamW(vae.parameters(), lr=1e-4, fused=fused)
+    )
     device_type = next(vae.parameters()).device.type
 
     def step(batch: CrystalBatch) -> None:

@@ -76,8 +76,9 @@ def _names() -> list[str]:
     names = ["stock-fp32", "packed-fp32"]
     if has_native_bf16():
         names.append("packed-bf16")
+    names.append(f"{names[-1]}-muon")
     if torch.cuda.is_available():
-        names.append(f"{names[-1]}-compiled")
+        names.append(f"{names[-2]}-compiled")
     return names
 
 
@@ -89,7 +90,7 @@ def _epoch(
     vae = make_vae(PRESETS[preset], stock).to(on_device.frac_coords.device)
     if name.endswith("compiled"):
         vae.compile_networks()
-    step = make_step(vae, bf16="bf16" in name, fused=not stock)
+    step = make_step(vae, bf16="bf16" in name, fused=not stock, muon=name.endswith("muon"))
     batches: Iterator[CrystalBatch] = (
         collated_batches(dataset, batch_size) if stock else indexed_batches(on_device, batch_size)
     )

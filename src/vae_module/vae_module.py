@@ -38,7 +38,7 @@ from src.vae_module.pretrained import (
 log = logging.getLogger(__name__)
 
 LOSS_WEIGHTS = {"atom_types": 1.0, "lengths": 1.0, "angles": 10.0, "frac_coords": 5.0, "kl": 1e-5}
-OPTIMIZER = {"_target_": "torch.optim.AdamW", "lr": 1e-3, "betas": [0.9, 0.99], "fused": True}
+OPTIMIZER = {"_target_": "src.utils.muon.Muon"}
 SCHEDULER = {"_target_": "src.utils.schedules.WarmupCosine"}
 
 
@@ -63,7 +63,7 @@ class VAEModule(LightningModule):
         jitter_std: of that displacement, in Å per direction.
         latent_noise: the decoder is trained to bear noise on the latents up to this much, in
             standard deviations of each channel; each crystal has its own level, uniform up to it.
-        optimizer: config of a `torch.optim.Optimizer`.
+        optimizer: config of a `torch.optim.Optimizer`, which is given the named parameters.
         scheduler: config of a `src.utils.schedules.Schedule`.
         quant_bias: biases in the maps to and from the latent.
 
@@ -424,7 +424,7 @@ class VAEModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = build(
-            self.optimizer, torch.optim.Optimizer, self.parameters(), allow=TRUSTED_MODULES
+            self.optimizer, torch.optim.Optimizer, self.named_parameters(), allow=TRUSTED_MODULES
         )
         schedule = build(self.scheduler, Schedule, allow=TRUSTED_MODULES)  # type: ignore[type-abstract]
 
