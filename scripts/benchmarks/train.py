@@ -76,9 +76,10 @@ def _names() -> list[str]:
     names = ["stock-fp32", "packed-fp32"]
     if has_native_bf16():
         names.append("packed-bf16")
-    names.append(f"{names[-1]}-muon")
+    fastest = names[-1]
+    names.append(f"{fastest}-muon")
     if torch.cuda.is_available():
-        names.append(f"{names[-2]}-compiled")
+        names.append(f"{fastest}-compiled")
     return names
 
 

@@ -48,7 +48,7 @@ class Muon(torch.optim.Optimizer):
     arXiv:2502.16982), so one learning rate and one weight decay serve both.
 
     In place of `torch.optim.Muon`, which takes matrices alone, needs torch 2.9, and computes in
-    bfloat16, which takes 20 times as long as float32 on a CPU without units for it.
+    bfloat16, which is slower than float32 on a CPU without units for it.
 
     Args:
         params: named parameters of a module.
