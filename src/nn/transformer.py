@@ -2,12 +2,14 @@
 
 A batch of crystals is ragged. Here it is a packed (N, D) tensor of all tokens, and every layer but
 the attention core works on that, token by token. Only the core sees a padded (B, H, L, E) form.
-Parameters have the names and shapes of `torch.nn.TransformerEncoder`, so either loads the other's
-`state_dict`, and with the same weights both compute the same.
+Parameters have the names and shapes of `torch.nn.TransformerEncoder` (but for the activation
+`swiglu`, which that lacks), so either loads the other's `state_dict`, and with the same weights
+both compute the same.
 
 N tokens in the batch, B sequences, L padded length, D model width, H heads, E = D / H.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -17,10 +19,18 @@ from torch import Tensor, nn
 
 from src.utils.precision import full_precision
 
+
+def swiglu(x: Tensor) -> Tensor:
+    """SiLU of the first half of the last dimension times the second half (Shazeer 2020)."""
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
+    "swiglu": swiglu,
 }
 
 
@@ -133,8 +143,11 @@ class TransformerLayer(nn.Module):
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation is one of {list(ACTIVATIONS)}, not {activation!r}")
         self.self_attn = SelfAttention(d_model, nhead, dropout, bias)
-        self.linear1 = nn.Linear(d_model, dim_feedforward, bias=bias)
-        self.linear2 = nn.Linear(dim_feedforward, d_model, bias=bias)
+        # a gate is a third matrix: at two thirds of the width, size and cost stay as they are
+        gated = activation == "swiglu"
+        hidden = 8 * math.ceil(dim_feedforward / 12) if gated else dim_feedforward
+        self.linear1 = nn.Linear(d_model, 2 * hidden if gated else hidden, bias=bias)
+        self.linear2 = nn.Linear(hidden, d_model, bias=bias)
         self.norm1 = nn.LayerNorm(d_model, bias=bias)
         self.norm2 = nn.LayerNorm(d_model, bias=bias)
         self.dropout = nn.Dropout(dropout)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from src.nn.transformer import PackedTransformer, Packing, segment_mean
+from src.nn.transformer import PackedTransformer, Packing, TransformerLayer, segment_mean
 
 RAGGED = [1, 20, 7, 200, 1, 3]  # with the smallest and a very large crystal
 VARIANTS = {
@@ -68,8 +68,26 @@ def test_outputs_and_gradients_are_those_of_the_stock_module(kwargs):
         torch.testing.assert_close(grads[name].grad, parameter.grad, rtol=1e-4, atol=1e-5 * scale)
 
 
-def test_sequences_do_not_see_each_other():
-    packed, _ = make_pair()
+def test_a_gated_layer_is_what_its_formula_says_and_no_larger():
+    torch.manual_seed(0)
+    gated = TransformerLayer(32, 4, 48, activation="swiglu")
+    assert gated.linear1.weight.shape == (64, 32)  # gate and value, of two thirds of 48 each
+    x = torch.randn(5, 32)
+    gate, value = gated.linear1.weight.split(32), gated.linear1.bias.split(32)
+    a, b = (x @ w.T + bias for w, bias in zip(gate, value, strict=True))
+    expected = (a * a.sigmoid() * b) @ gated.linear2.weight.T + gated.linear2.bias
+    torch.testing.assert_close(gated._feed_forward(x), expected, rtol=1e-5, atol=1e-6)
+    sizes = [
+        sum(p.numel() for p in TransformerLayer(512, 8, 2048, activation=name).parameters())
+        for name in ("swiglu", "gelu")
+    ]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+def test_sequences_do_not_see_each_other(activation):
+    torch.manual_seed(0)
+    packed = PackedTransformer(32, 4, 2, dim_feedforward=48, activation=activation)
     x = torch.randn(sum(RAGGED), 32)
     together = packed(x, make_packing(RAGGED)).split(RAGGED)
     for length, tokens, expected in zip(RAGGED, x.split(RAGGED), together, strict=True):

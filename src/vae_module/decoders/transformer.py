@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from src.nn.embedding import sinusoidal_embedding
 from src.nn.transformer import PackedTransformer, Packing, segment_mean
 from src.utils.precision import full_precision
+from src.vae_module.cells import start_at_typical
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class TransformerDecoder(nn.Module):
         num_layers: int = 8,
         dim_feedforward: int = 2048,
         dropout: float = 0.0,
-        activation: str = "gelu",
+        activation: str = "swiglu",
         norm_first: bool = True,
         bias: bool = True,
         final_norm: bool = True,
@@ -113,6 +114,8 @@ class TransformerDecoder(nn.Module):
         on_torus = coords_output == "torus"
         self.frac_coords_head = nn.Linear(d_model, 6 if on_torus else 3, bias=on_torus)
         self.lattice_head = nn.Linear(d_model, 6, bias=on_torus)
+        if on_torus:
+            start_at_typical(self.lattice_head)
 
     def forward(
         self,

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from src.data.schema import CrystalBatch
 from src.nn.embedding import MLPEmbedding, fourier_features, sinusoidal_embedding
 from src.nn.transformer import PackedTransformer, Packing
+from src.vae_module.cells import start_from_standardized
 
 
 class TransformerEncoder(nn.Module):
@@ -18,9 +19,10 @@ class TransformerEncoder(nn.Module):
         d_model: width.
         nhead: attention heads.
         num_layers: Transformer layers.
-        dim_feedforward: width of the feed-forward networks.
+        dim_feedforward: width of the feed-forward networks; two thirds of it for `swiglu`, whose
+            networks are then as large.
         dropout: in attention, feed-forward and residual branches.
-        activation: `gelu` or `relu`.
+        activation: `swiglu`, `gelu`, `gelu_tanh` or `relu`.
         norm_first: LayerNorm before each sub-layer rather than after.
         bias: biases in the Transformer.
         final_norm: end the Transformer with a LayerNorm.
@@ -43,7 +45,7 @@ class TransformerEncoder(nn.Module):
         num_layers: int = 8,
         dim_feedforward: int = 2048,
         dropout: float = 0.0,
-        activation: str = "gelu",
+        activation: str = "swiglu",
         norm_first: bool = True,
         bias: bool = True,
         final_norm: bool = True,
@@ -76,6 +78,8 @@ class TransformerEncoder(nn.Module):
         by_matrix, by_fourier = lattice_input == "matrix", coords_input == "fourier"
         self.atom_type_embedder = nn.Embedding(max_num_elements, d_model)
         self.lattices_embedder = MLPEmbedding(9 if by_matrix else 6, d_model, bias=not by_matrix)
+        if not by_matrix:
+            start_from_standardized(self.lattices_embedder)
         self.frac_coords_embedder = MLPEmbedding(
             6 * num_harmonics if by_fourier else 3, d_model, bias=by_fourier
         )
