@@ -83,7 +83,7 @@ class VAEModule(LightningModule):
         mask_ratio: float = 0.0,
         jitter_ratio: float = 0.0,
         jitter_std: float = 0.1,
-        latent_noise: float = 0.1,
+        latent_noise: float = 0.2,
         optimizer: Mapping[str, Any] | None = None,
         scheduler: Mapping[str, Any] | None = None,
         quant_bias: bool = True,
