@@ -5,6 +5,7 @@ import logging
 import re
 import shutil
 import tempfile
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -267,9 +268,12 @@ def _describe(id: str, crystal: Crystal) -> dict[str, Any]:
         written, reason = True, invalid_reason(to_structure(crystal))
     except CrystalError as error:
         written, reason = False, str(error)
+    with warnings.catch_warnings():  # formulas are sorted by what a noble gas has not
+        warnings.filterwarnings("ignore", "No Pauling electronegativity", UserWarning)
+        formula = composition.formula
     return {
         "id": id,
-        "formula": composition.formula,
+        "formula": formula,
         "num_atoms": crystal.num_atoms,
         "valid_structure": reason is None,
         "valid_composition": is_valid_composition(composition),

@@ -14,6 +14,7 @@ from src.vae_module.losses import vae_loss
 
 PROTOTYPES = Path(__file__).resolve().parents[1] / "data" / "prototypes"
 SIZES = {"d_model": 64, "nhead": 4, "num_layers": 2, "dim_feedforward": 128}
+PLAIN = {**SIZES, "activation": "gelu"}  # the stock layers know no gate
 
 
 class Stock(nn.Module):
@@ -33,7 +34,7 @@ class Stock(nn.Module):
 
 def make_vae(stock: bool) -> VAEModule:
     torch.manual_seed(0)
-    vae = VAEModule(TransformerEncoder(**SIZES), TransformerDecoder(**SIZES))
+    vae = VAEModule(TransformerEncoder(**PLAIN), TransformerDecoder(**PLAIN))
     for network in (vae.encoder, vae.decoder):
         oracle = Stock()
         oracle.encoder.load_state_dict(network.transformer.state_dict())

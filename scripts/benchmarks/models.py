@@ -46,8 +46,9 @@ class StockTransformer(nn.Module):
 def make_vae(sizes: dict[str, Any], stock: bool = False) -> VAEModule:
     """A VAE of these sizes, with the packed or the stock Transformer; a Trainer takes AdamW."""
     torch.manual_seed(0)
+    plain = {**sizes, "activation": "gelu"}  # the stock layers know no gate
     vae = VAEModule(
-        TransformerEncoder(**sizes), TransformerDecoder(**sizes), latent_dim=8, optimizer=ADAMW
+        TransformerEncoder(**plain), TransformerDecoder(**plain), latent_dim=8, optimizer=ADAMW
     )
     if stock:
         vae.encoder.transformer = StockTransformer(**sizes)

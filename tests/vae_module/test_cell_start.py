@@ -3,7 +3,7 @@
 import torch
 
 from src.nn.embedding import MLPEmbedding
-from src.vae_module.cells import MEAN, SPREAD, start_from_standardized
+from src.vae_module.cell_start import MEAN, SPREAD, start_from_standardized
 from src.vae_module.decoders.transformer import TransformerDecoder
 from src.vae_module.encoders.transformer import TransformerEncoder
 
