@@ -16,8 +16,9 @@ from rich.table import Table
 
 from src.data.readers import DataError
 from src.data.structures import NamedStructure, Skipped, iter_structures
-from src.metrics.generation import CoverageCutoffs, Verdict, evaluate_generated, reduced_formula
+from src.metrics.generation import CoverageCutoffs, Verdict, evaluate_generated
 from src.metrics.matching import MatcherSettings
+from src.utils.formulas import reduced_formula
 from src.utils.output import new_folder
 
 log = logging.getLogger(__name__)
@@ -187,7 +188,7 @@ def _rows(
         rows.append(
             {
                 "id": item.id,
-                "formula": reduced_formula(item.structure),
+                "formula": reduced_formula(item.structure.composition),
                 "num_atoms": len(item.structure),
                 "valid_structure": verdict.valid_structure,
                 "valid_composition": verdict.valid_composition,

@@ -34,6 +34,7 @@ from src.data.structures import (
 )
 from src.metrics.evaluate import SETTINGS
 from src.metrics.matching import MatcherPool
+from src.utils.formulas import full_formula
 from src.utils.inference import inference
 from src.utils.output import new_folder
 from src.vae_module import VAEModule
@@ -298,8 +299,8 @@ def _compare(
             "id": item.id,
             "file": item.source.as_posix(),
             "num_atoms": len(old),
-            "formula": old.formula,
-            "formula_reconstructed": new.formula if new else "",
+            "formula": full_formula(old.composition),
+            "formula_reconstructed": full_formula(new.composition) if new else "",
         }
         for end, result in (("", cdvae), ("_default", default)):
             row[f"matched{end}"] = result.matched

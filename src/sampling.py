@@ -5,7 +5,6 @@ import logging
 import re
 import shutil
 import tempfile
-import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +27,7 @@ from src.data.structures import check_numbers, split_batch, to_atoms, to_structu
 from src.metrics.validity import invalid_reason, is_valid_composition
 from src.utils.checksum import sha256_of
 from src.utils.config import to_plain
+from src.utils.formulas import full_formula
 from src.utils.inference import inference
 from src.utils.output import new_folder
 from src.vae_module import VAEModule
@@ -268,12 +268,9 @@ def _describe(id: str, crystal: Crystal) -> dict[str, Any]:
         written, reason = True, invalid_reason(to_structure(crystal))
     except CrystalError as error:
         written, reason = False, str(error)
-    with warnings.catch_warnings():  # formulas are sorted by what a noble gas has not
-        warnings.filterwarnings("ignore", "No Pauling electronegativity", UserWarning)
-        formula = composition.formula
     return {
         "id": id,
-        "formula": formula,
+        "formula": full_formula(composition),
         "num_atoms": crystal.num_atoms,
         "valid_structure": reason is None,
         "valid_composition": is_valid_composition(composition),

@@ -19,6 +19,7 @@ from src.data.dataset import CrystalDataset
 from src.data.known_sets import KNOWN_SETS
 from src.data.readers import ID_COLUMNS, SPLITS, CsvReader, DataError, Reader, columns_of
 from src.data.structures import FILE, SPLIT, StructureReader, split_batch
+from src.utils.formulas import reduced_formula
 from src.utils.output import new_file
 
 log = logging.getLogger(__name__)
@@ -270,7 +271,7 @@ def compositions(dataset: CrystalDataset) -> list[str]:
 
 def formula(crystal: Crystal) -> str:
     """Reduced, as pymatgen writes it."""
-    return Composition(Counter(crystal.atom_types.tolist())).reduced_formula
+    return reduced_formula(Composition(Counter(crystal.atom_types.tolist())))
 
 
 def prototypes(dataset: CrystalDataset) -> list[str]:

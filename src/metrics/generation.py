@@ -8,7 +8,6 @@ distances from SciPy. What is ours are conventions, and `evaluate_generated` sta
 from __future__ import annotations
 
 import logging
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +28,7 @@ from src.metrics.validity import (
     is_valid_composition,
     is_valid_structure,
 )
+from src.utils.formulas import reduced_formula
 
 if TYPE_CHECKING:
     from src.metrics.fingerprints import Fingerprint
@@ -410,15 +410,8 @@ def _plain(structure: Structure) -> Structure:
 def _by_formula(structures: Sequence[Structure]) -> dict[str, list[int]]:
     groups: dict[str, list[int]] = {}
     for index, structure in enumerate(structures):
-        groups.setdefault(reduced_formula(structure), []).append(index)
+        groups.setdefault(reduced_formula(structure.composition), []).append(index)
     return groups
-
-
-def reduced_formula(structure: Structure) -> str:
-    """pymatgen's, without its warnings that a noble gas has no electronegativity to sort by."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "No Pauling electronegativity", UserWarning)
-        return structure.composition.reduced_formula
 
 
 def _share(flags: Sequence[bool]) -> float | None:

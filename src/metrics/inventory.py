@@ -12,8 +12,8 @@ from ase.data import atomic_masses, chemical_symbols
 from src.data.dataset import CrystalDataset
 from src.data.rejections import kind_of
 from src.metrics.duplicates import Duplicates, Search
-from src.metrics.generation import reduced_formula
 from src.metrics.survey import Load, parts
+from src.utils.formulas import reduced_formula
 
 FIGURES = {
     "num_atoms": "atoms in the cell",
@@ -138,7 +138,9 @@ def pair_table(crystals: pd.DataFrame, duplicates: Duplicates, load: Load) -> pd
     matches = np.array([(s.crystal, s.match) for s in found], dtype=int).reshape(-1, 2)
     one, other = (crystals.iloc[column].reset_index() for column in matches.T)
     formulas = [
-        reduced_formula(structure) for part in parts(matches[:, 0]) for structure in load(part)
+        reduced_formula(structure.composition)
+        for part in parts(matches[:, 0])
+        for structure in load(part)
     ]
     return pd.DataFrame(
         {

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Literal, overload
 from pebble import ProcessExpired, ProcessPool
 from rich.progress import Progress
 
+from src.utils.formulas import reduced_formula
 from src.utils.processes import WorkerContext, num_cpus
 
 if TYPE_CHECKING:
@@ -275,7 +276,7 @@ class MatcherPool:
                     results[index] = result
                     bar.advance(task)
                     if result.status in ("timeout", "crashed"):
-                        formula = jobs[index][1].composition.reduced_formula
+                        formula = reduced_formula(jobs[index][1].composition)
                         pair = index // len(settings)
                         logger.warning(
                             "pair %d (%s): %s, %s", pair, formula, result.status, result.message

@@ -17,6 +17,7 @@ from src.metrics.evaluate import SETTINGS
 from src.metrics.matching import CDVAE, PYMATGEN, MatcherPool, PairResult
 from src.metrics.space_groups import SpaceGroup, space_group
 from src.metrics.validity import invalid_reason, is_valid_composition
+from src.utils.formulas import reduced_formula
 from src.utils.geometry import transform, wrapped_difference
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def crystal_table(
 
     columns: dict[str, Any] = {
         "id": list(ids),
-        "formula": [s.composition.reduced_formula for s in structures],
+        "formula": [reduced_formula(s.composition) for s in structures],
         "num_atoms": originals.num_atoms.numpy(),
     }
     for end, found, sampled in zip(("", "_default"), results, results_sampled, strict=True):
@@ -267,11 +268,11 @@ def metre(
     by_formula = defaultdict(list)
     for j, structure in enumerate(rebuilt):
         if structure is not None:
-            by_formula[structure.composition.reduced_formula].append(j)
+            by_formula[reduced_formula(structure.composition)].append(j)
     out: dict[str, float | None] = {}
     for name, settings, own in zip(("metre", "metre_default"), SETTINGS, results, strict=True):
         unmatched = [i for i, result in enumerate(own) if not result.matched]
-        rivals = {i: by_formula[structures[i].composition.reduced_formula] for i in unmatched}
+        rivals = {i: by_formula[reduced_formula(structures[i].composition)] for i in unmatched}
         num_pairs = sum(len(others) for others in rivals.values())
         if num_pairs > MAX_METRE_PAIRS * len(structures):
             log.warning("%s is left out: it would take %s more pairs", name, f"{num_pairs:,}")
