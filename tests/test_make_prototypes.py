@@ -163,6 +163,7 @@ def test_is_plausible(script: ModuleType) -> None:
     assert not script.is_plausible(rock_salt * (7, 1, 1))
 
 
+@pytest.mark.slow
 def test_small_run_is_deterministic_and_leaves_whole_files(
     script: ModuleType, tmp_path: Path
 ) -> None:

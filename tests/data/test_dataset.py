@@ -169,6 +169,7 @@ print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) /
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory in /proc")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_records(tmp_path):
     """Of 200 kB each, so that 400 more of them would be 80 MB."""
     (tmp_path / "one.cif").write_text(GOOD.format(name="x"))

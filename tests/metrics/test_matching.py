@@ -168,7 +168,7 @@ class TestGarbage:
 
 
 class TestPool:
-    @pytest.mark.parametrize("num_workers", [1, 2])
+    @pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.slow), 2])
     def test_same_results_for_any_number_of_workers(
         self, crystals: list[Structure], num_workers: int
     ) -> None:
