@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
+from src.training import train as run_training
 from src.vae_module import VAEModule
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,13 +83,14 @@ def test_checkpoints_are_plain(run_folder):
 
 def test_a_run_can_start_from_weights(run_folder, tmp_path):
     best = run_folder / "checkpoints" / "best.ckpt"
-    done = train(
+    overrides = [
         "experiment=prototypes/vae_dng", "debug=fast", f"ckpt_path={best}",
         "trainer.max_epochs=0", "callbacks=none", f"paths.cache_dir={run_folder.parent}/cache",
-        f"hydra.run.dir={tmp_path}",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    new, old = (json.loads((f / "summary.json").read_text()) for f in (tmp_path, run_folder))
+        f"paths.output_dir={tmp_path}",
+    ]  # fmt: skip
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        new = run_training(compose("train_vae", overrides=overrides))
+    old = json.loads((run_folder / "summary.json").read_text())
     assert new["lengths_mae"] == pytest.approx(old["lengths_mae"], rel=1e-5)
 
 

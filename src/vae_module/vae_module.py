@@ -37,7 +37,7 @@ from src.vae_module.pretrained import (
 
 log = logging.getLogger(__name__)
 
-LOSS_WEIGHTS = {"atom_types": 3.0, "lengths": 1.0, "angles": 10.0, "frac_coords": 5.0, "kl": 1e-5}
+LOSS_WEIGHTS = {"atom_types": 3.0, "lengths": 1.0, "angles": 10.0, "frac_coords": 5.0, "kl": 1e-4}
 OPTIMIZER = {"_target_": "src.utils.muon.Muon"}
 SCHEDULER = {"_target_": "src.utils.schedules.WarmupCosine"}
 
@@ -83,7 +83,7 @@ class VAEModule(LightningModule):
         mask_ratio: float = 0.0,
         jitter_ratio: float = 0.0,
         jitter_std: float = 0.1,
-        latent_noise: float = 0.1,
+        latent_noise: float = 0.0,
         optimizer: Mapping[str, Any] | None = None,
         scheduler: Mapping[str, Any] | None = None,
         quant_bias: bool = True,

@@ -72,7 +72,7 @@ def marked(fate: str) -> Structure:
 def crystals() -> list[Structure]:
     if not MP_20.exists():
         pytest.skip(f"real crystals are not at {MP_20}")
-    texts = pd.read_csv(MP_20, nrows=60)["cif"]
+    texts = pd.read_csv(MP_20, nrows=30)["cif"]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Issues encountered while parsing CIF", UserWarning)
         return [Structure.from_str(text, fmt="cif") for text in texts]
