@@ -15,21 +15,34 @@ PER_CRYSTAL = frozenset({"lengths", "angles"})
 """Terms that are means over crystals; the others are means over atoms."""
 
 
-def frac_coords_loss(coords: Tensor, frac_coords: Tensor) -> Tensor:
-    """Mean squared error of fractional coordinates, in the form in which they are predicted.
+COORDS_DELTA = 0.05
+"""Distance on the unit circle from which on `frac_coords_loss` grows as the distance does."""
 
-    For cosines and sines it is the squared distance to the point on the unit circle, averaged over
-    atoms and directions: near the target, (2 pi)^2 times the squared error in the coordinate.
+
+def frac_coords_loss(
+    coords: Tensor, frac_coords: Tensor, delta: float | None = COORDS_DELTA
+) -> Tensor:
+    """Mean error of fractional coordinates, in the form in which they are predicted.
+
+    For cosines and sines it is d, the distance to the point on the unit circle, which near the
+    target is 2 pi times the error in the coordinate; smoothed to sqrt(d^2 + delta^2) - delta, the
+    pseudo-Huber loss of Charbonnier et al. 1997, and averaged over atoms and directions. The
+    gradient of a squared distance fades as d does, this one's only below delta.
 
     Args:
-        coords: (N, 3, 2) cosines and sines, or (N, 3) raw coordinates.
+        coords: (N, 3, 2) cosines and sines, or (N, 3) raw coordinates, of which it is the mean
+            squared error.
         frac_coords: (N, 3) the true ones.
+        delta: of cosines and sines; None for the squared distance.
     """
     if coords.dim() == 2:
         return F.mse_loss(coords, frac_coords)
     phase = 2 * math.pi * frac_coords
     target = torch.stack([phase.cos(), phase.sin()], dim=-1)
-    return 2 * F.mse_loss(coords, target)
+    squared = (coords - target).square().sum(dim=-1)
+    if delta is None:
+        return squared.mean()
+    return ((squared + delta**2).sqrt() - delta).mean()
 
 
 def vae_loss(
@@ -37,6 +50,7 @@ def vae_loss(
     posterior: DiagonalGaussianDistribution,
     batch: CrystalBatch,
     weights: Mapping[str, float],
+    coords_delta: float | None = COORDS_DELTA,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted loss and its unweighted terms.
 
@@ -53,6 +67,7 @@ def vae_loss(
         posterior: that the prediction was decoded from.
         batch: the true crystals.
         weights: of each term.
+        coords_delta: see `frac_coords_loss`.
 
     Returns:
         The sum of weight times term, and the terms, each a scalar.
@@ -60,7 +75,7 @@ def vae_loss(
     terms = {
         "lengths": F.mse_loss(prediction.lengths_scaled, batch.lengths_scaled),
         "angles": F.mse_loss(prediction.angles_radians, batch.angles_radians),
-        "frac_coords": frac_coords_loss(prediction.coords, batch.frac_coords),
+        "frac_coords": frac_coords_loss(prediction.coords, batch.frac_coords, coords_delta),
         "kl": posterior.kl().mean(),
     }
     if prediction.atom_logits is not None:

@@ -26,7 +26,7 @@ from src.utils.schedules import Schedule, run_progress
 from src.vae_module.decoders.transformer import Prediction
 from src.vae_module.distribution import DiagonalGaussianDistribution
 from src.vae_module.features import Features, featurize
-from src.vae_module.losses import PER_CRYSTAL, vae_loss
+from src.vae_module.losses import COORDS_DELTA, PER_CRYSTAL, vae_loss
 from src.vae_module.pretrained import (
     TRUSTED_MODULES,
     push_to_hub,
@@ -37,7 +37,7 @@ from src.vae_module.pretrained import (
 
 log = logging.getLogger(__name__)
 
-LOSS_WEIGHTS = {"atom_types": 3.0, "lengths": 1.0, "angles": 10.0, "frac_coords": 5.0, "kl": 1e-4}
+LOSS_WEIGHTS = {"atom_types": 3.0, "lengths": 1.0, "angles": 10.0, "frac_coords": 2.0, "kl": 1e-4}
 OPTIMIZER = {"_target_": "src.utils.muon.Muon"}
 SCHEDULER = {"_target_": "src.utils.schedules.WarmupCosine"}
 
@@ -55,6 +55,7 @@ class VAEModule(LightningModule):
         atom_type_predict: predict atom types (de novo generation, True) or be given them (crystal
             structure prediction, False). None: as the decoder has it.
         loss_weights: of the terms of `vae_loss`; those not named keep their defaults.
+        coords_delta: error of cosines and sines from which on it is not squared; None: all are.
         translate: move each training crystal by a random fraction of its cell.
         rotate: rotate the cell of each training crystal at random; only an encoder that sees the
             matrix can tell.
@@ -78,6 +79,7 @@ class VAEModule(LightningModule):
         latent_dim: int = 8,
         atom_type_predict: bool | None = None,
         loss_weights: Mapping[str, float] | None = None,
+        coords_delta: float | None = COORDS_DELTA,
         translate: bool = True,
         rotate: bool = False,
         mask_ratio: float = 0.0,
@@ -100,8 +102,11 @@ class VAEModule(LightningModule):
         unknown = set(loss_weights or {}) - set(LOSS_WEIGHTS)
         if unknown:
             raise ValueError(f"loss_weights has {sorted(unknown)}; it knows {list(LOSS_WEIGHTS)}")
+        if coords_delta is not None and not coords_delta > 0:
+            raise ValueError(f"coords_delta={coords_delta} is not above zero; null: squared errors")
         self.latent_dim = latent_dim
         self.loss_weights = {**LOSS_WEIGHTS, **(loss_weights or {})}
+        self.coords_delta = coords_delta
         self.translate = translate
         self.rotate = rotate
         self.mask_ratio = mask_ratio
@@ -402,7 +407,7 @@ class VAEModule(LightningModule):
         if self.latent_noise:
             x = x + self._latent_noise(posterior.mean, target, generator)
         prediction = self._predict({**encoded, "x": x})
-        loss, terms = vae_loss(prediction, posterior, target, self.loss_weights)
+        loss, terms = self._loss(prediction, posterior, target)
         self.last_step = {f"{name}_loss": term.detach() for name, term in terms.items()}
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             # at other steps Lightning would drop it, and it costs time
@@ -488,12 +493,17 @@ class VAEModule(LightningModule):
         noise = augment.for_atoms(torch.randn, batch, self.latent_dim, generator)
         return level[batch.batch] * spread * noise
 
+    def _loss(
+        self, prediction: Prediction, posterior: DiagonalGaussianDistribution, batch: CrystalBatch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return vae_loss(prediction, posterior, batch, self.loss_weights, self.coords_delta)
+
     def _evaluate(
         self, batch: CrystalBatch, losses: LossAverages, errors: ReconstructionErrors
     ) -> None:
         encoded = self.encode(batch)
         prediction = self._predict(encoded)
-        _, terms = vae_loss(prediction, encoded["posterior"], batch, self.loss_weights)
+        _, terms = self._loss(prediction, encoded["posterior"], batch)
         losses.update(terms, batch)
         errors.update(self.reconstruct(self._present(prediction, batch.num_atoms), batch), batch)
 

@@ -55,7 +55,8 @@ def test_each_term_by_hand(batch):
         "atom_types": math.log(100),
         "lengths": 0.25,
         "angles": 0.03,
-        "frac_coords": 1.0,  # the squared distance of the circle from its centre
+        # of a distance of 1, the circle's from its centre
+        "frac_coords": math.sqrt(1 + 0.05**2) - 0.05,
         "kl": math.e - 1,
     }
     for name, value in expected.items():
@@ -74,7 +75,28 @@ def test_coordinates_on_the_torus_have_no_edge():
     coords = torch.stack([phase.cos(), phase.sin()], -1)
     # near the target: (2 pi)^2 times the squared difference, averaged over three directions
     expected = (2 * math.pi * 0.002) ** 2 / 3
-    assert frac_coords_loss(coords, target).item() == pytest.approx(expected, rel=1e-3)
+    loss = frac_coords_loss(coords, target, delta=None)
+    assert loss.item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_loss_of_coordinates_is_squared_below_delta_and_a_distance_above():
+    def loss(error: float) -> float:
+        """Of an error of one coordinate, as a distance on the circle."""
+        target = torch.tensor([[0.3, 0.5, 0.7]], dtype=torch.float64)
+        phase = 2 * math.pi * target
+        coords = torch.stack([phase.cos(), phase.sin()], -1)
+        coords[0, 1, 1] += error
+        return 3 * frac_coords_loss(coords, target, delta=0.05).item()
+
+    assert loss(1e-3) == pytest.approx(1e-6 / (2 * 0.05), rel=1e-3)
+    assert loss(0.05) == pytest.approx(0.05 * (math.sqrt(2) - 1))
+    assert loss(2.0) - loss(1.0) == pytest.approx(1, rel=1e-3)
+
+
+def test_the_gradient_of_perfect_coordinates_is_zero(batch):
+    coords = perfect(batch).coords.requires_grad_()
+    frac_coords_loss(coords, batch.frac_coords).backward()
+    assert torch.equal(coords.grad, torch.zeros_like(coords))
 
 
 def test_raw_coordinates_are_compared_as_they_stand():

@@ -404,5 +404,7 @@ def test_arguments_that_contradict_are_refused():
         VAEModule(encoder, decoder, atom_type_predict=False)
     with pytest.raises(ValueError, match="loss_weights"):
         VAEModule(encoder, decoder, loss_weights={"energy": 1.0})
+    with pytest.raises(ValueError, match="coords_delta=0"):
+        VAEModule(encoder, decoder, coords_delta=0)
     with pytest.raises(ValueError, match="coords_input"):
         TransformerEncoder(**SIZES, coords_input="polar")
