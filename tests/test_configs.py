@@ -81,7 +81,7 @@ def test_experiments(make_config, name):
 
 
 def test_sizes(make_config):
-    sizes = {"small": (128, 1.7e6), "medium": (256, 6.5e6)}
+    sizes = {"small": (128, 1.07e6), "medium": (256, 6.5e6)}
     assert set(choices("size")) == set(sizes)
     for name, (width, num_parameters) in sizes.items():
         vae = instantiate(make_config(f"size={name}").vae_module)
