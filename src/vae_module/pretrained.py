@@ -71,7 +71,9 @@ def restore(
         return cls(**{**arguments, **networks})
 
     try:
-        arguments = {**content["hyper_parameters"], **(overrides or {})}
+        # checkpoints that do not name it were trained with squared errors
+        squared = {"coords_delta": None}
+        arguments = {**squared, **content["hyper_parameters"], **(overrides or {})}
         weights = content["state_dict"]
         # A config can ask for a network that no memory holds. Without memory it shows whether the
         # weights are there; layers are counted first, since each takes time even so.

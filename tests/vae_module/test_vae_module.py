@@ -20,6 +20,7 @@ from src.utils.checkpoints import CheckpointError, save_checkpoint
 from src.vae_module import DiagonalGaussianDistribution, VAEModule
 from src.vae_module.decoders.transformer import TransformerDecoder
 from src.vae_module.encoders.transformer import TransformerEncoder
+from src.vae_module.losses import frac_coords_loss
 
 SIZES = {"d_model": 32, "nhead": 4, "num_layers": 2, "dim_feedforward": 64}
 RAW_ENCODER = {"coords_input": "raw", "lattice_input": "matrix", "index_embedding": True}
@@ -277,7 +278,28 @@ def test_larger_latents_do_not_escape_the_noise(batch):
     assert scale.grad.item() == pytest.approx(noise.sum().item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("delta", [None, 0.5])
+def test_coords_delta_shapes_the_loss(batch, delta):
+    vae = make_vae()
+    vae.coords_delta = delta
+    vae.validation_step(batch, 0)
+    found = vae.val_losses.compute()["frac_coords"].item()
+    coords = vae._predict(vae.encode(batch)).coords
+    assert found == pytest.approx(frac_coords_loss(coords, batch.frac_coords, delta).item())
+    assert found != pytest.approx(frac_coords_loss(coords, batch.frac_coords).item())
+
+
 # Configs and checkpoints
+
+
+def test_checkpoints_without_coords_delta_had_squared_errors(tmp_path):
+    path = save(make_vae(), tmp_path / "vae.ckpt")
+    assert VAEModule.load_from_checkpoint(path).coords_delta == 0.05
+    content = torch.load(path, weights_only=True)
+    del content["hyper_parameters"]["coords_delta"]
+    torch.save(content, path)
+    assert VAEModule.load_from_checkpoint(path).coords_delta is None
+    assert VAEModule.load_from_checkpoint(path, coords_delta=0.1).coords_delta == 0.1
 
 
 def save(vae: VAEModule, path: Path) -> Path:
