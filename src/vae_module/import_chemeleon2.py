@@ -233,6 +233,7 @@ def _build(weights: dict[str, Tensor], parameters: Any) -> VAEModule:
         loss_weights=_loss_weights(parameters),
         quant_bias="quant_conv.bias" in weights,
         rotate=True,
+        lengths_delta=None,
         latent_noise=0.0,
     )
 

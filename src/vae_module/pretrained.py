@@ -71,8 +71,8 @@ def restore(
         return cls(**{**arguments, **networks})
 
     try:
-        # checkpoints that do not name it were trained with squared errors
-        squared = {"coords_delta": None}
+        # checkpoints that do not name them were trained with squared errors
+        squared = {"coords_delta": None, "lengths_delta": None}
         arguments = {**squared, **content["hyper_parameters"], **(overrides or {})}
         weights = content["state_dict"]
         # A config can ask for a network that no memory holds. Without memory it shows whether the

@@ -26,7 +26,7 @@ from src.utils.schedules import Schedule, run_progress
 from src.vae_module.decoders.transformer import Prediction
 from src.vae_module.distribution import DiagonalGaussianDistribution
 from src.vae_module.features import Features, featurize
-from src.vae_module.losses import COORDS_DELTA, PER_CRYSTAL, vae_loss
+from src.vae_module.losses import COORDS_DELTA, LENGTHS_DELTA, PER_CRYSTAL, vae_loss
 from src.vae_module.pretrained import (
     TRUSTED_MODULES,
     push_to_hub,
@@ -37,7 +37,7 @@ from src.vae_module.pretrained import (
 
 log = logging.getLogger(__name__)
 
-LOSS_WEIGHTS = {"atom_types": 3.0, "lengths": 1.0, "angles": 10.0, "frac_coords": 2.0, "kl": 1e-4}
+LOSS_WEIGHTS = {"atom_types": 1.0, "lengths": 1.0, "angles": 10.0, "frac_coords": 2.0, "kl": 1e-4}
 OPTIMIZER = {"_target_": "src.utils.muon.Muon"}
 SCHEDULER = {"_target_": "src.utils.schedules.WarmupCosine"}
 
@@ -56,14 +56,17 @@ class VAEModule(LightningModule):
             structure prediction, False). None: as the decoder has it.
         loss_weights: of the terms of `vae_loss`; those not named keep their defaults.
         coords_delta: error of cosines and sines from which on it is not squared; None: all are.
+        lengths_delta: error of scaled lengths, in Å, from which on it is not; None: all are.
         translate: move each training crystal by a random fraction of its cell.
         rotate: rotate the cell of each training crystal at random; only an encoder that sees the
             matrix can tell.
         mask_ratio: share of atom types hidden from the encoder in training.
         jitter_ratio: share of atoms displaced before the encoder in training.
         jitter_std: of that displacement, in Å per direction.
-        latent_noise: the decoder is trained to bear noise on the latents up to this much, in
-            standard deviations of each channel; each crystal has its own level, uniform up to it.
+        latent_noise: the decoder is trained to tell atom types from latents with noise on them, up
+            to this many standard deviations of each channel. Without effect where types are given.
+        noise_share: of the training crystals, the share that have it. Each has its own level,
+            uniform up to `latent_noise`, and its geometry is not part of the loss.
         optimizer: config of a `torch.optim.Optimizer`, which is given the named parameters.
         scheduler: config of a `src.utils.schedules.Schedule`.
         quant_bias: biases in the maps to and from the latent.
@@ -80,12 +83,14 @@ class VAEModule(LightningModule):
         atom_type_predict: bool | None = None,
         loss_weights: Mapping[str, float] | None = None,
         coords_delta: float | None = COORDS_DELTA,
+        lengths_delta: float | None = LENGTHS_DELTA,
         translate: bool = True,
         rotate: bool = False,
         mask_ratio: float = 0.0,
         jitter_ratio: float = 0.0,
         jitter_std: float = 0.1,
-        latent_noise: float = 0.0,
+        latent_noise: float = 0.2,
+        noise_share: float = 0.125,
         optimizer: Mapping[str, Any] | None = None,
         scheduler: Mapping[str, Any] | None = None,
         quant_bias: bool = True,
@@ -102,17 +107,25 @@ class VAEModule(LightningModule):
         unknown = set(loss_weights or {}) - set(LOSS_WEIGHTS)
         if unknown:
             raise ValueError(f"loss_weights has {sorted(unknown)}; it knows {list(LOSS_WEIGHTS)}")
-        if coords_delta is not None and not coords_delta > 0:
-            raise ValueError(f"coords_delta={coords_delta} is not above zero; null: squared errors")
+        for name, delta in (("coords_delta", coords_delta), ("lengths_delta", lengths_delta)):
+            if delta is not None and not delta > 0:
+                raise ValueError(f"{name}={delta} is not above zero; null: squared errors")
+        if not 0 <= noise_share < 1:
+            raise ValueError(
+                f"noise_share={noise_share} is not in [0, 1): without exact latents, "
+                "geometry is not learned"
+            )
         self.latent_dim = latent_dim
         self.loss_weights = {**LOSS_WEIGHTS, **(loss_weights or {})}
         self.coords_delta = coords_delta
+        self.lengths_delta = lengths_delta
         self.translate = translate
         self.rotate = rotate
         self.mask_ratio = mask_ratio
         self.jitter_ratio = jitter_ratio
         self.jitter_std = jitter_std
         self.latent_noise = latent_noise
+        self.noise_share = noise_share
         self.optimizer = to_plain(optimizer or OPTIMIZER)
         self.scheduler = to_plain(scheduler or SCHEDULER)
         self.quant_bias = quant_bias
@@ -404,10 +417,12 @@ class VAEModule(LightningModule):
         posterior = encoded["posterior"]
         noise = augment.for_atoms(torch.randn, target, self.latent_dim, generator)
         x = posterior.sample(noise=noise)
-        if self.latent_noise:
-            x = x + self._latent_noise(posterior.mean, target, generator)
+        geometry_weights = None
+        if self.latent_noise and self.atom_type_predict:
+            level, geometry_weights = self._noise_levels(target, generator)
+            x = x + self._latent_noise(posterior.mean, level, target, generator)
         prediction = self._predict({**encoded, "x": x})
-        loss, terms = self._loss(prediction, posterior, target)
+        loss, terms = self._loss(prediction, posterior, target, geometry_weights)
         self.last_step = {f"{name}_loss": term.detach() for name, term in terms.items()}
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             # at other steps Lightning would drop it, and it costs time
@@ -480,8 +495,16 @@ class VAEModule(LightningModule):
             batch = augment.jitter_coords(batch, self.jitter_ratio, self.jitter_std, generator)
         return batch
 
+    def _noise_levels(
+        self, batch: CrystalBatch, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """The level of noise on each crystal's latents, and its weight in geometry: (B,) each."""
+        draw, level = augment.for_crystals(torch.rand, batch, 2, generator).unbind(dim=1)
+        noisy = draw < self.noise_share
+        return self.latent_noise * level * noisy, ~noisy / (1 - self.noise_share)
+
     def _latent_noise(
-        self, mean: Tensor, batch: CrystalBatch, generator: torch.Generator
+        self, mean: Tensor, level: Tensor, batch: CrystalBatch, generator: torch.Generator
     ) -> Tensor:
         # Over all processes, so that the spread does not depend on how a batch is shared. Its
         # gradient is kept: without it, larger latents would seem to escape the noise.
@@ -489,14 +512,25 @@ class VAEModule(LightningModule):
         gathered: Tensor = self.all_gather(moments, sync_grads=True)  # type: ignore[assignment]
         count, first, second = gathered.view(-1, *moments.shape).sum(dim=0)
         spread = (second / count - (first / count) ** 2).clamp(min=1e-12).sqrt()
-        level = self.latent_noise * augment.for_crystals(torch.rand, batch, 1, generator)
         noise = augment.for_atoms(torch.randn, batch, self.latent_dim, generator)
-        return level[batch.batch] * spread * noise
+        return level[batch.batch, None] * spread * noise
 
     def _loss(
-        self, prediction: Prediction, posterior: DiagonalGaussianDistribution, batch: CrystalBatch
+        self,
+        prediction: Prediction,
+        posterior: DiagonalGaussianDistribution,
+        batch: CrystalBatch,
+        geometry_weights: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        return vae_loss(prediction, posterior, batch, self.loss_weights, self.coords_delta)
+        return vae_loss(
+            prediction,
+            posterior,
+            batch,
+            self.loss_weights,
+            self.coords_delta,
+            self.lengths_delta,
+            geometry_weights,
+        )
 
     def _evaluate(
         self, batch: CrystalBatch, losses: LossAverages, errors: ReconstructionErrors

@@ -103,9 +103,9 @@ def test_a_run_is_made_once(ablation, tmp_path):
         for size in ("d_model=16", "nhead=2", "num_layers=1", "dim_feedforward=16")
     ]
     arguments = ["smoothness", *tiny, "--steps", "3", "--crystals", "5", "--folder", str(tmp_path)]
-    rows = ablation.main([*arguments, "--variants", "kl_1e-5", "kl_1e-2"])
+    rows = ablation.main([*arguments, "--variants", "kl_1e-6", "kl_1e-2"])
     assert [row["steps"] for row in rows] == [3, 3]
     assert rows[0]["kl"] != rows[1]["kl"]
     files = times(tmp_path)
-    assert ablation.main([*arguments, "--variants", "kl_1e-5", "kl_1e-2"]) == rows
+    assert ablation.main([*arguments, "--variants", "kl_1e-6", "kl_1e-2"]) == rows
     assert files == times(tmp_path)

@@ -7,7 +7,7 @@ from pymatgen.core import Lattice, Structure
 from src.data import CrystalBatch
 from src.vae_module import DiagonalGaussianDistribution
 from src.vae_module.decoders.transformer import Prediction
-from src.vae_module.losses import frac_coords_loss, vae_loss
+from src.vae_module.losses import frac_coords_loss, lengths_loss, vae_loss
 
 WEIGHTS = {"atom_types": 2.0, "lengths": 3.0, "angles": 5.0, "frac_coords": 7.0, "kl": 11.0}
 
@@ -95,13 +95,45 @@ def test_the_loss_of_coordinates_is_squared_below_delta_and_a_distance_above():
 
 def test_the_gradient_of_perfect_coordinates_is_zero(batch):
     coords = perfect(batch).coords.requires_grad_()
-    frac_coords_loss(coords, batch.frac_coords).backward()
+    frac_coords_loss(coords, batch.frac_coords).mean().backward()
     assert torch.equal(coords.grad, torch.zeros_like(coords))
 
 
 def test_raw_coordinates_are_compared_as_they_stand():
     loss = frac_coords_loss(torch.tensor([[0.999, 0.5, 0.5]]), torch.tensor([[0.001, 0.5, 0.5]]))
     assert loss.item() == pytest.approx(0.998**2 / 3)
+
+
+def test_the_loss_of_lengths_is_squared_below_delta_and_linear_above():
+    true = torch.zeros(2, 3)
+    predicted = torch.tensor([[0.3, 0.0, 0.0], [2.0, 0.0, 0.0]])
+    squared = lengths_loss(predicted, true, delta=None)
+    assert squared.tolist() == pytest.approx([0.09 / 3, 4.0 / 3])
+    # the tangent at 0.5 has the slope 1
+    bent = lengths_loss(predicted, true, delta=0.5)
+    assert bent.tolist() == pytest.approx([0.09 / 3, (0.25 + 1.5) / 3])
+
+
+def test_weights_of_geometry_leave_types_and_latents_alone():
+    cells = [Structure(Lattice.cubic(a), ["Na"] * n, [[0, 0, 0]] * n) for a, n in ((4, 1), (5, 2))]
+    batch = CrystalBatch.from_structures(cells)
+    prediction = Prediction(
+        atom_logits=torch.zeros(3, 100),
+        coords=torch.zeros(3, 3, 2),
+        lengths_scaled=batch.lengths_scaled + torch.tensor([[0.1], [0.2]]),
+        angles_radians=batch.angles_radians + torch.tensor([[0.3], [0.4]]),
+    )
+    moments = DiagonalGaussianDistribution(torch.ones(3, 4))
+    _, all_ = vae_loss(prediction, moments, batch, WEIGHTS)
+    _, second = vae_loss(
+        prediction, moments, batch, WEIGHTS, geometry_weights=torch.tensor([0.0, 2.0])
+    )
+    assert second["lengths"].item() == pytest.approx(0.2**2, rel=1e-4)
+    assert second["angles"].item() == pytest.approx(0.4**2, rel=1e-4)
+    # two of three atoms, twice
+    assert second["frac_coords"].item() == pytest.approx(4 / 3 * all_["frac_coords"].item())
+    for name in ("atom_types", "kl"):
+        assert second[name] == all_[name]
 
 
 def test_given_atom_types_have_no_term(batch):

@@ -20,7 +20,7 @@ from src.utils.checkpoints import CheckpointError, save_checkpoint
 from src.vae_module import DiagonalGaussianDistribution, VAEModule
 from src.vae_module.decoders.transformer import TransformerDecoder
 from src.vae_module.encoders.transformer import TransformerEncoder
-from src.vae_module.losses import frac_coords_loss
+from src.vae_module.losses import frac_coords_loss, lengths_loss
 
 SIZES = {"d_model": 32, "nhead": 4, "num_layers": 2, "dim_feedforward": 64}
 RAW_ENCODER = {"coords_input": "raw", "lattice_input": "matrix", "index_embedding": True}
@@ -243,63 +243,93 @@ def test_the_randomness_of_a_step_is_a_function_of_seed_and_step(batch):
     assert not torch.equal(first, vae._augment(batch, vae._generator(0)).frac_coords)
 
 
-def with_latent_noise(level: float) -> VAEModule:
+@pytest.fixture
+def noisy() -> VAEModule:
     vae = make_vae()
-    vae.latent_noise = level
+    vae.latent_noise, vae.noise_share = 0.2, 0.25
     vae._trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     return vae
 
 
-def test_noise_on_the_latents_follows_their_spread(batch):
-    vae = with_latent_noise(0.2)
+def test_a_share_of_the_crystals_has_noise_and_no_geometry(noisy, batch):
+    drawn = [
+        noisy._noise_levels(batch, torch.Generator().manual_seed(seed)) for seed in range(4000)
+    ]
+    level, geometry_weights = (torch.stack(part) for part in zip(*drawn, strict=True))
+    has_noise = level > 0
+    assert has_noise.float().mean().item() == pytest.approx(0.25, rel=0.05)
+    assert torch.equal(geometry_weights, torch.where(has_noise, 0, 1 / 0.75))
+    # uniform up to the highest
+    assert level[has_noise].mean().item() == pytest.approx(0.1, rel=0.05)
+    assert 0.195 < level.max() < 0.2
+
+
+def test_noise_on_the_latents_follows_their_spread(noisy, batch):
+    level = torch.linspace(0, 0.2, len(batch.num_atoms))
     mean = torch.randn(len(batch.batch), 5) * torch.tensor([1.0, 2, 3, 4, 5])
 
     def noise(mean, seed=1):
-        return vae._latent_noise(mean, batch, torch.Generator().manual_seed(seed))
+        return noisy._latent_noise(mean, level, batch, torch.Generator().manual_seed(seed))
 
     first = noise(mean)
     torch.testing.assert_close(noise(10 * mean + 7), 10 * first, rtol=1e-4, atol=1e-6)
     drawn = torch.stack([noise(mean, seed) for seed in range(4000)])
-    # the root mean square of a level that is uniform up to 0.2, by each channel's spread
-    expected = 0.2 / 3**0.5 * mean.std(dim=0, correction=0)
-    torch.testing.assert_close(drawn.square().mean(dim=(0, 1)).sqrt(), expected, rtol=0.05, atol=0)
-    # atoms of a crystal share a level: large for one atom, large for the others
-    atoms = drawn[:, batch.batch == 2].square().mean(dim=2)
-    assert torch.corrcoef(atoms.T)[0, 1:].min() > 0.2
+    expected = level[batch.batch, None] * mean.std(dim=0, correction=0)
+    torch.testing.assert_close(drawn.square().mean(dim=0).sqrt(), expected, rtol=0.1, atol=0)
 
 
-def test_larger_latents_do_not_escape_the_noise(batch):
+def test_larger_latents_do_not_escape_the_noise(noisy, batch):
     """It grows with them, in its gradient too."""
-    vae = with_latent_noise(0.2)
     scale = torch.ones((), requires_grad=True)
     mean = torch.randn(len(batch.batch), 5)
-    noise = vae._latent_noise(scale * mean, batch, torch.Generator().manual_seed(1))
+    level = torch.full((len(batch.num_atoms),), 0.1)
+    noise = noisy._latent_noise(scale * mean, level, batch, torch.Generator().manual_seed(1))
     noise.sum().backward()
     assert scale.grad.item() == pytest.approx(noise.sum().item(), rel=1e-4)
 
 
+def test_training_draws_what_crystals_with_noise_lose(noisy, batch, monkeypatch):
+    """Geometry is not asked of them, and where all have noise it learns nothing."""
+    everyone = torch.full((len(batch.num_atoms),), 0.2)
+    monkeypatch.setattr(noisy, "_noise_levels", lambda *_: (everyone, 0 * everyone))
+    noisy.training_step(batch, 0).backward()
+    for name in ("lengths", "angles", "frac_coords"):
+        assert noisy.last_step[f"{name}_loss"] == 0
+    with_noise = noisy.last_step["atom_types_loss"]
+    noisy.latent_noise = 0.0
+    noisy.training_step(batch, 0)
+    assert noisy.last_step["atom_types_loss"] != with_noise
+    assert noisy.last_step["frac_coords_loss"] > 0
+
+
 @pytest.mark.parametrize("delta", [None, 0.5])
-def test_coords_delta_shapes_the_loss(batch, delta):
+def test_deltas_shape_the_loss(batch, delta):
     vae = make_vae()
-    vae.coords_delta = delta
+    vae.coords_delta, vae.lengths_delta = delta, None if delta is None else 0.1
     vae.validation_step(batch, 0)
-    found = vae.val_losses.compute()["frac_coords"].item()
-    coords = vae._predict(vae.encode(batch)).coords
-    assert found == pytest.approx(frac_coords_loss(coords, batch.frac_coords, delta).item())
-    assert found != pytest.approx(frac_coords_loss(coords, batch.frac_coords).item())
+    found = vae.val_losses.compute()
+    prediction = vae._predict(vae.encode(batch))
+    for name, loss, predicted, true in (
+        ("frac_coords", frac_coords_loss, prediction.coords, batch.frac_coords),
+        ("lengths", lengths_loss, prediction.lengths_scaled, batch.lengths_scaled),
+    ):
+        expected = loss(predicted, true, getattr(vae, name.removeprefix("frac_") + "_delta"))
+        assert found[name].item() == pytest.approx(expected.mean().item())
+        assert found[name].item() != pytest.approx(loss(predicted, true).mean().item())
 
 
 # Configs and checkpoints
 
 
-def test_checkpoints_without_coords_delta_had_squared_errors(tmp_path):
+@pytest.mark.parametrize(("name", "default"), [("coords_delta", 0.05), ("lengths_delta", 0.5)])
+def test_checkpoints_without_deltas_had_squared_errors(tmp_path, name, default):
     path = save(make_vae(), tmp_path / "vae.ckpt")
-    assert VAEModule.load_from_checkpoint(path).coords_delta == 0.05
+    assert getattr(VAEModule.load_from_checkpoint(path), name) == default
     content = torch.load(path, weights_only=True)
-    del content["hyper_parameters"]["coords_delta"]
+    del content["hyper_parameters"][name]
     torch.save(content, path)
-    assert VAEModule.load_from_checkpoint(path).coords_delta is None
-    assert VAEModule.load_from_checkpoint(path, coords_delta=0.1).coords_delta == 0.1
+    assert getattr(VAEModule.load_from_checkpoint(path), name) is None
+    assert getattr(VAEModule.load_from_checkpoint(path, **{name: 0.1}), name) == 0.1
 
 
 def save(vae: VAEModule, path: Path) -> Path:
@@ -428,5 +458,7 @@ def test_arguments_that_contradict_are_refused():
         VAEModule(encoder, decoder, loss_weights={"energy": 1.0})
     with pytest.raises(ValueError, match="coords_delta=0"):
         VAEModule(encoder, decoder, coords_delta=0)
+    with pytest.raises(ValueError, match="noise_share=1"):
+        VAEModule(encoder, decoder, noise_share=1)
     with pytest.raises(ValueError, match="coords_input"):
         TransformerEncoder(**SIZES, coords_input="polar")
