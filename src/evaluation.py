@@ -27,7 +27,7 @@ from src.data.schema import CrystalBatch
 from src.encoding import decode_dataset, encode_dataset
 from src.metrics.evaluate import SETTINGS, match_batches, reconstruction_figures, to_structures
 from src.metrics.latents import latent_statistics, noise_area
-from src.metrics.matching import CDVAE, PYMATGEN, MatcherPool, summarize
+from src.metrics.matching import CDVAE, PYMATGEN, UNREDUCED, MatcherPool, summarize
 from src.metrics.reconstruction import ReconstructionErrors
 from src.metrics.space_groups import SYMPREC
 from src.metrics.symmetry import MOTIONS
@@ -147,7 +147,8 @@ def evaluate_vae(
       trained on;
     - `latent`: see `latent_statistics`;
     - `noise`: match rates by `levels`, the standard deviation of noise added to the latent in
-      units of each channel's, and the `area` under the curve (see `noise_area`);
+      units of each channel's, and the `area` under the curve (see `noise_area`), also with
+      `UNREDUCED` settings;
     - `symmetry`: by the names of `MOTIONS`, how far the reconstruction of crystals that are
       written in another way, taken back, is from that of the same crystals as they stand
       (`coords_rmsd` in Å and so on), and their `match_rate`. A model that was trained on Niggli
@@ -238,21 +239,23 @@ def noise_curve(
         levels: ascending.
     """
     crystals = dataset.batch(torch.arange(len(dataset)))
-    found = []
+    settings, found = (*SETTINGS, UNREDUCED), []
     for level in levels:
         if progress:
             log.info("Noise of %g standard deviations on the latents", level)
         decoded = decode_dataset(vae, mean + level * noise, dataset, batch_size)
-        results = match_batches([crystals], [decoded], pool, progress=progress)
-        found.append([summarize(*each).match_rate for each in zip(results, SETTINGS, strict=True)])
-    match_rate, match_rate_default = (list(each) for each in zip(*found, strict=True))
+        results = match_batches([crystals], [decoded], pool, settings, progress)
+        found.append([summarize(*each).match_rate for each in zip(results, settings, strict=True)])
+    match_rate, match_rate_default, unreduced = (list(each) for each in zip(*found, strict=True))
     return {
         "crystals": len(dataset),
         "levels": list(levels),
         "match_rate": match_rate,
         "match_rate_default": match_rate_default,
+        "match_rate_unreduced": unreduced,
         "area": noise_area(levels, match_rate),
         "area_default": noise_area(levels, match_rate_default),
+        "area_unreduced": noise_area(levels, unreduced),
     }
 
 
@@ -355,11 +358,11 @@ def evaluation_table(metrics: dict[str, Any]) -> Table:
             kind = f"match rate, {figures['crystals']:,} of rare {name}"
             both(kind, "{:.2%}", figures, "match_rate")
     if noise := metrics.get("noise"):
-        for level, *shares in zip(
-            noise["levels"], noise["match_rate"], noise["match_rate_default"], strict=True
-        ):
+        curves = (noise[f"match_rate{suffix}"] for suffix in ("", "_default", "_unreduced"))
+        for level, cdvae, default, unreduced in zip(noise["levels"], *curves, strict=True):
             if level:
-                row(f"match rate, noise {level:g} std", "{:.2%}", *shares)
+                row(f"match rate, noise {level:g} std", "{:.2%}", cdvae, default)
+                row("  cells as they are", "{:.2%}", unreduced)
         both("  area under that curve", "{:.3f}", noise, "area")
     table.add_section()
     latent, kl = metrics["latent"], metrics["latent"]["kl_per_channel"]

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Literal, overload
 
 from pebble import ProcessExpired, ProcessPool
@@ -49,11 +49,13 @@ class MatcherSettings:
         stol: Site tolerance, in units of (V/N)^(1/3), the free length per atom.
         ltol: Fractional tolerance on cell lengths.
         angle_tol: Tolerance on cell angles in degrees.
+        primitive_cell: Reduce both crystals to primitive cells first.
     """
 
     stol: float
     ltol: float
     angle_tol: float
+    primitive_cell: bool = True
 
 
 CDVAE = MatcherSettings(stol=0.5, ltol=0.3, angle_tol=10.0)
@@ -61,6 +63,10 @@ CDVAE = MatcherSettings(stol=0.5, ltol=0.3, angle_tol=10.0)
 
 PYMATGEN = MatcherSettings(stol=0.3, ltol=0.2, angle_tol=5.0)
 """pymatgen's defaults, stricter."""
+
+UNREDUCED = replace(CDVAE, primitive_cell=False)
+"""CDVAE's, for cells as they are. Where a cell is a multiple of the primitive one, its copy with
+displaced atoms may not reduce to the same, and then does not match however small they are."""
 
 Status = Literal["matched", "unmatched", "timeout", "crashed", "error"]
 
@@ -152,8 +158,7 @@ def rms_distance(
     compositions = (s.composition.fractional_composition for s in (prediction, target))
     if next(compositions) != next(compositions):
         return None
-    matcher = StructureMatcher(stol=settings.stol, ltol=settings.ltol, angle_tol=settings.angle_tol)
-    match = matcher.get_rms_dist(prediction, target)
+    match = StructureMatcher(**asdict(settings)).get_rms_dist(prediction, target)
     return None if match is None else float(match[0])
 
 

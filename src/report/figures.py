@@ -9,16 +9,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from src.metrics.matching import CDVAE, PYMATGEN, MatcherSettings
+from src.metrics.matching import CDVAE, PYMATGEN, UNREDUCED, MatcherSettings
 from src.report.maps import PlaneMap
 
 # what the keys of figures end with, the settings, and their colour
 MATCHERS = (("", CDVAE, "#3577c1"), ("_default", PYMATGEN, "#e08a2c"))
+NOISE_MATCHERS = (*MATCHERS, ("_unreduced", UNREDUCED, "#3f9b57"))
 
 
 def settings_text(settings: MatcherSettings) -> str:
     """`stol 0.5, ltol 0.3, angle 10°`."""
-    return f"stol {settings.stol:g}, ltol {settings.ltol:g}, angle {settings.angle_tol:g}°"
+    text = f"stol {settings.stol:g}, ltol {settings.ltol:g}, angle {settings.angle_tol:g}°"
+    return text if settings.primitive_cell else f"{text}, cells as they are"
 
 
 def by_num_atoms_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -46,7 +48,7 @@ def noise_figure(noise: Mapping[str, Any]) -> Figure:
     """Match rate against noise on the latents, with the area under the curves."""
     figure = Figure(figsize=(5.0, 3.4), layout="constrained")
     ax = figure.subplots()
-    for suffix, settings, color in MATCHERS:
+    for suffix, settings, color in NOISE_MATCHERS:
         if rates := noise.get(f"match_rate{suffix}"):
             percent = [_percent(rate) for rate in rates]
             area = noise.get(f"area{suffix}")

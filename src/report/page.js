@@ -1,11 +1,14 @@
 "use strict";
 // Fills the page from the JSON in #data. Text from the data reaches the page as text nodes only.
 
-const {metrics, matchers, crystals, pairs, elements, maps, training, total} =
-  JSON.parse(document.getElementById("data").textContent);
+const {
+  metrics, matchers, noise_matchers: noiseMatchers, crystals, pairs, elements, maps, training, total,
+} = JSON.parse(document.getElementById("data").textContent);
 
 // no line break between a setting and its value
-for (const matcher of matchers) matcher.settings = matcher.settings.replace(/ (?=\d)/g, "\u00a0");
+for (const matcher of [...matchers, ...noiseMatchers]) {
+  matcher.settings = matcher.settings.replace(/ (?=\d)/g, "\u00a0");
+}
 
 const PAIRS_PER_PAGE = 6;
 const MAX_CATEGORIES = 10; // of a colouring; the rest are grey
@@ -298,7 +301,7 @@ function showNoise() {
   const noise = metrics.noise;
   if (!noise) return drop("noise");
   chart($("noise-curve"), () => ({
-    traces: matchers.filter(({suffix}) => noise[`match_rate${suffix}`]).map(
+    traces: noiseMatchers.filter(({suffix}) => noise[`match_rate${suffix}`]).map(
       ({suffix, settings, color}) => ({
         type: "scatter", mode: "lines+markers", x: noise.levels,
         name: settings + (is(noise[`area${suffix}`])

@@ -18,6 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from src.report.figures import (
     MATCHERS,
+    NOISE_MATCHERS,
     by_num_atoms_figure,
     latents_figure,
     noise_figure,
@@ -112,6 +113,10 @@ def _page(evaluation: EvaluationFiles, maps: list[PlaneMap], shown: np.ndarray) 
         "matchers": [
             {"name": name, "suffix": suffix, "settings": settings_text(settings), "color": color}
             for name, (suffix, settings, color) in zip(MATCHER_NAMES, MATCHERS, strict=True)
+        ],
+        "noise_matchers": [
+            {"suffix": suffix, "settings": settings_text(settings), "color": color}
+            for suffix, settings, color in NOISE_MATCHERS
         ],
         "total": len(evaluation.crystals),
         "crystals": {name: _plain(column.tolist()) for name, column in crystals.items()},

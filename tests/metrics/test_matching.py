@@ -18,6 +18,7 @@ from pymatgen.core import Lattice, Structure
 from src.metrics.matching import (
     CDVAE,
     PYMATGEN,
+    UNREDUCED,
     MatcherPool,
     MatcherSettings,
     PairResult,
@@ -127,6 +128,19 @@ class TestRms:
         loose, strict = match_pairs([NACL], [prediction], [CDVAE, PYMATGEN], num_workers=0)
         assert loose[0].matched
         assert strict == [PairResult("unmatched")]
+
+    def test_multiple_of_the_primitive_cell_that_does_not_reduce(self) -> None:
+        # One of 4 atoms moves by 0.6 Å, which leaves rms^2 = d^2 (n - 1) / n^2, as above. The cell
+        # then has no smaller one, unlike the target's.
+        target = NACL * (2, 1, 1)
+        prediction = target.copy()
+        prediction.translate_sites(0, [0, 0, 0.6], frac_coords=False)
+        reduced, as_they_are = match_pairs(
+            [target], [prediction], [CDVAE, UNREDUCED], num_workers=0
+        )
+        assert reduced == [PairResult("unmatched")]
+        free_length = (target.volume / 4) ** (1 / 3)
+        assert as_they_are[0].rms == pytest.approx(0.6 * math.sqrt(3) / 4 / free_length)
 
 
 class TestGarbage:

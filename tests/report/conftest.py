@@ -107,6 +107,7 @@ BLOCKS = {
         "levels": [0, 0.5, 1],
         "match_rate": [0.8, 0.4, 0.0],
         "match_rate_default": [0.5, 0.2, 0.0],
+        "match_rate_unreduced": [0.8, 0.5, 0.0],
         "area": 0.4,
     },
     "symmetry": {"rotation": {"coords_rmsd": 0.0, "match_rate": 1.0}},

@@ -295,11 +295,16 @@ def test_bars_and_curves():
         [50, 100, np.nan, 25], nan_ok=True
     )
     assert [bar.get_height() for bar in bottom.patches] == [7, 3]
-    noise = {"levels": [0, 1], "match_rate": [0.9, 0.1], "area": 0.5, "match_rate_default": None}
+    noise = {
+        "levels": [0, 1], "match_rate": [0.9, 0.1], "area": 0.5, "match_rate_default": None,
+        "match_rate_unreduced": [0.9, 0.3],
+    }  # fmt: skip
     (ax,) = noise_figure(noise).axes
-    (line,) = ax.lines
+    line, unreduced = ax.lines
     assert line.get_ydata() == pytest.approx([90, 10])
     assert line.get_label() == "stol 0.5, ltol 0.3, angle 10°; area 0.500"
+    assert unreduced.get_ydata() == pytest.approx([90, 30])
+    assert unreduced.get_label() == "stol 0.5, ltol 0.3, angle 10°, cells as they are"
 
 
 def test_curves_of_a_training():

@@ -78,7 +78,7 @@ def test_a_report_in_use(make_folder, driver):
     tiles = [tile.text for tile in driver.find_elements(By.CSS_SELECTOR, ".tile strong")]
     assert tiles[:3] == ["78.57 %", "50.00 %", "0.0700"]
     assert len(driver.find_elements(By.CSS_SELECTOR, "#by-num-atoms .bars .point")) == 6
-    assert len(driver.find_elements(By.CSS_SELECTOR, "#noise-curve .point")) == 6
+    assert len(driver.find_elements(By.CSS_SELECTOR, "#noise-curve .point")) == 9
 
     # pages, worst crystals first
     assert shown_ids(driver) == [hostile, *(f"id-{k}" for k in (5, 2, 13, 12, 11))]
