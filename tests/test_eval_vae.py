@@ -498,7 +498,7 @@ def test_a_model_that_makes_no_crystals(pool, tmp_path, spoil):
     assert metrics["space_group"]["lost"] == 1
     assert metrics["noise"] == {
         "crystals": 4, "levels": [0, 1], "match_rate": [0, 0], "match_rate_default": [0, 0],
-        "area": 0, "area_default": 0,
+        "match_rate_unreduced": [0, 0], "area": 0, "area_default": 0, "area_unreduced": 0,
     }  # fmt: skip
     assert [row["match_rate"] for row in metrics["by_num_atoms"]] == [0, 0]
     assert [row["rmse"] for row in metrics["by_num_atoms"]] == [None, None]
