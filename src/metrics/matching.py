@@ -20,8 +20,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Literal, overload
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, overload
 
 from pebble import ProcessExpired, ProcessPool
 from rich.progress import Progress
@@ -49,13 +49,20 @@ class MatcherSettings:
         stol: Site tolerance, in units of (V/N)^(1/3), the free length per atom.
         ltol: Fractional tolerance on cell lengths.
         angle_tol: Tolerance on cell angles in degrees.
-        primitive_cell: Reduce both crystals to primitive cells first.
+        primitive_cell: Whether both crystals are reduced to primitive cells first.
     """
 
     stol: float
     ltol: float
     angle_tol: float
-    primitive_cell: bool = True
+    primitive_cell: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
+class UnreducedSettings(MatcherSettings):
+    """Tolerances for cells as they are."""
+
+    primitive_cell: ClassVar[bool] = False
 
 
 CDVAE = MatcherSettings(stol=0.5, ltol=0.3, angle_tol=10.0)
@@ -64,7 +71,7 @@ CDVAE = MatcherSettings(stol=0.5, ltol=0.3, angle_tol=10.0)
 PYMATGEN = MatcherSettings(stol=0.3, ltol=0.2, angle_tol=5.0)
 """pymatgen's defaults, stricter."""
 
-UNREDUCED = replace(CDVAE, primitive_cell=False)
+UNREDUCED = UnreducedSettings(**asdict(CDVAE))
 """CDVAE's, for cells as they are. Where a cell is a multiple of the primitive one, its copy with
 displaced atoms may not reduce to the same, and then does not match however small they are."""
 
@@ -158,7 +165,8 @@ def rms_distance(
     compositions = (s.composition.fractional_composition for s in (prediction, target))
     if next(compositions) != next(compositions):
         return None
-    match = StructureMatcher(**asdict(settings)).get_rms_dist(prediction, target)
+    matcher = StructureMatcher(**asdict(settings), primitive_cell=settings.primitive_cell)
+    match = matcher.get_rms_dist(prediction, target)
     return None if match is None else float(match[0])
 
 
