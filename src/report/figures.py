@@ -46,7 +46,7 @@ def by_num_atoms_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 def noise_figure(noise: Mapping[str, Any]) -> Figure:
     """Match rate against noise on the latents, with the area under the curves."""
-    figure = Figure(figsize=(5.0, 3.4), layout="constrained")
+    figure = Figure(figsize=(5.0, 4.0), layout="constrained")
     ax = figure.subplots()
     for suffix, settings, color in NOISE_MATCHERS:
         if rates := noise.get(f"match_rate{suffix}"):
@@ -59,7 +59,8 @@ def noise_figure(noise: Mapping[str, Any]) -> Figure:
         ylabel="match rate, %",
         ylim=(0, 102),
     )
-    ax.legend(frameon=False)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    figure.legend(loc="outside upper left", frameon=False)
     _finish(ax)
     return figure
 

@@ -297,14 +297,18 @@ def test_bars_and_curves():
     assert [bar.get_height() for bar in bottom.patches] == [7, 3]
     noise = {
         "levels": [0, 1], "match_rate": [0.9, 0.1], "area": 0.5, "match_rate_default": None,
-        "match_rate_unreduced": [0.9, 0.3],
+        "match_rate_unreduced": [0.9, 0.3], "area_unreduced": 0.6,
     }  # fmt: skip
-    (ax,) = noise_figure(noise).axes
+    figure = noise_figure(noise)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert legend.get_window_extent().x1 <= figure.bbox.x1  # nothing of it is cut off
+    (ax,) = figure.axes
     line, unreduced = ax.lines
     assert line.get_ydata() == pytest.approx([90, 10])
     assert line.get_label() == "stol 0.5, ltol 0.3, angle 10°; area 0.500"
     assert unreduced.get_ydata() == pytest.approx([90, 30])
-    assert unreduced.get_label() == "stol 0.5, ltol 0.3, angle 10°, cells as they are"
+    assert unreduced.get_label() == "stol 0.5, ltol 0.3, angle 10°, cells as they are; area 0.600"
 
 
 def test_curves_of_a_training():
