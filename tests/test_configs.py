@@ -90,7 +90,7 @@ def test_sizes(make_config):
     own = make_config("experiment=mp_20/vae_dng_small", "vae_module.encoder.num_layers=2")
     assert own.vae_module.encoder == {**own.vae_module.encoder, "d_model": 128, "num_layers": 2}
     assert own.data.source == "mp_20"
-    predecessor = make_config("experiment=prototypes/vae_dng", "vae_module=chemeleon2").vae_module
+    predecessor = make_config("experiment=mp_20/vae_dng_small", "vae_module=chemeleon2").vae_module
     assert (predecessor.encoder.d_model, predecessor.optimizer.lr) == (128, 1e-4)
 
 

@@ -84,7 +84,7 @@ def fake_train(monkeypatch):
 
 def test_the_shipped_space(make_config):
     assert parse_space(make_config(space=None)) == {
-        "vae_module.optimizer.lr": FloatDistribution(1e-4, 3e-3, log=True),
+        "vae_module.optimizer.lr": FloatDistribution(5e-4, 2e-2, log=True),
         "vae_module.loss_weights.kl": FloatDistribution(1e-6, 1e-3, log=True),
         "vae_module.latent_dim": IntDistribution(2, 16, step=2),
         "vae_module.encoder.num_layers": IntDistribution(2, 8),

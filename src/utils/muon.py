@@ -69,7 +69,7 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self,
         params: Iterable[tuple[str, Tensor]],
-        lr: float = 2e-3,
+        lr: float = 5e-3,
         matrices: str = r"transformer\.layers",
         momentum: float = 0.95,
         betas: Sequence[float] = (0.9, 0.99),
