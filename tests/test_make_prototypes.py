@@ -124,7 +124,6 @@ def test_pymatgen_reads_the_same_crystals(crystals: list[Crystal]) -> None:
         np.testing.assert_allclose(difference - np.round(difference), 0, atol=1.01e-4)
 
 
-@pytest.mark.slow
 def test_no_crystal_matches_one_of_another_split(crystals: list[Crystal]) -> None:
     matcher = StructureMatcher(ltol=0.3, stol=0.5, angle_tol=10)
     of_formula = defaultdict(list)

@@ -116,7 +116,7 @@ def test_the_limit_of_atoms_is_for_the_cell_that_is_chosen():
 
 
 def test_real_crystals(shared_data):
-    texts = pd.read_csv(shared_data / "mp_20" / "val.csv.gz", nrows=30)["cif"]
+    texts = pd.read_csv(shared_data / "mp_20" / "val.csv.gz", nrows=60)["cif"]
     for text in texts:
         given = read_cif(text, niggli=False)
         numbers = {}
