@@ -176,6 +176,12 @@ def test_vae_modules(make_config, name, predict):
     assert set(vae.loss_weights) == {"atom_types", "lengths", "angles", "frac_coords", "kl"}
 
 
+def test_the_predecessors_optimizer_is_theirs(make_config):
+    vae = instantiate(make_config("vae_module=chemeleon2", *SMALL).vae_module)
+    kept = {"lr": 1e-4, "betas": [0.9, 0.999], "weight_decay": 0.0}
+    assert vae.optimizer == {"_target_": "torch.optim.AdamW", "fused": True, **kept}
+
+
 COMMANDS = {
     "encode_vae": {"ckpt_path"},
     "eval_generated": {"input", "reference"},
