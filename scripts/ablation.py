@@ -136,8 +136,8 @@ def _evaluate(run: Path, split: str, num_crystals: int) -> dict[str, Any]:
     import torch
     from omegaconf import OmegaConf
 
-    from src.commands import load_data
-    from src.evaluation import evaluate_vae
+    from src.commands.evaluate import evaluate_vae
+    from src.commands.trained_model import load_data
     from src.metrics.matching import MatcherPool
     from src.vae_module import VAEModule
 

@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from src.sweep import SweepError, report_sweep
+from src.commands.sweep import SweepError, report_sweep
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -162,7 +162,7 @@ def mutate_content(rng: random.Random, content: bytes) -> bytes:
             nested = [nested]
         node[key] = rng.choice(
             [None, True, -1, 0, 3, 10**9, 2**70, 0.5, -1.5, math.inf, math.nan, "", "é",
-             {}, [], nested, [1, None], {1: 2}, "os.system", "src.training.train",
+             {}, [], nested, [1, None], {1: 2}, "os.system", "src.commands.train.train",
              {"_target_": "os.system"}, torch.zeros(0), torch.ones(3, 3),
              torch.ones(1).expand(10**6, 10**6), torch.zeros(8, 8, dtype=torch.int8).to_sparse()]
         )  # fmt: skip

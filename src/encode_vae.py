@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("PROJECT_ROOT", str(ROOT))
 
-from src.encoding import encode  # noqa: E402
+from src.commands.encode import encode  # noqa: E402
 from src.utils.errors import exit_on_user_error  # noqa: E402
 
 

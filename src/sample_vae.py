@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("PROJECT_ROOT", str(ROOT))
 
-from src.sampling import sample  # noqa: E402
+from src.commands.sample import sample  # noqa: E402
 from src.utils.errors import exit_on_user_error  # noqa: E402
 
 

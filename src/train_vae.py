@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("PROJECT_ROOT", str(ROOT))
 
-from src.training import train  # noqa: E402
+from src.commands.train import train  # noqa: E402
 from src.utils.errors import exit_on_user_error  # noqa: E402
 
 
@@ -22,7 +22,7 @@ def main(cfg: DictConfig) -> float:
         What a sweep minimises: cRMSE, which no loss weight changes.
     """
     if "hparams_search" in cfg:
-        from src.search import search  # which needs an extra
+        from src.commands.search import search  # which needs an extra
 
         return search(cfg).best_value
     return train(cfg)["crmse"]

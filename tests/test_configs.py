@@ -51,7 +51,7 @@ def make_config(tmp_path, monkeypatch):
 
 
 def make_parts(cfg) -> tuple:
-    """What `src.training.train` makes of a config."""
+    """What `src.commands.train.train` makes of a config."""
     OmegaConf.resolve(cfg)
     callbacks = [instantiate(c) for c in cfg.callbacks.values() if "_target_" in c]
     loggers = [instantiate(c) for c in cfg.logger.values()]

@@ -23,8 +23,8 @@ from hydra import compose, initialize_config_dir
 from lightning import Callback
 
 from src.callbacks import NonFiniteError
+from src.commands.train import train
 from src.data.dataset import CrystalDataset
-from src.training import train
 from src.utils.checkpoints import CheckpointError, load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]

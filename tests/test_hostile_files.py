@@ -15,14 +15,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from src.commands import load_data
+from src.commands.encode import encode
+from src.commands.evaluate import evaluate
+from src.commands.reconstruct import reconstruct
+from src.commands.sample import sample
+from src.commands.train import train
+from src.commands.trained_model import load_data
 from src.data import DataError
 from src.data.structures import read_structures, written_name
-from src.encoding import encode
-from src.evaluation import evaluate
-from src.reconstruction import reconstruct
-from src.sampling import sample
-from src.training import train
 from src.utils.checkpoints import CheckpointError, find_last, load_checkpoint, save_checkpoint
 from src.vae_module import VAEModule
 from src.vae_module.decoders.transformer import TransformerDecoder
@@ -220,8 +220,9 @@ def restore(content: dict, kind: str, folder: Path) -> VAEModule:
 
 @pytest.mark.parametrize(
     "target",
-    ["os.system", "src.utils.checkpoints.os.system", "src.training.train", "torch.optim.sys.exit",
-     "torch.hub.load", "srcx.evil.Encoder", "src", "", ".", "src.", "src..os", 7, None, ["os"]],
+    ["os.system", "src.utils.checkpoints.os.system", "src.commands.train.train",
+     "src.training.train", "torch.optim.sys.exit", "torch.hub.load", "srcx.evil.Encoder", "src",
+     "", ".", "src.", "src..os", 7, None, ["os"]],
 )  # fmt: skip
 def test_targets_that_are_no_networks_of_ours(target, content, tmp_path):
     hostile = place(content, "hyper_parameters.encoder._target_", target)

@@ -1,44 +1,87 @@
-"""Imports flow one way: utils <- data, nn <- metrics <- vae_module <- callbacks <- entry points."""
+"""Imports flow one way, through the folders of `src` and between the modules of each."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
+from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from src.utils.moved_modules import MOVED
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 
+# each folder may import from those before it in this order, and from these alone
 MAY_IMPORT = {
     "utils": set(),
-    "nn": {"utils"},
     "data": {"utils"},
+    "nn": {"utils"},
     "metrics": {"utils", "data"},
-    "vae_module": {"utils", "data", "nn", "metrics"},
+    "base": {"utils", "data", "nn", "metrics"},
+    "vae_module": {"utils", "data", "nn", "metrics", "base"},
     "report": {"utils", "data", "metrics"},
-    "callbacks": {"utils", "data", "nn", "metrics", "vae_module", "report"},
-}
+    "inspection": {"utils", "data", "metrics", "report"},
+    "callbacks": {"utils", "data", "nn", "metrics", "base", "vae_module", "report"},
+    "commands": {
+        "utils", "data", "nn", "metrics", "base", "vae_module", "report", "inspection",
+        "callbacks",
+    },
+}  # fmt: skip
 
 
-def part_of(path: Path) -> str:
-    """`data` for src/data/cif.py; `entry points` for what lies in src itself."""
+def folder_of(path: Path) -> str:
+    """`data` for src/data/cif.py; `entry points` for what is in src itself."""
     parts = path.relative_to(ROOT / "src").parts
     return parts[0] if len(parts) > 1 else "entry points"
 
 
+def module_of(path: Path) -> str:
+    """`src.data.cif` for src/data/cif.py, `src.data` for src/data/__init__.py."""
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
 def imported_modules(source: str) -> list[str]:
-    """Dotted names that a module imports, anywhere in it; relative imports as a dot."""
+    """Dotted names that a module imports, anywhere in it; relative imports as a dot.
+
+    A name imported from a package may be a module of it, so `from src.data import cif` gives both
+    `src.data` and `src.data.cif`.
+    """
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level:
             found.append(".")
-        elif isinstance(node, ast.ImportFrom):
-            names = [alias.name for alias in node.names]
-            found += [f"src.{n}" for n in names] if node.module == "src" else [node.module or ""]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
     return found
+
+
+def circle_in(graph: Mapping[str, Iterable[str]]) -> list[str]:
+    """Modules that import each other in a circle, the first one again at the end; else none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def import_graph() -> dict[str, set[str]]:
+    """By module of `src`, the modules of `src` that it imports.
+
+    A package is left out that only passes on names of its own modules, which import each other.
+    """
+    modules = {module_of(path): path for path in SOURCES}
+    return {
+        name: {found for found in imported_modules(path.read_text()) if found in modules} - {name}
+        for name, path in modules.items()
+        if path.name != "__init__.py"
+    }
 
 
 def test_the_reader_of_imports():
@@ -48,34 +91,96 @@ def test_the_reader_of_imports():
     )
     assert sorted(imported_modules(source)) == [
         ".",
+        "src",
         "src.data",
+        "src.data.cif",
         "src.nn",
         "src.utils.config",
         "torch",
     ]
 
 
+def test_the_finder_of_circles():
+    assert circle_in({"a": ["b"], "b": ["c"], "c": []}) == []
+    assert sorted(set(circle_in({"a": ["b"], "b": ["c"], "c": ["a"]}))) == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_flow_one_way(path):
-    part = part_of(path)
+    folder = folder_of(path)
     modules = imported_modules(path.read_text())
     assert "." not in modules, "imports are absolute"
     ours = {name.split(".")[1] for name in modules if name.startswith("src.")}
-    folders = {part_of(p) for p in SOURCES} - {"entry points"}
-    if part == "entry points":
-        return
-    assert ours & folders - {part} <= MAY_IMPORT[part]
-    assert ours <= folders, "nothing imports from the entry points"
+    if folder != "entry points":
+        assert ours <= MAY_IMPORT[folder] | {folder}
+
+
+def test_nothing_is_imported_in_a_circle():
+    graph = import_graph()
+    assert (
+        "src.vae_module.vae_module"
+        in graph["src.commands.encode"] | graph["src.vae_module.datasets"]
+    )
+    assert circle_in(graph) == []
+
+
+def test_the_folders_are_in_an_order():
+    """Which `MAY_IMPORT` states, for whoever reads it."""
+    before: set[str] = set()
+    for folder, allowed in MAY_IMPORT.items():
+        assert allowed <= before, folder
+        before.add(folder)
 
 
 def test_every_folder_has_its_place():
-    assert {part_of(path) for path in SOURCES} - {"entry points"} == set(MAY_IMPORT)
+    assert {folder_of(path) for path in SOURCES} - {"entry points"} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in SOURCES if folder_of(path) == "entry points" and path.name != "__init__.py"],
+    ids=lambda path: path.name,
+)
+def test_entry_points_hold_no_logic(path):
+    """They compose a config and call the command."""
+    assert len(path.read_text().splitlines()) <= 35
+    ours = {name for name in imported_modules(path.read_text()) if name.startswith("src.")}
+    assert {name.split(".")[1] for name in ours} <= {"commands", "utils"}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_only_tests_and_scripts_may_use(path):
     tops = {name.partition(".")[0] for name in imported_modules(path.read_text())}
     assert not tops & {"tests", "scripts", "pytest", "jaxtyping", "beartype", "hypothesis"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_networks_and_losses_are_plain_pytorch(path):
+    """They can be used without Lightning and Hydra."""
+    plain = folder_of(path) == "nn" or path.parent.name in ("encoders", "decoders")
+    if plain or path.name in ("losses.py", "distribution.py", "latent_noise.py", "cell_init.py"):
+        tops = {name.partition(".")[0] for name in imported_modules(path.read_text())}
+        assert not tops & {"lightning", "hydra", "omegaconf"}
+
+
+@pytest.mark.parametrize("former", MOVED)
+def test_a_former_name_is_the_same_module(former):
+    module = import_module(former)
+    assert module is import_module(MOVED[former])
+    assert module.__name__ == module.__spec__.name == MOVED[former]
+    assert not (ROOT / f"{former.replace('.', '/')}.py").exists()
+
+
+def test_names_of_former_modules_that_are_packages_now():
+    from src.commands import load_data, load_vae, run_folder
+    from src.metrics.generation import coverage, evaluate_generated
+    from src.metrics.reconstruction import ReconstructionErrors
+
+    for found in (load_data, load_vae, run_folder, coverage, evaluate_generated):
+        assert callable(found)
+    assert ReconstructionErrors.__name__ == "ReconstructionErrors"
+    with pytest.raises(ImportError, match="no_such_name"):
+        from src.commands import no_such_name  # noqa: F401
 
 
 @pytest.mark.parametrize(
@@ -85,8 +190,8 @@ def test_what_only_tests_and_scripts_may_use(path):
         ("src.data.parsing", ["torch", "lightning", "pymatgen"]),
         ("src.metrics.matching", ["torch", "lightning", "pymatgen"]),
         ("src.metrics.space_groups", ["torch", "lightning", "pymatgen"]),
-        ("src.metrics.survey", ["torch", "lightning", "pymatgen"]),
-        ("src.metrics.duplicates", ["torch", "lightning"]),
+        ("src.inspection.analysis", ["torch", "lightning", "pymatgen"]),
+        ("src.inspection.duplicates", ["torch", "lightning"]),
     ],
 )
 def test_light_imports(module, absent):

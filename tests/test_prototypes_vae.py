@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from src.data import DataModule
-from src.metrics.evaluate import evaluate_reconstruction
 from src.metrics.matching import MatcherPool
+from src.metrics.reconstruction.evaluate import evaluate_reconstruction
 from src.vae_module import VAEModule
 
 PROTOTYPES = Path(__file__).resolve().parents[1] / "data" / "prototypes"

@@ -7,8 +7,8 @@ import torch
 from lightning import LightningModule, Trainer
 
 from src.callbacks.every_n_epochs import EveryNEpochs
-from src.metrics.evaluate import match_batches, reconstruct_batches
 from src.metrics.matching import CDVAE, MatcherPool, summarize
+from src.metrics.reconstruction.evaluate import match_batches, reconstruct_batches
 
 log = logging.getLogger(__name__)
 

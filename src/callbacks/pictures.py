@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from matplotlib.figure import Figure
 
 from src.callbacks.every_n_epochs import EveryNEpochs
-from src.metrics.evaluate import reconstruct_batches
+from src.metrics.reconstruction.evaluate import reconstruct_batches
 from src.report.pictures import draw_pairs
 from src.utils.output import new_file
 

@@ -108,7 +108,7 @@ class MatchSummary:
         crmse: Mean over all pairs of the rms, or `stol` where the pair did not match
             (arXiv:2509.12178), so that failing on hard crystals does not pay; NaN if no pairs.
             A crystal is charged its own pair here, where that paper takes the best match among
-            all predictions; see `src.metrics.tables.metre` for that share.
+            all predictions; see `src.metrics.reconstruction.tables.metre` for that share.
         num_pairs: Count of all pairs.
         num_timeouts: Of those that ran out of time.
         num_crashed: Of those whose worker died.

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from src.base.pretrained import restore
 from src.utils.checkpoints import CheckpointError, refuse_compressed
 from src.vae_module.decoders.transformer import TransformerDecoder
 from src.vae_module.encoders.transformer import TransformerEncoder
-from src.vae_module.pretrained import restore
 from src.vae_module.vae_module import LOSS_WEIGHTS, VAEModule
 
 # Names of torch's typed storages, and what they hold.

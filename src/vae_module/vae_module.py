@@ -1,48 +1,30 @@
 """The LightningModule: the public calls, the steps, logging and optimizers; nothing else."""
 
-import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar
 
 import torch
 from ase import Atoms
-from lightning import LightningModule
-from lightning.pytorch.strategies import FSDPStrategy
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from pymatgen.core import Structure
 from torch import Tensor, nn
 
-from src.data import DataModule
+from src.base.module import CrystalModule, make_network
 from src.data import augmentation as augment
 from src.data.schema import CrystalBatch
 from src.metrics.losses import LossAverages
-from src.metrics.reconstruction import ReconstructionErrors
-from src.utils.checkpoints import load_checkpoint
-from src.utils.config import build, describe, to_plain
+from src.metrics.reconstruction.errors import ReconstructionErrors
 from src.utils.geometry import parameters_to_lattices
 from src.utils.precision import full_precision
-from src.utils.schedules import Schedule, run_progress
 from src.vae_module.decoders.transformer import Prediction
 from src.vae_module.distribution import DiagonalGaussianDistribution
 from src.vae_module.features import Features, featurize
+from src.vae_module.latent_noise import channel_spread, draw_noise_levels
 from src.vae_module.losses import COORDS_DELTA, LENGTHS_DELTA, PER_CRYSTAL, vae_loss
-from src.vae_module.pretrained import (
-    TRUSTED_MODULES,
-    push_to_hub,
-    read_pretrained,
-    restore,
-    save_pretrained,
-)
-
-log = logging.getLogger(__name__)
 
 LOSS_WEIGHTS = {"atom_types": 1.0, "lengths": 1.0, "angles": 10.0, "frac_coords": 2.0, "kl": 1e-4}
-OPTIMIZER = {"_target_": "src.utils.muon.Muon"}
-SCHEDULER = {"_target_": "src.utils.schedules.WarmupCosine"}
 
 
-class VAEModule(LightningModule):
+class VAEModule(CrystalModule):
     """A variational autoencoder of crystals with one latent vector per atom.
 
     Everything that rebuilds the module travels in its checkpoints as plain types, so the networks
@@ -75,6 +57,12 @@ class VAEModule(LightningModule):
         ValueError: for a config that does not fit, naming what.
     """
 
+    networks = ("encoder", "decoder")
+    # when there were no such arguments, all errors were squared
+    legacy_arguments: ClassVar = {"coords_delta": None, "lengths_delta": None}
+    title = "A variational autoencoder of crystals"
+    tags = ("variational-autoencoder",)
+
     def __init__(
         self,
         encoder: nn.Module | Mapping[str, Any],
@@ -95,9 +83,9 @@ class VAEModule(LightningModule):
         scheduler: Mapping[str, Any] | None = None,
         quant_bias: bool = True,
     ) -> None:
-        super().__init__()
-        self.encoder = _network(encoder)
-        self.decoder = _network(decoder)
+        super().__init__(optimizer, scheduler)
+        self.encoder = make_network(encoder)
+        self.decoder = make_network(decoder)
         self.atom_type_predict: bool = self.decoder.atom_type_predict
         if atom_type_predict not in (None, self.atom_type_predict):
             raise ValueError(
@@ -126,8 +114,6 @@ class VAEModule(LightningModule):
         self.jitter_std = jitter_std
         self.latent_noise = latent_noise
         self.noise_share = noise_share
-        self.optimizer = to_plain(optimizer or OPTIMIZER)
-        self.scheduler = to_plain(scheduler or SCHEDULER)
         self.quant_bias = quant_bias
 
         self.quant_conv = nn.Linear(self.encoder.d_model, 2 * latent_dim, bias=quant_bias)
@@ -137,15 +123,14 @@ class VAEModule(LightningModule):
         self.val_errors = ReconstructionErrors()
         self.test_losses = LossAverages(terms, PER_CRYSTAL)
         self.test_errors = ReconstructionErrors()
-        # what it was trained on, as `CrystalDataset.census` counts it; kept in checkpoints
-        self.training_set: dict[str, Any] | None = None
-        # terms of the loss and norm of the gradient in the last training step, for callbacks
-        self.last_step: dict[str, Tensor] = {}
-        self._seed: int | None = None  # of the run
+        self.save_config()
 
-        config = describe(self)
-        del config["_target_"]
-        self.save_hyperparameters(config)
+    def card_rows(self) -> list[tuple[str, str]]:
+        predicted = self.atom_type_predict
+        return [
+            ("for", "de novo generation" if predicted else "crystal structure prediction"),
+            ("latent", f"{self.latent_dim} numbers per atom"),
+        ]
 
     # Public calls
 
@@ -186,7 +171,7 @@ class VAEModule(LightningModule):
         needed = ["x", "num_atoms", "batch", *([] if self.atom_type_predict else ["atom_types"])]
         if missing := [key for key in needed if key not in encoded]:
             raise ValueError(f"decode needs {needed}; {missing} missing from {list(encoded)}")
-        return self._present(self._predict(encoded), encoded["num_atoms"])
+        return self._decoded(self._predict(encoded), encoded["num_atoms"])
 
     def reconstruct(self, decoder_out: Mapping[str, Tensor], batch: CrystalBatch) -> CrystalBatch:
         """The decoded crystals as a batch; atom types that were not predicted are `batch`'s."""
@@ -250,106 +235,6 @@ class VAEModule(LightningModule):
         """
         return featurize(self, structures, batch_size)
 
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override]
-        cls,
-        checkpoint_path: str | Path,
-        map_location: Any = None,
-        strict: bool = True,
-        weights_only: bool = True,
-        **overrides: Any,
-    ) -> Self:
-        """The module of a checkpoint, in evaluation mode.
-
-        Args:
-            checkpoint_path: a `.ckpt` that this class wrote.
-            map_location: as for `torch.load`; the CPU by default.
-            strict: whether the weights must fit exactly.
-            weights_only: accepted and without effect: no code is ever run from the file.
-            overrides: constructor arguments that replace those in the checkpoint.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            CheckpointError: if it is not a checkpoint of this class; it says why.
-        """
-        content = load_checkpoint(checkpoint_path, map_location or "cpu")
-        return restore(cls, content, checkpoint_path, strict, overrides)
-
-    def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> None:
-        """Write a folder to pass on, whole or not at all.
-
-        It holds `model.safetensors`, `config.json` (all that rebuilds the module, and
-        `training_set`) and a model card, `README.md`.
-
-        Args:
-            folder: a new one.
-            overwrite: replace such a folder.
-
-        Raises:
-            OutputError: if there is something at `folder` that is not to be replaced.
-            CheckpointError: if a weight is not finite.
-        """
-        save_pretrained(self, folder, overwrite)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        token: str | bool | None = None,
-        endpoint: str | None = None,
-        local_files_only: bool = False,
-    ) -> Self:
-        """The module that `save_pretrained` or `push_to_hub` wrote, on the CPU, for evaluation.
-
-        No code is ever run from the files.
-
-        Args:
-            source: a folder, or the name of a repository on the Hugging Face hub.
-            revision: a branch, tag or commit there.
-            cache_dir: where downloads are kept; by default where the hub's client keeps them.
-            token: for a private repository; by default that of `hf auth login`.
-            endpoint: address of the hub; by default HF_ENDPOINT, or the public one.
-            local_files_only: use what was downloaded before, without a connection.
-
-        Raises:
-            CheckpointError: if it cannot be had, or is no such module; it says why.
-        """
-        content = read_pretrained(
-            source,
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-            endpoint=endpoint,
-            local_files_only=local_files_only,
-        )
-        return restore(cls, content, source)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        private: bool | None = None,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        endpoint: str | None = None,
-    ) -> str:
-        """Publish what `save_pretrained` writes as a repository on the Hugging Face hub.
-
-        Args:
-            repo_id: `owner/name`; it is made if it is not there.
-            private: whether a new repository is; by default as its owner has set it up.
-            revision: a branch that is there; by default the main one.
-            token, endpoint: as for `from_pretrained`.
-
-        Returns:
-            The address of the commit.
-
-        Raises:
-            CheckpointError: if the hub refuses or cannot be reached.
-        """
-        return push_to_hub(self, repo_id, private, revision, token, endpoint)
-
     def compile_networks(self) -> None:
         """Compile the Transformers in place, once for all shapes of batches.
 
@@ -377,7 +262,7 @@ class VAEModule(LightningModule):
             max_num_atoms=encoded.get("max_num_atoms"),
         )
 
-    def _present(self, prediction: Prediction, num_atoms: Tensor) -> dict[str, Tensor]:
+    def _decoded(self, prediction: Prediction, num_atoms: Tensor) -> dict[str, Tensor]:
         lengths = prediction.lengths_scaled * num_atoms[:, None] ** (1 / 3)
         angles = prediction.angles_radians.rad2deg()
         out = {
@@ -392,26 +277,9 @@ class VAEModule(LightningModule):
 
     # Training
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["training_set"] = self.training_set
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.training_set = checkpoint.get("training_set")
-
-    def on_fit_start(self) -> None:
-        self._seed = torch.initial_seed()
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if isinstance(datamodule, DataModule):  # after a checkpoint to go on from was loaded
-            self.training_set = datamodule.dataset("train").census()
-
-    def on_train_start(self) -> None:
-        # The schedule counts the steps of the run, for which Lightning makes the loader. So when it
-        # comes to load the loader's state, to go on within an epoch, it takes that for done.
-        self.trainer.fit_loop._load_combined_loader_states()
-
     def training_step(self, batch: CrystalBatch, batch_idx: int) -> Tensor:
-        generator = self._generator(batch_idx)
-        torch.manual_seed(generator.initial_seed() + 1)  # for dropout, which takes no generator
+        generator = self.step_generator(batch_idx)
+        self.seed_dropout(generator)
         target = self._augment(batch, generator)
         encoded = self.encode(self._corrupt(target, generator))
         posterior = encoded["posterior"]
@@ -419,15 +287,18 @@ class VAEModule(LightningModule):
         x = posterior.sample(noise=noise)
         geometry_weights = None
         if self.latent_noise and self.atom_type_predict:
-            level, geometry_weights = self._noise_levels(target, generator)
-            x = x + self._latent_noise(posterior.mean, level, target, generator)
+            level, geometry_weights = draw_noise_levels(
+                target, self.latent_noise, self.noise_share, generator
+            )
+            spread = channel_spread(posterior.mean, self.all_gather)  # type: ignore[arg-type]
+            noise = augment.for_atoms(torch.randn, target, self.latent_dim, generator)
+            x = x + level[target.batch, None] * spread * noise
         prediction = self._predict({**encoded, "x": x})
         loss, terms = self._loss(prediction, posterior, target, geometry_weights)
         self.last_step = {f"{name}_loss": term.detach() for name, term in terms.items()}
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            # at other steps Lightning would drop it, and it costs time
+        if self.is_logged_step():
             figures = {"loss": loss.detach(), **self.last_step}
-            self._log("train", figures, sync_dist=True, batch_size=len(batch.num_atoms))
+            self.log_figures("train", figures, sync_dist=True, batch_size=len(batch.num_atoms))
         return loss
 
     def validation_step(self, batch: CrystalBatch, batch_idx: int) -> None:
@@ -442,45 +313,6 @@ class VAEModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         self._log_evaluation("test", self.test_losses, self.test_errors)
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = build(
-            self.optimizer, torch.optim.Optimizer, self.named_parameters(), allow=TRUSTED_MODULES
-        )
-        schedule = build(self.scheduler, Schedule, allow=TRUSTED_MODULES)  # type: ignore[type-abstract]
-
-        def factor(step: int) -> float:
-            return schedule(step, run_progress(self.trainer, step))
-
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        # Lightning refuses to clip for a fused optimizer under mixed precision, since with a
-        # gradient scaler that would be wrong; bfloat16 has no scaler.
-        if self.trainer.precision == "16-mixed" or gradient_clip_algorithm == "value":
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_val:
-            if isinstance(self.trainer.strategy, FSDPStrategy):  # which alone sees all the shards
-                norm = self.trainer.strategy.model.clip_grad_norm_(gradient_clip_val)  # type: ignore[union-attr, operator]
-            else:
-                norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val, foreach=True)
-            self.last_step["grad_norm"] = norm
-
-    def _generator(self, batch_idx: int) -> torch.Generator:
-        """The randomness of a training step, a function of seed, step and batch in it alone."""
-        accumulated = self.trainer.accumulate_grad_batches
-        index = self.global_step * accumulated + batch_idx % accumulated
-        seed = torch.initial_seed() if self._seed is None else self._seed
-        return torch.Generator(self.device).manual_seed((seed + 1_000_003 * index) % 2**63)
-
     def _augment(self, batch: CrystalBatch, generator: torch.Generator) -> CrystalBatch:
         if self.translate:
             batch = augment.random_translation(batch, generator)
@@ -494,26 +326,6 @@ class VAEModule(LightningModule):
         if self.jitter_ratio:
             batch = augment.jitter_coords(batch, self.jitter_ratio, self.jitter_std, generator)
         return batch
-
-    def _noise_levels(
-        self, batch: CrystalBatch, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """The level of noise on each crystal's latents, and its weight in geometry: (B,) each."""
-        draw, level = augment.for_crystals(torch.rand, batch, 2, generator).unbind(dim=1)
-        noisy = draw < self.noise_share
-        return self.latent_noise * level * noisy, ~noisy / (1 - self.noise_share)
-
-    def _latent_noise(
-        self, mean: Tensor, level: Tensor, batch: CrystalBatch, generator: torch.Generator
-    ) -> Tensor:
-        # Over all processes, so that the spread does not depend on how a batch is shared. Its
-        # gradient is kept: without it, larger latents would seem to escape the noise.
-        moments = torch.stack([torch.ones_like(mean), mean, mean**2]).sum(dim=1)
-        gathered: Tensor = self.all_gather(moments, sync_grads=True)  # type: ignore[assignment]
-        count, first, second = gathered.view(-1, *moments.shape).sum(dim=0)
-        spread = (second / count - (first / count) ** 2).clamp(min=1e-12).sqrt()
-        noise = augment.for_atoms(torch.randn, batch, self.latent_dim, generator)
-        return level[batch.batch, None] * spread * noise
 
     def _loss(
         self,
@@ -539,7 +351,7 @@ class VAEModule(LightningModule):
         prediction = self._predict(encoded)
         _, terms = self._loss(prediction, encoded["posterior"], batch)
         losses.update(terms, batch)
-        errors.update(self.reconstruct(self._present(prediction, batch.num_atoms), batch), batch)
+        errors.update(self.reconstruct(self._decoded(prediction, batch.num_atoms), batch), batch)
 
     def _log_evaluation(
         self, stage: str, losses: LossAverages, errors: ReconstructionErrors
@@ -547,15 +359,6 @@ class VAEModule(LightningModule):
         terms = losses.compute()
         loss = torch.stack([self.loss_weights[name] * term for name, term in terms.items()]).sum()
         figures = {"loss": loss, **{f"{name}_loss": term for name, term in terms.items()}}
-        self._log(stage, {**figures, **errors.compute()})
+        self.log_figures(stage, {**figures, **errors.compute()})
         losses.reset()
         errors.reset()
-
-    def _log(self, stage: str, figures: Mapping[str, Tensor], **how: Any) -> None:
-        for name, value in figures.items():
-            self.log(f"{stage}/{name}", value, prog_bar=name == "loss", **how)
-
-
-def _network(given: Any) -> Any:
-    """Built, where a config is given; Any, since torch takes a Module's attributes for tensors."""
-    return build(given, nn.Module) if isinstance(given, Mapping) else given

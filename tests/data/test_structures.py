@@ -376,7 +376,7 @@ def test_an_ase_database(tmp_path):
 
 
 def test_a_database_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("src.data.structures._ROWS", 2)
+    monkeypatch.setattr("src.data.structures.formats._ROWS", 2)
     write_db(tmp_path / "a.db", FRAMES + FRAMES, gap=range(6))
     found = records(tmp_path, "gap")
     assert properties_of(found) == [0, 1, 2, 3, 4, 5]

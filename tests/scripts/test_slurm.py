@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.sweep import read_jobs
+from src.commands.sweep import read_jobs
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "scripts" / "slurm").glob("*.sbatch"))

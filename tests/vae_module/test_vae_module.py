@@ -233,14 +233,14 @@ def test_the_randomness_of_a_step_is_a_function_of_seed_and_step(batch):
         accelerator="cpu", logger=False, enable_checkpointing=False, accumulate_grad_batches=2
     )
     torch.manual_seed(5)
-    first = vae._augment(batch, vae._generator(0)).frac_coords
+    first = vae._augment(batch, vae.step_generator(0)).frac_coords
     torch.rand(7)  # what else draws from the global generator must not matter
-    assert torch.equal(first, vae._augment(batch, vae._generator(0)).frac_coords)
-    assert torch.equal(first, vae._augment(batch, vae._generator(2)).frac_coords)
+    assert torch.equal(first, vae._augment(batch, vae.step_generator(0)).frac_coords)
+    assert torch.equal(first, vae._augment(batch, vae.step_generator(2)).frac_coords)
     # of the batches that make one step, each has its own
-    assert not torch.equal(first, vae._augment(batch, vae._generator(1)).frac_coords)
+    assert not torch.equal(first, vae._augment(batch, vae.step_generator(1)).frac_coords)
     torch.manual_seed(6)
-    assert not torch.equal(first, vae._augment(batch, vae._generator(0)).frac_coords)
+    assert not torch.equal(first, vae._augment(batch, vae.step_generator(0)).frac_coords)
 
 
 @pytest.fixture

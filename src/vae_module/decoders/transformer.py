@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from src.nn.embedding import sinusoidal_embedding
 from src.nn.transformer import PackedTransformer, Packing, segment_mean
 from src.utils.precision import full_precision
-from src.vae_module.cell_start import start_at_typical
+from src.vae_module.cell_init import start_at_typical
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from src.data.schema import CrystalBatch
 from src.nn.embedding import MLPEmbedding, fourier_features, sinusoidal_embedding
 from src.nn.transformer import PackedTransformer, Packing
-from src.vae_module.cell_start import start_from_standardized
+from src.vae_module.cell_init import start_from_standardized
 
 
 class TransformerEncoder(nn.Module):

@@ -1,0 +1,114 @@
+"""The part of a LightningModule that does not depend on what it models."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from src.base.pretrained import TRUSTED_MODULES, PretrainedModule
+from src.data import DataModule
+from src.utils.config import build, to_plain
+from src.utils.schedules import Schedule, run_progress
+
+OPTIMIZER = {"_target_": "src.utils.muon.Muon"}
+SCHEDULER = {"_target_": "src.utils.schedules.WarmupCosine"}
+
+
+class CrystalModule(PretrainedModule):
+    """Optimizer, schedule, clipping, randomness and logging, for any model of crystals.
+
+    Args:
+        optimizer: config of a `torch.optim.Optimizer`, which is given the named parameters.
+        scheduler: config of a `src.utils.schedules.Schedule`.
+    """
+
+    def __init__(
+        self,
+        optimizer: Mapping[str, Any] | None = None,
+        scheduler: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.optimizer = to_plain(optimizer or OPTIMIZER)
+        self.scheduler = to_plain(scheduler or SCHEDULER)
+        # terms of the loss and norm of the gradient in the last training step, for callbacks
+        self.last_step: dict[str, Tensor] = {}
+        self._seed: int | None = None  # of the run
+
+    def on_fit_start(self) -> None:
+        self._seed = torch.initial_seed()
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if isinstance(datamodule, DataModule):  # after a checkpoint to go on from was loaded
+            self.training_set = datamodule.dataset("train").census()
+
+    def on_train_start(self) -> None:
+        # The schedule counts the steps of the run, for which Lightning makes the loader. So when it
+        # comes to load the loader's state, to go on within an epoch, it takes that for done.
+        self.trainer.fit_loop._load_combined_loader_states()
+
+    def step_generator(self, batch_idx: int) -> torch.Generator:
+        """The randomness of a training step, a function of seed, step and batch in it alone.
+
+        All processes of a distributed run have the same, so that what is drawn for a whole batch
+        does not depend on how the batch is shared.
+        """
+        accumulated = self.trainer.accumulate_grad_batches
+        index = self.global_step * accumulated + batch_idx % accumulated
+        seed = torch.initial_seed() if self._seed is None else self._seed
+        return torch.Generator(self.device).manual_seed((seed + 1_000_003 * index) % 2**63)
+
+    def seed_dropout(self, generator: torch.Generator) -> None:
+        """Seed the global randomness of a training step, for layers that take no generator.
+
+        Each process of a distributed run has its own, since it holds other crystals.
+        """
+        torch.manual_seed((generator.initial_seed() + 1 + self.global_rank) % 2**63)
+
+    def is_logged_step(self) -> bool:
+        """Whether the training step that runs now logs: at others, figures only cost time."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and (self.global_step + 1) % every == 0
+
+    def log_figures(self, stage: str, figures: Mapping[str, Tensor], **how: Any) -> None:
+        """Log each of the figures as `stage/name`; `loss` is shown in the progress bar too."""
+        for name, value in figures.items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == "loss", **how)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = build(
+            self.optimizer, torch.optim.Optimizer, self.named_parameters(), allow=TRUSTED_MODULES
+        )
+        schedule = build(self.scheduler, Schedule, allow=TRUSTED_MODULES)  # type: ignore[type-abstract]
+
+        def factor(step: int) -> float:
+            return schedule(step, run_progress(self.trainer, step))
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # Lightning refuses to clip for a fused optimizer under mixed precision, since with a
+        # gradient scaler that would be wrong; bfloat16 has no scaler.
+        if self.trainer.precision == "16-mixed" or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            if isinstance(self.trainer.strategy, FSDPStrategy):  # which alone sees all the shards
+                norm = self.trainer.strategy.model.clip_grad_norm_(gradient_clip_val)  # type: ignore[union-attr, operator]
+            else:
+                norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val, foreach=True)
+            self.last_step["grad_norm"] = norm
+
+
+def make_network(given: Any) -> Any:
+    """Built, where a config is given; Any, since torch takes a Module's attributes for tensors."""
+    return build(given, nn.Module) if isinstance(given, Mapping) else given

@@ -1,0 +1,77 @@
+"""Splits of a data set to files of latents, for models that are built on them."""
+
+import json
+import logging
+import time
+from dataclasses import asdict
+from typing import Any
+
+from omegaconf import DictConfig
+
+from src.commands.trained_model import load_data, load_vae
+from src.utils.checksum import sha256_of
+from src.utils.output import new_folder
+from src.vae_module.datasets import encode_dataset
+
+log = logging.getLogger(__name__)
+
+_COUNTS = ("crystals", "atoms", "seconds")
+
+
+def encode(cfg: DictConfig) -> dict[str, Any]:
+    """Encode splits as `configs/encode_vae.yaml` says, into the new folder `cfg.output`.
+
+    `src.data.latents.LatentDataset.load` reads it.
+
+    Returns:
+        The content of `stats.json`: `checkpoint`, `checkpoint_sha256`, `data_dir`, `read_options`,
+        `latent_dim`; `mean`, `std` and `posterior_std` of the training split's channels (see
+        `LatentDataset.moments`; None if it is not among the splits); `splits`, with the number of
+        crystals and atoms, seconds of encoding and crystals per second of each; and `total`, the
+        same of all.
+
+    Raises:
+        ValueError: for a checkpoint, data or an output that cannot be used; the message says why.
+        FileNotFoundError: for a checkpoint that is not there.
+    """
+    splits = [cfg.splits] if isinstance(cfg.splits, str) else cfg.splits
+    if not splits:
+        raise ValueError("splits is empty: name one at least of train, val, test")
+    with new_folder(cfg.output, "stats.json", cfg.overwrite) as folder:
+        vae, data = load_vae(cfg), load_data(cfg)
+        datasets = {split: data.dataset(split) for split in splits}  # fails before the work
+        stats: dict[str, Any] = {
+            "checkpoint": str(cfg.ckpt_path),
+            "checkpoint_sha256": sha256_of(cfg.ckpt_path),
+            "data_dir": str(data.data_dir),
+            "read_options": asdict(data.read_options),
+            "latent_dim": vae.latent_dim,
+            **dict.fromkeys(("mean", "std", "posterior_std")),
+            "splits": {},
+        }
+        for split, dataset in datasets.items():
+            start = time.perf_counter()
+            latents = encode_dataset(vae, dataset, data.eval_batch_size, f"Encoding {split}")
+            seconds = time.perf_counter() - start
+            latents.save(folder / f"{split}.safetensors")
+            stats["splits"][split] = _cost(split, len(latents), len(latents.mean), seconds)
+            if split == "train":
+                stats |= latents.moments()
+        sums = [sum(each[key] for each in stats["splits"].values()) for key in _COUNTS]
+        stats["total"] = _cost("all", *sums)
+        (folder / "stats.json").write_text(json.dumps(stats, indent=2) + "\n")
+    if "train" not in datasets:
+        log.warning("Without the split train there are no moments to normalise latents by")
+    log.info("The latents are in %s", cfg.output)
+    return stats
+
+
+def _cost(name: str, crystals: int, atoms: int, seconds: float) -> dict[str, float]:
+    rate = crystals / seconds
+    log.info(
+        "%s: %s crystals, %s atoms, encoded in %.1f s (%s crystals/s)",
+        name, f"{crystals:,}", f"{atoms:,}", seconds, f"{rate:,.0f}",
+    )  # fmt: skip
+    return {
+        "crystals": crystals, "atoms": atoms, "seconds": seconds, "crystals_per_second": rate,
+    }  # fmt: skip

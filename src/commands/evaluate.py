@@ -1,0 +1,177 @@
+"""The evaluation of a checkpoint, to files."""
+
+import dataclasses
+import json
+import logging
+import math
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import numpy as np
+import torch
+from ase import Atoms
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save
+
+from src.commands.trained_model import load_data, load_vae, run_folder
+from src.data.schema import CrystalBatch
+from src.metrics.matching import CDVAE, PYMATGEN, MatcherPool
+from src.metrics.reconstruction.invariance import MOTIONS
+from src.report import write_report
+from src.utils.checksum import sha256_of
+from src.utils.geometry import transform
+from src.utils.output import new_folder
+from src.vae_module.evaluation import Evaluation, evaluate_vae
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(cfg: DictConfig) -> dict[str, Any]:
+    """Evaluate a checkpoint as `configs/eval_vae.yaml` says, and write what was found.
+
+    The folder `cfg.output_dir` (`eval_SPLIT` beside the checkpoint's folder, unless given) has
+    `metrics.json`, `per_crystal.csv`, `original.extxyz`, `reconstruction.extxyz`,
+    `latents.safetensors` (`pooled`), `training.csv` where the run's curves were found, and
+    `report.html` with `figures/`. Crystals are in the same order in all of them; ids tell them
+    apart but for readers of extxyz that take "007" for a number.
+
+    Returns:
+        The content of `metrics.json`.
+
+    Raises:
+        ValueError: for a checkpoint, data or a folder that cannot be used; the message says why.
+        FileNotFoundError: for a checkpoint that is not there.
+    """
+    checkpoint = Path(cfg.ckpt_path)
+    vae = load_vae(cfg)
+    if cfg.num_crystals is not None and cfg.num_crystals < 1:
+        raise ValueError(f"num_crystals is at least 1 (null: all), not {cfg.num_crystals}")
+    run_dir = run_folder(checkpoint)
+    output_dir = Path(cfg.output_dir or run_dir / f"eval_{cfg.split}")
+    with new_folder(output_dir, marker="metrics.json", overwrite=cfg.overwrite) as folder:
+        datamodule = load_data(cfg)
+        dataset = datamodule.dataset(cfg.split)
+        if cfg.num_crystals is not None:
+            dataset = dataset.subset(torch.arange(min(cfg.num_crystals, len(dataset))))
+        with MatcherPool(cfg.num_workers, timeout=cfg.timeout) as pool:
+            evaluation = evaluate_vae(
+                vae,
+                dataset,
+                pool,
+                batch_size=datamodule.eval_batch_size,
+                noise_levels=cfg.noise_levels or (),
+                num_probed=cfg.num_probed,
+                seed=cfg.seed,
+                progress=True,
+            )
+        source = {
+            "checkpoint": str(checkpoint),
+            "checkpoint_sha256": sha256_of(checkpoint),
+            "data_dir": str(datamodule.data_dir),
+            "split": cfg.split,
+            "seed": cfg.seed,
+            "matcher": {"cdvae": asdict(CDVAE), "default": asdict(PYMATGEN), "limit": cfg.timeout},
+        }
+        metrics = _json_ready({**evaluation.metrics, **source})
+        write_evaluation(dataclasses.replace(evaluation, metrics=metrics), folder)
+        if (run_dir / "metrics.csv").is_file():
+            shutil.copy(run_dir / "metrics.csv", folder / "training.csv")
+    if cfg.report:  # of a folder that is there, whatever becomes of the report
+        write_report(output_dir)
+    Console().print(evaluation_table(metrics))
+    log.info("The evaluation is in %s", output_dir)
+    return metrics
+
+
+def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
+    """Write an evaluation's files, as `evaluate` lists them, to a folder that exists."""
+    metrics = json.dumps(_json_ready(evaluation.metrics), indent=2, allow_nan=False)
+    (folder / "metrics.json").write_text(metrics + "\n")
+    evaluation.crystals.to_csv(folder / "per_crystal.csv", index=False, float_format="%.6g")
+    (folder / "latents.safetensors").write_bytes(save({"pooled": evaluation.pooled}))
+    for name in ("original", "reconstruction"):
+        frames = _to_atoms(getattr(evaluation, f"{name}s"), evaluation.crystals["id"])
+        ase.io.write(folder / f"{name}.extxyz", frames, format="extxyz")
+
+
+def _to_atoms(crystals: CrystalBatch, ids: Iterable[str]) -> list[Atoms]:
+    """ASE `Atoms` with `info["id"]`; zeros for numbers that are not finite."""
+    lattices = crystals.lattices.double()
+    positions = transform(crystals.frac_coords.double(), lattices[crystals.batch])
+    sizes = crystals.num_atoms.tolist()
+    parts = zip(
+        crystals.atom_types.split(sizes),
+        positions.nan_to_num(0, 0, 0).split(sizes),
+        lattices.nan_to_num(0, 0, 0),
+        ids,
+        strict=True,
+    )
+    return [
+        Atoms(numbers.numpy(), positions=x.numpy(), cell=cell.numpy(), pbc=True, info={"id": id_})
+        for numbers, x, cell, id_ in parts
+    ]
+
+
+def _json_ready(value: Any) -> Any:
+    """Plain Python types, with None for NaN and infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _json_ready(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_ready(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def evaluation_table(metrics: dict[str, Any]) -> Table:
+    """The figures of a `metrics.json` that matter most, for the terminal."""
+    table = Table(
+        title=f"{metrics['crystals_evaluated']:,} crystals of {metrics['split']}",
+        caption="matcher: CDVAE's 0.5, 0.3, 10° and pymatgen's 0.3, 0.2, 5°",
+    )
+    for name in ("reconstruction", "CDVAE", "pymatgen"):
+        table.add_column(name, justify="left" if name == "reconstruction" else "right")
+
+    def row(name: str, form: str, *values: float | None) -> None:
+        table.add_row(name, *("-" if value is None else form.format(value) for value in values))
+
+    def both(name: str, form: str, figures: dict[str, Any], key: str) -> None:
+        row(name, form, figures[key], figures[f"{key}_default"])
+
+    both("match rate, posterior mean", "{:.2%}", metrics, "match_rate")
+    both("  RMSE of matched pairs", "{:.4f}", metrics, "rmse")
+    both("  cRMSE, unmatched charged", "{:.4f}", metrics, "crmse")
+    both("  METRe", "{:.2%}", metrics, "metre")
+    both("match rate, one sample", "{:.2%}", metrics["sampled"], "match_rate")
+    both("match rate, valid ones", "{:.2%}", metrics["gated"], "match_rate")
+    for name, figures in (metrics.get("rare") or {}).items():
+        if figures["crystals"]:
+            kind = f"match rate, {figures['crystals']:,} of rare {name}"
+            both(kind, "{:.2%}", figures, "match_rate")
+    if noise := metrics.get("noise"):
+        curves = (noise[f"match_rate{suffix}"] for suffix in ("", "_default", "_unreduced"))
+        for level, cdvae, default, unreduced in zip(noise["levels"], *curves, strict=True):
+            if level:
+                row(f"match rate, noise {level:g} std", "{:.2%}", cdvae, default)
+                row("  cells as they are", "{:.2%}", unreduced)
+        both("  area under that curve", "{:.3f}", noise, "area")
+    table.add_section()
+    latent, kl = metrics["latent"], metrics["latent"]["kl_per_channel"]
+    row("atom types right", "{:.2%}", metrics["atom_type_accuracy"])
+    row("distance of atoms, RMSD", "{:.4f} Å", metrics["coords_rmsd"])
+    row("lengths, mean error", "{:.4f} Å", metrics["lengths_mae"])
+    row("angles, mean error", "{:.3f}°", metrics["angles_mae"])
+    row("volume, mean error", "{:.2%}", metrics["volume_mape"])
+    row("space group kept", "{:.2%}", metrics["space_group"]["kept"])
+    for name, drift in metrics.get("symmetry", {}).items():
+        row(f"moves with another {MOTIONS[name].word}", "{:.1e} Å", drift["coords_rmsd"])
+    row("active units", "{}", latent["active_units"])
+    row("KL per atom", "{:.2f} nats", None if None in kl else sum(kl))
+    row("matcher time-outs", "{}", metrics["match_timeouts"])
+    return table

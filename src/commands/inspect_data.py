@@ -1,0 +1,227 @@
+"""A data set before training: what is in it, what was left out, what is in it twice."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from pymatgen.core import Structure
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from src.data import DataModule
+from src.data.dataset import CrystalDataset
+from src.data.readers import DataError
+from src.inspection.analysis import Indices, look_at
+from src.inspection.duplicates import find_duplicates
+from src.inspection.inventory import (
+    compositions,
+    counts_of,
+    crystal_table,
+    duplicate_summary,
+    element_counts,
+    figure_names,
+    pair_table,
+    rejected_table,
+    summary_of,
+)
+from src.inspection.page import Sheet, crystal_systems, sheets, write_inspection
+from src.metrics.matching import MatcherSettings
+from src.utils.output import new_folder
+
+log = logging.getLogger(__name__)
+
+_MAX_KINDS = 3  # named in the last line
+
+
+def inspect_data(cfg: DictConfig) -> dict[str, Any]:
+    """Look at a data set as `configs/inspect_data.yaml` says, and write what there is to see.
+
+    The folder `cfg.output` has
+
+    - `index.html`: a page of tables and histograms that needs no network;
+    - `summary.json`: the figures on the page, and `line`, the last line on the terminal;
+    - `duplicates.csv`: for each crystal and each split up to its own, the crystal before it there
+      that it matches, if any; columns as of `pair_table`;
+    - `rejected.csv`: what was left out and why; columns as of `rejected_table`.
+
+    Returns:
+        The content of `summary.json`.
+
+    Raises:
+        DataError: if there are no data, or they cannot be read; not for what has to be rejected.
+        OutputError: for an output that cannot be used.
+    """
+    with new_folder(cfg.output, marker="summary.json", overwrite=cfg.overwrite) as folder:
+        data: DataModule = instantiate(cfg.data)
+        data.max_rejected = None  # to see what is rejected is what one is here for
+        datasets = data.datasets()
+        crystals, rejected = crystal_table(datasets), rejected_table(data.rejected())
+        if crystals.empty and rejected.empty:
+            raise DataError(f"{data.data_dir} holds no crystals")
+
+        asked = _draw(crystals["split"], cfg.max_crystals, cfg.seed)
+        load = _Loader(list(datasets.values()))
+        limits = {"num_workers": cfg.num_workers, "timeout": cfg.timeout, "progress": True}
+        looks = look_at(load, np.flatnonzero(asked), symprec=cfg.symprec, **limits)
+        for name in ("space_group", "min_distance"):
+            crystals.loc[asked, name] = [None if x is None else getattr(x, name) for x in looks]
+        duplicates = find_duplicates(
+            [key for dataset in datasets.values() for key in compositions(dataset)],
+            crystals["split"].cat.codes.to_numpy(),
+            load,
+            asked=asked,
+            settings=MatcherSettings(**cfg.matcher),
+            max_compared=cfg.max_compared,
+            max_check=cfg.max_check,
+            seed=cfg.seed,
+            **limits,
+        )
+        pairs = pair_table(crystals, duplicates, load)
+        summary = {
+            "data_dir": str(data.data_dir),
+            "read_options": asdict(data.read_options),
+            "splits": split_summaries(datasets, crystals, rejected),
+            "rejected": counts_of(rejected["kind"]),
+            "symprec": cfg.symprec,
+            "duplicates": {
+                "matcher": dict(cfg.matcher),
+                "max_compared": cfg.max_compared,
+                **duplicate_summary(crystals["split"], asked, duplicates),
+            },
+        }
+        summary["line"] = last_line(summary)
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        pairs.to_csv(folder / "duplicates.csv", index=False)
+        rejected.to_csv(folder / "rejected.csv", index=False)
+        write_inspection(folder / "index.html", summary, crystals, pairs, rejected)
+    console = Console()
+    for sheet in sheets(summary, rejected):
+        console.print(_table(sheet))
+    log.info("The page is %s/index.html", cfg.output)
+    console.print(summary["line"], markup=False, highlight=False, soft_wrap=True)
+    return summary
+
+
+class _Loader:
+    """Structures by their index over all splits."""
+
+    def __init__(self, datasets: Sequence[CrystalDataset]) -> None:
+        self._datasets = datasets
+        self._starts = np.cumsum([0, *map(len, datasets)])
+
+    def __call__(self, indices: Indices) -> list[Structure]:
+        found: dict[int, Structure] = {}
+        split = np.searchsorted(self._starts, indices, side="right") - 1
+        for i in np.unique(split):
+            mine = np.asarray(indices)[split == i]
+            batch = self._datasets[i].batch(torch.from_numpy(mine - self._starts[i]))
+            found |= dict(zip(mine.tolist(), batch.to_structure(), strict=True))
+        return [found[int(index)] for index in indices]
+
+
+def _table(sheet: Sheet) -> Table:
+    """For the terminal."""
+    table = Table(title=escape(sheet.title), caption=escape(sheet.note))
+    for i, name in enumerate(sheet.header):
+        table.add_column(name, justify="left" if i in sheet.texts else "right")
+    for row in sheet.rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def _draw(splits: pd.Series, limit: int | None, seed: int) -> np.ndarray:
+    """Which crystals to look at closely: at most `limit` of each split."""
+    asked = np.ones(len(splits), dtype=bool)
+    rng = np.random.default_rng(seed)
+    for indices in splits.groupby(splits, observed=True).indices.values():
+        if limit is not None and len(indices) > limit:
+            asked[rng.permutation(indices)[limit:]] = False
+    return asked
+
+
+def split_summaries(
+    datasets: Mapping[str, CrystalDataset], crystals: pd.DataFrame, rejected: pd.DataFrame
+) -> dict[str, dict[str, Any]]:
+    """Figures of each split.
+
+    Returns:
+        By split: `crystals` and `rejected` (0 where they were rejected before there were splits);
+        `figures`, the `summary_of` each of `FIGURES` and of the properties; `crystal_systems` and
+        `space_groups` by frequency; `elements`, the number of crystals that hold one; and
+        `elements_not_in_train`, of those the ones that train lacks.
+    """
+    elements = {name: element_counts(dataset) for name, dataset in datasets.items()}
+    known = elements.get("train") or elements[next(iter(elements))]
+    summaries = {}
+    for name in datasets:
+        part = crystals[crystals["split"] == name]
+        summaries[name] = {
+            "crystals": len(part),
+            "rejected": int((rejected["split"] == name).sum()),
+            "figures": {column: summary_of(part[column]) for column in figure_names(crystals)},
+            "crystal_systems": counts_of(crystal_systems(part["space_group"])),
+            "space_groups": counts_of(part["space_group"]),
+            "elements": elements[name],
+            "elements_not_in_train": {
+                symbol: num for symbol, num in elements[name].items() if symbol not in known
+            },
+        }
+    return summaries
+
+
+def last_line(summary: Mapping[str, Any]) -> str:
+    """What there is to act on, in one line.
+
+    Such as `412 of 5,000 rejected: 398 partial occupancy, 14 overlapping atoms. 37 crystals of test
+    are in train.`
+    """
+    return f"{_rejected_sentence(summary)} {_leak_sentence(summary)}"
+
+
+def _rejected_sentence(summary: Mapping[str, Any]) -> str:
+    num_rejected = sum(summary["rejected"].values())
+    total = num_rejected + sum(split["crystals"] for split in summary["splits"].values())
+    if not num_rejected:
+        return f"Nothing rejected of {total:,}."
+    kinds = list(summary["rejected"].items())
+    named = [f"{num:,} {kind}" for kind, num in kinds[:_MAX_KINDS]]
+    if others := sum(num for _, num in kinds[_MAX_KINDS:]):
+        named.append(f"{others:,} for other reasons")
+    return f"{num_rejected:,} of {total:,} rejected: {', '.join(named)}."
+
+
+def _leak_sentence(summary: Mapping[str, Any]) -> str:
+    splits, duplicates = summary["splits"], summary["duplicates"]
+    held_out = [name for name in splits if name != "train" and splits[name]["crystals"]]
+    if not held_out or not splits.get("train", {}).get("crystals"):
+        return "There is no val or test beside a train to compare with."
+    found = {name: duplicates["found"][name]["train"] for name in held_out}
+    asked = {name: duplicates["asked"][name] for name in held_out}
+    are_all_compared = not duplicates["num_not_reduced"] and not any(
+        duplicates[kind][name]["train"] for kind in ("cut_short", "unanswered") for name in held_out
+    )
+    are_drawn = any(asked[name] < splits[name]["crystals"] for name in held_out)
+    leaks = [name for name, num in found.items() if num]
+    if not (are_drawn or leaks):
+        names = " or ".join(held_out)
+        if are_all_compared:
+            return f"No crystal of {names} is in train."
+        return f"No crystal of {names} was found in train, but not all pairs were compared."
+    if are_drawn:
+        counts = [f"{found[n]:,} of {asked[n]:,} crystals drawn from {n}" for n in held_out]
+    else:
+        noun = "crystal" if found[leaks[0]] == 1 else "crystals"
+        counts = [f"{found[name]:,} of {name}" for name in leaks]
+        counts[0] = f"{found[leaks[0]]:,} {noun} of {leaks[0]}"
+    subject, verb = " and ".join(counts), "is" if sum(found.values()) == 1 else "are"
+    if are_all_compared:
+        return f"{subject} {verb} in train."
+    return f"At least {subject} {verb} in train (not all pairs were compared)."

@@ -1,0 +1,173 @@
+"""Crystals of files through a VAE and back into files."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from omegaconf import DictConfig
+from pymatgen.core import Structure
+from rich.console import Console
+from rich.table import Table
+
+from src.commands.trained_model import cell_of_run, load_vae
+from src.data.cif import CrystalError
+from src.data.structures import (
+    NamedStructure,
+    Skipped,
+    read_structures,
+    to_crystal,
+    to_structure,
+    write_structures,
+    written_name,
+)
+from src.metrics.matching import MatcherPool
+from src.metrics.reconstruction.evaluate import SETTINGS
+from src.utils.formulas import full_formula
+from src.utils.output import new_folder
+from src.vae_module.reconstruction import prepare, reconstruct_tasks
+
+log = logging.getLogger(__name__)
+
+MAX_ROWS = 20  # of the table on the terminal
+LENGTHS = ("a", "b", "c")
+ANGLES = ("alpha", "beta", "gamma")
+
+
+def reconstruct(cfg: DictConfig) -> dict[str, Any]:
+    """Reconstruct the crystals of files as `configs/reconstruct.yaml` says.
+
+    The new folder `cfg.output` gets files of the names and formats of the input (`.extxyz` for a
+    format that is only read; the content of an archive as a folder), `changes.csv` with what
+    became of each crystal, and `skipped.csv` with what was left out, and why.
+
+    Returns:
+        `crystals`: how many were reconstructed; `matched` and `matched_default`: how many of them
+        match under CDVAE's and pymatgen's settings; `skipped`: how many entries `skipped.csv` has.
+
+    Raises:
+        ValueError: for a checkpoint, input or output that cannot be used, or if nothing came out.
+    """
+    vae = load_vae(cfg)
+    trained_on, shown = cell_of_run(cfg.ckpt_path), "niggli" if cfg.niggli else "as_given"
+    if trained_on not in (None, shown):
+        log.warning(
+            "The model was trained on cells that are %s, and sees them %s", trained_on, shown
+        )
+    with new_folder(cfg.output, marker="changes.csv", overwrite=cfg.overwrite) as folder:
+        found, skipped = read_structures(cfg.input)
+        items, tasks = [], []
+        for item in found:
+            try:
+                tasks.append(prepare(vae, to_crystal(item.structure), cfg.niggli))
+                items.append(item)
+            except CrystalError as error:
+                skipped.append(Skipped(_where(item), str(error)))
+        seed = cfg.seed if cfg.sampled else None
+        crystals = reconstruct_tasks(vae, tasks, cfg.batch_size, seed, progress=True)
+        for item, crystal in zip(items, crystals, strict=True):
+            if crystal is None:
+                reason = "the model gives numbers that are not finite, or a cell without volume"
+                skipped.append(Skipped(_where(item), reason))
+        if all(crystal is None for crystal in crystals):
+            first = "".join(f"\n  {where}: {reason}" for where, reason in skipped[:5])
+            raise ValueError(f"none of the crystals of {cfg.input} could be reconstructed{first}")
+
+        structures = [None if crystal is None else to_structure(crystal) for crystal in crystals]
+        changes = _compare(items, structures, cfg)
+        _write(folder, items, structures)
+        changes.to_csv(folder / "changes.csv", index=False)
+        pd.DataFrame(skipped, columns=["file", "reason"]).to_csv(
+            folder / "skipped.csv", index=False
+        )
+    Console().print(changes_table(changes))
+    for where, reason in skipped[:MAX_ROWS]:
+        log.warning("Skipped %s: %s", where, reason)
+    counts = {
+        "crystals": sum(structure is not None for structure in structures),
+        "matched": int(changes.matched.sum()),
+        "matched_default": int(changes.matched_default.sum()),
+        "skipped": len(skipped),
+    }
+    log.info(
+        "%d crystals are in %s; %d match the original (pymatgen's settings: %d); %d skipped, "
+        "see skipped.csv",
+        counts["crystals"], cfg.output, counts["matched"], counts["matched_default"],
+        counts["skipped"],
+    )  # fmt: skip
+    return counts
+
+
+def changes_table(changes: pd.DataFrame) -> Table:
+    """What became of the first crystals, for the terminal; the largest change of three."""
+    table = Table(
+        title="Reconstruction minus original",
+        caption=f"the first {MAX_ROWS} of {len(changes):,}" if len(changes) > MAX_ROWS else None,
+    )
+    table.add_column("crystal", overflow="fold")
+    table.add_column("formula")
+    for name in ("lengths", "angles", "volume", "rms", ""):
+        table.add_column(name, justify="right")
+    for row in changes.head(MAX_ROWS).to_dict("records"):
+        formulas = dict.fromkeys([row["formula"], row["formula_reconstructed"]])
+        length, angle = (
+            max((row[f"{name}_change"] for name in names), key=abs) for names in (LENGTHS, ANGLES)
+        )
+        table.add_row(
+            row["id"],
+            " → ".join(formulas),
+            f"{length:+.3f} Å",
+            f"{angle:+.2f}°",
+            f"{row['volume_change']:+.1%}",
+            f"{row['rms']:.4f}" if row["matched"] else "",
+            row["status"],
+        )
+    return table
+
+
+def _where(item: NamedStructure) -> str:
+    return f"{item.source} ({item.id})"
+
+
+def _compare(
+    items: Sequence[NamedStructure], structures: Sequence[Structure | None], cfg: DictConfig
+) -> pd.DataFrame:
+    """A row for each crystal; changes are reconstruction minus original, in Å and degrees."""
+    originals = [item.structure for item in items]
+    with MatcherPool(cfg.num_workers, timeout=cfg.timeout) as pool:
+        results = pool.match(originals, structures, SETTINGS, progress=True)
+    rows = []
+    for item, new, cdvae, default in zip(items, structures, *results, strict=True):
+        old = item.structure
+        row: dict[str, Any] = {
+            "id": item.id,
+            "file": item.source.as_posix(),
+            "num_atoms": len(old),
+            "formula": full_formula(old.composition),
+            "formula_reconstructed": full_formula(new.composition) if new else "",
+        }
+        for end, result in (("", cdvae), ("_default", default)):
+            row[f"matched{end}"] = result.matched
+            row[f"rms{end}"] = np.nan if result.rms is None else result.rms
+            row[f"status{end}"] = result.status
+        parameters = new.lattice.parameters if new else [np.nan] * 6
+        changes = np.subtract(parameters, old.lattice.parameters)
+        for name, change in zip(LENGTHS + ANGLES, changes, strict=True):
+            row[f"{name}_change"] = change
+        row["volume_change"] = new.volume / old.volume - 1 if new else np.nan
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _write(
+    folder: Path, items: Sequence[NamedStructure], structures: Sequence[Structure | None]
+) -> None:
+    files: dict[Path, list[tuple[Structure, str]]] = {}
+    for item, structure in zip(items, structures, strict=True):
+        if structure is not None:
+            files.setdefault(written_name(item.source), []).append((structure, item.id))
+    for path, content in files.items():
+        written, ids = zip(*content, strict=True)
+        write_structures(folder / path, written, ids)

@@ -1,0 +1,73 @@
+"""Samples of a model to files."""
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from src.commands.sample_files import join_rows, write_samples
+from src.commands.trained_model import load_vae, run_folder
+from src.data.compositions import read_compositions
+from src.utils.checksum import sha256_of
+from src.utils.config import to_plain
+from src.utils.output import new_folder
+from src.vae_module.sampling import sample_crystals
+
+log = logging.getLogger(__name__)
+
+
+def sample(cfg: DictConfig) -> dict[str, Any]:
+    """Sample crystals as `configs/sample_vae.yaml` says, into the new folder `cfg.output`
+    (`samples` in the folder of the checkpoint's run, unless given).
+
+    It gets `cifs/` or `cifs.zip`, `samples.extxyz`, and `samples.json`: what was asked for, the
+    counts, and under `samples` for each its `id`, `formula`, `num_atoms`, `valid_structure`,
+    `valid_composition` (see `src.metrics.generation.validity`), `written`
+    (false where no file can hold it, as with numbers that are not finite), and `reason`, why its
+    structure is not valid. Samples are written as they come and not kept in memory.
+
+    Returns:
+        `samples.json` without `samples`.
+
+    Raises:
+        ValueError: for a checkpoint, a request or an output that cannot be used, or if none of
+            the samples can be written.
+    """
+    if cfg.format not in ("folder", "zip"):
+        raise ValueError(f"format is folder or zip, not {cfg.format!r}")
+    output = Path(cfg.output or run_folder(cfg.ckpt_path) / "samples")
+    vae = load_vae(cfg)
+    batches = sample_crystals(
+        vae,
+        cfg.num_samples,
+        to_plain(cfg.num_atoms),
+        read_compositions(cfg.compositions),
+        cfg.seed,
+        cfg.batch_size,
+    )
+    with (
+        new_folder(output, marker="samples.json", overwrite=cfg.overwrite) as folder,
+        tempfile.TemporaryFile("w+", dir=folder, encoding="utf-8") as rows,
+    ):
+        counts = write_samples(batches, cfg.num_samples, folder, cfg.format, rows)
+        if not counts["written"]:
+            raise ValueError(f"none of {cfg.num_samples} samples has a cell that a file can hold")
+        header = {
+            "checkpoint": str(cfg.ckpt_path),
+            "checkpoint_sha256": sha256_of(cfg.ckpt_path),
+            "seed": cfg.seed,
+            "num_samples": cfg.num_samples,
+            "num_atoms": to_plain(cfg.num_atoms),
+            "compositions": to_plain(cfg.compositions),
+            "counts": counts,
+        }
+        join_rows(folder / "samples.json", header, rows)
+    log.info(
+        "%d samples are in %s; valid: %s structures, %s compositions, %s both",
+        counts["written"], output, *list(counts.values())[1:],
+    )  # fmt: skip
+    if missing := cfg.num_samples - counts["written"]:
+        log.warning("%d samples have a cell that no file can hold: see samples.json", missing)
+    return header

@@ -1,0 +1,84 @@
+"""The files that a set of samples is written to, one sample at a time."""
+
+import json
+import shutil
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import ase.io
+from ase.data import chemical_symbols
+from pymatgen.core import Composition
+from rich.progress import track
+
+from src.data.cif import Crystal, CrystalError, write_cif
+from src.data.schema import CrystalBatch
+from src.data.structures import check_numbers, split_batch, to_atoms, to_structure
+from src.metrics.generation.validity import invalid_reason, is_valid_composition
+from src.utils.formulas import full_formula
+
+
+def write_samples(
+    batches: Iterator[CrystalBatch], num_samples: int, folder: Path, format: str, rows: TextIO
+) -> dict[str, Any]:
+    """Write crystals to `folder` and a line of JSON for each to `rows`; give the counts."""
+    counts = dict.fromkeys(("written", "valid_structure", "valid_composition", "valid"), 0)
+    crystals = (crystal for batch in batches for crystal in split_batch(batch))
+    with (
+        (folder / "samples.extxyz").open("w", encoding="utf-8") as extxyz,
+        _cif_writer(folder, format) as write,
+    ):
+        bar = track(crystals, "Sampling", total=num_samples, transient=True)
+        for index, crystal in enumerate(bar):
+            row = _describe(f"sample-{index:06d}", crystal)
+            if row["written"]:
+                write(f"{row['id']}.cif", write_cif(crystal, row["id"]))
+                ase.io.write(extxyz, to_atoms(crystal, row["id"]), format="extxyz")
+            rows.write(f"{',' if index else ''}\n    {json.dumps(row)}")
+            for name in ("written", "valid_structure", "valid_composition"):
+                counts[name] += bool(row[name])
+            counts["valid"] += bool(row["valid_structure"] and row["valid_composition"])
+    return counts
+
+
+def _describe(id: str, crystal: Crystal) -> dict[str, Any]:
+    composition = Composition(Counter(chemical_symbols[z] for z in crystal.atom_types))
+    reason: str | None
+    try:
+        check_numbers(crystal)
+        written, reason = True, invalid_reason(to_structure(crystal))
+    except CrystalError as error:
+        written, reason = False, str(error)
+    return {
+        "id": id,
+        "formula": full_formula(composition),
+        "num_atoms": crystal.num_atoms,
+        "valid_structure": reason is None,
+        "valid_composition": is_valid_composition(composition),
+        "written": written,
+        "reason": reason,
+    }
+
+
+@contextmanager
+def _cif_writer(folder: Path, format: str) -> Iterator[Callable[[str, str], Any]]:
+    """A function of a file's name and text that writes it to `cifs/` or `cifs.zip`."""
+    if format == "zip":
+        with zipfile.ZipFile(folder / "cifs.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            yield archive.writestr
+    else:
+        (folder / "cifs").mkdir()
+        yield lambda name, text: (folder / "cifs" / name).write_text(text, encoding="utf-8")
+
+
+def join_rows(path: Path, header: dict[str, Any], rows: TextIO) -> None:
+    """One JSON object of a header and, under `samples`, of rows that may not fit in memory."""
+    rows.seek(0)
+    with path.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(header, indent=2).removesuffix("\n}"))
+        file.write(',\n  "samples": [')
+        shutil.copyfileobj(rows, file)
+        file.write("\n  ]\n}\n")

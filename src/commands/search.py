@@ -1,0 +1,227 @@
+"""Bayesian search over the config with Optuna: each trial is a training run in its own folder.
+
+Hydra's own sweeper for Optuna is not used: its stable release (1.2.0) needs Optuna 2, the one to
+come needs a Hydra that is not released, and neither can stop a trial early.
+"""
+
+import gc
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import TrialState
+from optuna_integration import PyTorchLightningPruningCallback
+
+from src.commands.sweep import report_sweep, write_status
+from src.commands.train import train
+from src.utils.config import to_plain
+from src.utils.lock import lock_folder
+from src.utils.output import new_file
+
+log = logging.getLogger(__name__)
+
+SETTINGS = ("data", "vae_module", "trainer", "eval", "hparams_search")  # of all trials of a study
+MAY_CHANGE = (
+    "hparams_search.n_trials", "hparams_search.timeout", "hparams_search.storage",
+    "trainer.default_root_dir", "data.cache_dir", "eval.num_workers",
+)  # fmt: skip
+
+
+class SearchError(ValueError):
+    """A search that cannot begin, continue or end well; the message says why."""
+
+
+def search(cfg: DictConfig) -> optuna.Study:
+    """Run what is missing of the trials that `cfg.hparams_search` asks for.
+
+    The folder of the search (`paths.output_dir`) holds a folder per trial (`trial_007/`, a run as
+    `train` leaves it), `sweep.csv` and `sweep.png` over all of them, and `best.yaml`, the best
+    trial's overrides. The study lives in `hparams_search.storage`; a search that was interrupted
+    or that is given a larger `n_trials` continues there. The trial that an interruption cut off
+    is marked as failed and takes none of the places of `n_trials`; one that failed by itself does.
+
+    Raises:
+        SearchError: if the search space does not fit the config, the study was begun with other
+            settings, or no trial came to its end.
+        OutputError: if another process works in the folder.
+    """
+    space = parse_space(cfg)
+    if cfg.resume_from is not None or cfg.trainer.devices != 1 or cfg.trainer.num_nodes != 1:
+        raise SearchError(
+            "a search trains each trial from its start, in one process: leave resume_from, "
+            "trainer.devices and trainer.num_nodes as they are"
+        )
+    folder = Path(cfg.paths.output_dir)
+    optuna.logging.disable_default_handler()
+    optuna.logging.enable_propagation()
+    start = time.monotonic()
+    with lock_folder(folder):
+        study = _open_study(cfg)
+        missing = cfg.hparams_search.n_trials - sum(map(_counts, study.trials))
+        log.info("%s: %d trials are missing", study.study_name, max(missing, 0))
+        for _ in range(missing):
+            if time.monotonic() - start >= (cfg.hparams_search.timeout or math.inf):
+                break
+            _run_trial(study, cfg, space)
+        _report(study, folder, cfg.hparams_search.objective)
+    return study
+
+
+def parse_space(cfg: DictConfig) -> dict[str, BaseDistribution]:
+    """The distribution of each key of `cfg.hparams_search.space`.
+
+    A key of the config has `low` and `high`, with `log` or `step`; or `choices`. `also` names
+    further keys that take the same value. A range is one of integers where the config's own value,
+    `low` and `high` are.
+
+    Raises:
+        SearchError: naming the key that does not fit.
+    """
+    space = to_plain(cfg.hparams_search.space)
+    if not space:
+        raise SearchError("hparams_search.space names nothing to search over")
+    return {name: _distribution(cfg, name, options) for name, options in space.items()}
+
+
+def _distribution(cfg: DictConfig, name: str, options: Mapping[str, Any]) -> BaseDistribution:
+    for key in (name, *options.get("also", [])):
+        try:
+            present = OmegaConf.select(cfg, key)
+        except ConfigKeyError:
+            present = None
+        if present is None:
+            raise SearchError(f"hparams_search.space: {key} is no value of the config")
+    given = {key: value for key, value in options.items() if key != "also"}
+    try:
+        if given.keys() == {"choices"}:
+            if not all(isinstance(c, (bool, int, float, str)) for c in given["choices"]):
+                raise ValueError("choices are numbers, words or true and false")
+            return CategoricalDistribution(given["choices"])
+        if any(isinstance(value, float) for value in (present, given["low"], given["high"])):
+            return FloatDistribution(**given)
+        return IntDistribution(**given)
+    except (KeyError, TypeError, ValueError) as error:
+        raise SearchError(
+            f"hparams_search.space.{name} is {options}; it needs low and high, and may have log or "
+            f"step, or it has choices alone ({error})"
+        ) from error
+
+
+def _open_study(cfg: DictConfig) -> optuna.Study:
+    """The study of the config, new or as it was left, without trials that look as if they ran."""
+    settings = cfg.hparams_search
+    pruner = instantiate(settings.pruner) or optuna.pruners.NopPruner()
+    study = optuna.create_study(
+        storage=settings.storage,
+        study_name=settings.study_name,
+        direction=settings.direction,
+        pruner=pruner,
+        load_if_exists=True,
+    )
+    if not study.trials and any(Path(cfg.paths.output_dir).glob("trial_*")):
+        raise SearchError(
+            f"{cfg.paths.output_dir} holds trials of another study than {settings.study_name}: "
+            "choose another folder with hydra.run.dir"
+        )
+    # the same seed again would draw again what the trials before an interruption have drawn
+    study.sampler = instantiate(settings.sampler, seed=settings.seed + len(study.trials))
+    now = _flatten({name: to_plain(cfg[name]) for name in SETTINGS})
+    begun = json.loads(study.user_attrs.get("settings", json.dumps(now)))
+    if changed := sorted(k for k in now.keys() | begun.keys() if now.get(k) != begun.get(k)):
+        raise SearchError(
+            f"the study {settings.study_name} was begun with other settings of {changed}: restore "
+            "them, or begin another one with hparams_search.study_name=NAME"
+        )
+    study.set_user_attr("settings", json.dumps(now))
+    for trial in study.get_trials(states=[TrialState.RUNNING]):
+        log.warning("Trial %d was interrupted", trial.number)
+        study.tell(trial.number, state=TrialState.FAIL)
+    return study
+
+
+def _flatten(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {} if name in MAY_CHANGE else {name: value}
+    return {
+        key: item
+        for child, below in value.items()
+        for key, item in _flatten(below, f"{name}.{child}" if name else str(child)).items()
+    }
+
+
+def _counts(trial: optuna.trial.FrozenTrial) -> bool:
+    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or "error" in trial.user_attrs
+
+
+def _run_trial(study: optuna.Study, cfg: DictConfig, space: dict[str, BaseDistribution]) -> None:
+    """Train with the values that the study asks for, and tell it what came of it."""
+    settings = cfg.hparams_search
+    trial = study.ask(space)
+    folder = Path(cfg.paths.output_dir) / f"trial_{trial.number:03d}"
+    trial_cfg, overrides = cfg.copy(), []
+    for name, value in trial.params.items():
+        for key in (name, *settings.space[name].get("also", [])):
+            OmegaConf.update(trial_cfg, key, value)
+            overrides.append(f"{key}={value}")
+    trial_cfg.paths.output_dir = str(folder)
+    (folder / ".hydra").mkdir(parents=True)
+    OmegaConf.save(OmegaConf.create(overrides), folder / ".hydra" / "overrides.yaml")
+    log.info("Trial %d of %d: %s", trial.number, settings.n_trials, " ".join(overrides))
+    try:
+        pruning = PyTorchLightningPruningCallback(trial, settings.monitor)
+        study.tell(trial, _objective(train(trial_cfg, callbacks=[pruning]), settings.objective))
+    except optuna.TrialPruned as pruned:
+        study.tell(trial, state=TrialState.PRUNED)
+        write_status(folder, "pruned", str(pruned))
+        log.info("Trial %d was pruned", trial.number)
+    except Exception as error:  # the next one may do better
+        message = f"{type(error).__name__}: {error}"
+        trial.set_user_attr("error", message)
+        study.tell(trial, state=TrialState.FAIL)
+        write_status(folder, "failed", message, error)
+        log.error("Trial %d failed: %s", trial.number, message)
+    gc.collect()  # trainer and model refer to each other, and may hold a GPU's memory
+
+
+def _objective(summary: Mapping[str, Any], name: str) -> float:
+    value = summary.get(name)
+    if value is None or math.isnan(value):
+        raise SearchError(
+            f"hparams_search.objective: the run has no {name}, but a value for "
+            f"{[key for key, given in summary.items() if isinstance(given, float)]}"
+        )
+    return float(value)
+
+
+def _report(study: optuna.Study, folder: Path, objective: str) -> None:
+    if not study.trials:
+        raise SearchError("no trial of the search has begun: hparams_search.n_trials or .timeout")
+    complete = study.get_trials(states=[TrialState.COMPLETE])
+    importances = None
+    if len(complete) >= 10:  # it compares the best tenth with all
+        importances = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+    report_sweep(folder, objective, importances)
+    if not complete:
+        raise SearchError(f"no trial of the search in {folder} came to its end; its table says why")
+    best = folder / f"trial_{study.best_trial.number:03d}"
+    with new_file(folder / "best.yaml", overwrite=True) as path:
+        path.write_text((best / ".hydra" / "overrides.yaml").read_text())
+    log.info(
+        "Trial %d is the best so far, with %s %.4g; best.yaml has its overrides",
+        study.best_trial.number, objective, study.best_value,
+    )  # fmt: skip

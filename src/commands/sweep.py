@@ -1,0 +1,322 @@
+"""What a sweep came to: a table and a picture of its jobs, read from their folders.
+
+Hydra's multiruns, the searches of `src.commands.search` and arrays on a cluster all leave one
+folder per job, with the job's `.hydra/overrides.yaml`, its `summary.json` if it finished, and a
+`status.json` if it is known why it did not.
+"""
+
+import atexit
+import contextlib
+import json
+import logging
+import math
+import multiprocessing
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from src.utils.output import new_file
+
+log = logging.getLogger(__name__)
+
+FIGURES = ("match_rate", "rmse", "best_val_loss", "time_s")  # those on the terminal
+STATUS_FILE = "status.json"
+
+
+class SweepError(ValueError):
+    """A folder that is no sweep's; the message says why."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a sweep.
+
+    Attributes:
+        name: of its folder.
+        overrides: what it was given; a number where it was one, else as it was written.
+        status: `done`, `failed`, `pruned`, or `missing`: running, killed, or never begun.
+        message: why, where that is known.
+        summary: the content of its `summary.json`.
+    """
+
+    name: str
+    overrides: dict[str, Any]
+    status: str
+    message: str = ""
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+def report_sweep(
+    folder: str | Path, objective: str, importances: Mapping[str, float] | None = None
+) -> list[Job]:
+    """Write `sweep.csv` and `sweep.png` into the folder of a sweep, and print its table.
+
+    Args:
+        folder: that of the sweep.
+        objective: the figure of `summary.json` that the picture shows.
+        importances: of the overrides, where they are known, for the picture.
+
+    Returns:
+        The jobs, in their order.
+
+    Raises:
+        SweepError: if there is no job in the folder.
+    """
+    folder = Path(folder)
+    jobs = read_jobs(folder)
+    with new_file(folder / "sweep.csv", overwrite=True) as path:
+        to_frame(jobs).to_csv(path, index=False)
+    with new_file(folder / "sweep.png", overwrite=True) as path:
+        plot_sweep(jobs, objective, path, importances)
+    Console().print(sweep_table(jobs, objective))
+    log.info("The sweep is in %s", folder)
+    return jobs
+
+
+def read_jobs(folder: Path) -> list[Job]:
+    """The jobs whose folders lie in `folder`, in their order.
+
+    Raises:
+        SweepError: if there is none.
+    """
+    found = [path.parents[1] for path in folder.glob("*/.hydra/overrides.yaml")]
+    if not found:
+        raise SweepError(f"{folder} is no folder of a sweep: no */.hydra/overrides.yaml is in it")
+    return [_read_job(path) for path in sorted(found, key=lambda p: (len(p.name), p.name))]
+
+
+def _read_job(folder: Path) -> Job:
+    lines = OmegaConf.load(folder / ".hydra" / "overrides.yaml")
+    overrides = _parse([str(line) for line in lines])
+    summary = _read_json(folder / "summary.json")
+    ended = _read_json(folder / STATUS_FILE) or {"status": "done" if summary else "missing"}
+    return Job(folder.name, overrides, ended["status"], ended.get("message", ""), summary)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _parse(lines: list[str]) -> dict[str, Any]:
+    parsed = OverridesParser.create().parse_overrides(lines)
+    return {
+        override.key_or_group: value
+        if _is_number(value := override.value())
+        else override.get_value_element_as_str()
+        for override in parsed
+    }
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def write_status(
+    folder: Path, status: str, message: str, error: BaseException | None = None
+) -> None:
+    """Write down in a job's folder why it has no result."""
+    content = {"status": status, "message": " ".join(message.split())}
+    if error is not None:
+        content["traceback"] = "".join(traceback.format_exception(error))
+    folder.mkdir(parents=True, exist_ok=True)
+    with new_file(folder / STATUS_FILE, overwrite=True) as path:
+        path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def swept(jobs: Sequence[Job]) -> list[str]:
+    """The overrides in which the jobs differ; of several that go together, the first."""
+    values: dict[tuple[str, ...], str] = {}
+    for name in dict.fromkeys(name for job in jobs for name in job.overrides):
+        values.setdefault(tuple(str(job.overrides.get(name)) for job in jobs), name)
+    return [name for column, name in values.items() if len(set(column)) > 1]
+
+
+def to_frame(jobs: Sequence[Job]) -> pd.DataFrame:
+    """A row per job: its name, status, message, overrides, and the figures of its summary."""
+    rows = [
+        {
+            "job": job.name,
+            "status": job.status,
+            "message": job.message,
+            **job.overrides,
+            **{name: value for name, value in job.summary.items() if name not in job.overrides},
+        }
+        for job in jobs
+    ]
+    return pd.DataFrame(rows)
+
+
+def sweep_table(jobs: Sequence[Job], objective: str) -> Table:
+    """In what the jobs differ and what they reached, for the terminal."""
+    parameters = swept(jobs)
+    figures = list(dict.fromkeys([objective, *FIGURES]))
+    done = sum(job.status == "done" for job in jobs)
+    messages = [f"{job.name}: {job.message}" for job in jobs if job.message]
+    table = Table(
+        title=f"{done} of {len(jobs)} jobs are done",
+        caption=escape("\n".join(messages)) or None,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("job", overflow="fold")
+    last = [name.rpartition(".")[2] for name in parameters]
+    for name, short in zip(parameters, last, strict=True):
+        header = short if last.count(short) == 1 else name
+        table.add_column(header, justify="right", overflow="fold")
+    for name in figures:
+        table.add_column(name, justify="right", overflow="fold")
+    table.add_column("status", no_wrap=True)
+    for job in jobs:
+        cells = [
+            job.name,
+            *(_format(job.overrides.get(name)) for name in parameters),
+            *(_format(job.summary.get(name)) for name in figures),
+            job.status,
+        ]
+        style = {"failed": "red", "missing": "yellow", "pruned": "dim"}.get(job.status)
+        table.add_row(*map(escape, cells), style=style)
+    return table
+
+
+def _format(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def plot_sweep(
+    jobs: Sequence[Job],
+    objective: str,
+    path: Path,
+    importances: Mapping[str, float] | None = None,
+) -> None:
+    """Draw the objective over each swept parameter, one panel each.
+
+    A line joins the medians where a parameter's values come again, or where it is the only one.
+    An axis whose values span a factor of ten or more is logarithmic. Jobs without a result are
+    crosses on the axis.
+    """
+    from matplotlib.figure import Figure
+
+    parameters = swept(jobs) or ["job"]
+    columns = min(3, len(parameters))
+    rows = math.ceil(len(parameters) / columns)
+    figure = Figure(figsize=(4.2 * columns, 3.4 * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
+    for axis, parameter in zip(axes, parameters, strict=False):
+        _plot_parameter(axis, jobs, parameter, objective, alone=len(parameters) == 1)
+        if importances and parameter in importances:
+            axis.set_title(f"importance {importances[parameter]:.2f}", fontsize="medium")
+    for axis in axes[len(parameters) :]:
+        axis.remove()
+    if (legend := axes[0].get_legend_handles_labels())[0]:
+        figure.legend(*legend, loc="outside upper right")
+    figure.supylabel(objective, fontsize="medium")
+    figure.savefig(path, dpi=150)
+
+
+def _plot_parameter(
+    axis: Any, jobs: Sequence[Job], parameter: str, objective: str, alone: bool
+) -> None:
+    given = [job.name if parameter == "job" else job.overrides.get(parameter) for job in jobs]
+    numeric = all(map(_is_number, given))
+    reached = [job.summary.get(objective) if job.status == "done" else None for job in jobs]
+    frame = pd.DataFrame({"x": given if numeric else map(str, given), "y": reached}, dtype=object)
+    frame = frame.sort_values("x", kind="stable") if numeric else frame
+    done, lost = frame.dropna(), frame[frame["y"].isna()]
+    medians = done.groupby("x", sort=numeric)["y"].median()
+    # a category takes its place on the axis when it is first drawn, so all of them at once
+    axis.plot(frame["x"], [math.nan] * len(frame))
+    if numeric and (alone or len(medians) < len(done)):
+        axis.plot(medians.index, medians, color="C0", alpha=0.5)
+    axis.plot(done["x"], done["y"], "o", color="C0")
+    if len(lost):
+        axis.plot(
+            lost["x"], [0.0] * len(lost), "x", color="C3", label="no result",
+            transform=axis.get_xaxis_transform(), clip_on=False,
+        )  # fmt: skip
+    if numeric and _spans_decades(frame["x"]):
+        axis.set_xscale("log")
+        _few_ticks(axis.xaxis)
+    if _spans_decades(done["y"]):
+        axis.set_yscale("log")
+        _few_ticks(axis.yaxis)
+    if numeric and (few := sorted(set(frame["x"]))) and len(few) <= 5:
+        axis.set_xticks(few, [f"{x:.3g}" for x in few])
+    axis.set_xlabel(parameter)
+    axis.grid(alpha=0.3)
+
+
+def _few_ticks(axis: Any) -> None:
+    """Of a logarithmic axis, in plain numbers and so few that they find room."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 3)))
+    axis.set_major_formatter("{x:.3g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _spans_decades(values: pd.Series) -> bool:
+    return len(values) > 1 and min(values) > 0 and max(values) >= 10 * min(values)
+
+
+class SweepReport(Callback):
+    """Ends a multirun with `report_sweep`, whatever becomes of its jobs.
+
+    Hydra raises the error of a job that failed once the others have ended, and then calls no
+    `on_multirun_end`. So a failure is written to the job's folder where it happens, and the
+    multirun ends with exit code 1 when the table is written. Where a launcher gives up, as when
+    a worker is killed, the table comes as the program exits; jobs on a cluster may still run then.
+
+    Args:
+        objective: see `report_sweep`.
+    """
+
+    def __init__(self, objective: str) -> None:
+        self.objective = objective
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        atexit.register(self._report_what_there_is, config.hydra.sweep.dir)
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        # joblib's workers have a start method that processes which the job starts do not know
+        if multiprocessing.get_start_method(allow_none=True) == "loky":
+            multiprocessing.set_start_method(None, force=True)
+        (Path(config.hydra.runtime.output_dir) / STATUS_FILE).unlink(missing_ok=True)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if config.hydra.mode != RunMode.MULTIRUN or job_return.status != JobStatus.FAILED:
+            return
+        folder = Path(config.hydra.runtime.output_dir)
+        try:
+            job_return.return_value  # noqa: B018  it raises the job's error
+        except Exception as error:
+            write_status(folder, "failed", f"{type(error).__name__}: {error}", error)
+            log.error("The job failed; %s has the traceback", folder / STATUS_FILE)
+        job_return.status, job_return.return_value = JobStatus.COMPLETED, math.nan
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        atexit.unregister(self._report_what_there_is)
+        jobs = report_sweep(config.hydra.sweep.dir, self.objective)
+        if any(job.status != "done" for job in jobs):
+            sys.exit(1)
+
+    def _report_what_there_is(self, folder: str) -> None:
+        with contextlib.suppress(SweepError):
+            report_sweep(folder, self.objective)

@@ -1,0 +1,377 @@
+"""The page on a data set, one small file that needs no network."""
+
+import html
+import io
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from ase.data import atomic_numbers
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from src.inspection.inventory import COPY_RMS, FIGURES, PROPERTY, figure_names
+from src.metrics.matching import MatcherSettings
+from src.report.figures import settings_text
+from src.report.files import CRYSTAL_SYSTEMS
+
+_NUM_BINS = 40
+_MAX_ROWS = 25  # in a list of single crystals; the CSV has them all
+_MAX_GROUPS = 3  # space groups of a split that are named
+
+# Stand-ins for colours of the page, which are not the same by night
+_TEXT, _FAINT = "#010203", "#020304"
+_COLORS = {"train": "#030405", "val": "#040506", "test": "#050607"}
+_VARIABLES = {_TEXT: "--text", _FAINT: "--line"} | {c: f"--{n}" for n, c in _COLORS.items()}
+
+
+class Sheet(NamedTuple):
+    """A table for the terminal and the page.
+
+    Attributes:
+        title, note: above and below it.
+        header, rows: its cells.
+        texts: the columns that are words, not numbers.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    texts: Sequence[int] = (0,)
+
+
+def crystal_systems(space_groups: pd.Series) -> pd.Series:
+    """The crystal system of each space group's number; missing where that is."""
+    edges = [0, *CRYSTAL_SYSTEMS.values()]
+    return pd.cut(space_groups.astype(float), edges, labels=list(CRYSTAL_SYSTEMS))
+
+
+# Tables
+
+
+def sheets(summary: Mapping[str, Any], rejected: pd.DataFrame) -> list[Sheet]:
+    """What the splits hold, what was left out, and what is there more than once."""
+    found = [_splits_sheet(summary), _duplicates_sheet(summary)]
+    return found if rejected.empty else [*found, _rejected_sheet(summary, rejected)]
+
+
+def _splits_sheet(summary: Mapping[str, Any]) -> Sheet:
+    splits = summary["splits"].values()
+    rejected = [split["rejected"] for split in splits]
+    total = sum(summary["rejected"].values())  # of all, be it before they were in a split
+
+    def row(name: str, values: Sequence[str]) -> list[str]:
+        return [name, *values]
+
+    rows = [
+        row("crystals", [f"{split['crystals']:,}" for split in splits]),
+        *([row("rejected", [f"{n:,}" for n in rejected])] if sum(rejected) == total else []),
+        row("elements", [f"{len(split['elements'])}" for split in splits]),
+        row("of them not in train", [_names(split["elements_not_in_train"]) for split in splits]),
+    ]
+    for name in next(iter(splits))["figures"]:
+        figures = [split["figures"][name] for split in splits]
+        rows.append(row(FIGURES.get(name, name.removeprefix(PROPERTY)), list(map(_range, figures))))
+        if name.startswith(PROPERTY):
+            rows.append(row("  missing", [f"{figure['missing']:,}" for figure in figures]))
+    rows.append(row("most frequent space groups", [_groups(split) for split in splits]))
+    return Sheet(
+        "The splits: min, mean and max of each figure",
+        ["", *summary["splits"]],
+        rows,
+        f"Cells are as they are read ({summary['read_options']['cell']}). Space groups: "
+        f"spglib, symprec {summary['symprec']:g} Å.",
+    )
+
+
+def _range(figure: Mapping[str, Any]) -> str:
+    if figure["mean"] is None:
+        return "-"
+    return "  ".join(_number(figure[name]) for name in ("min", "mean", "max"))
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _names(elements: Mapping[str, int]) -> str:
+    return ", ".join(f"{symbol} ({num})" for symbol, num in elements.items()) or "-"
+
+
+def _groups(split: Mapping[str, Any]) -> str:
+    total = sum(split["space_groups"].values())
+    first = list(split["space_groups"].items())[:_MAX_GROUPS]
+    return ", ".join(f"{number} ({num / total:.0%})" for number, num in first) or "-"
+
+
+def _duplicates_sheet(summary: Mapping[str, Any]) -> Sheet:
+    duplicates = summary["duplicates"]
+    rows = [
+        [
+            f"{name} that repeat an earlier one" if searched == name else f"{name} in {searched}",
+            f"{duplicates['asked'][name]:,}",
+            f"{num:,}",
+            f"{duplicates['copies'][name][searched]:,}",
+            f"{duplicates['cut_short'][name][searched]:,}",
+            f"{duplicates['unanswered'][name][searched]:,}",
+        ]
+        for name, others in duplicates["found"].items()
+        for searched, num in others.items()
+    ]
+    settings = settings_text(MatcherSettings(**duplicates["matcher"]))
+    note = (
+        f"StructureMatcher ({settings}, volumes scaled to be equal) on "
+        f"{duplicates['num_comparisons']:,} pairs of one composition, of which "
+        f"{duplicates['num_unanswered']:,} without an answer (out of time or failed). Copies have "
+        f"an rms below {COPY_RMS:g}; the others may be distortions of one structure. A crystal "
+        f"that could match more than {duplicates['max_compared']} of a split was compared with the "
+        f"{duplicates['max_compared']} likeliest; 'cut short' counts those that match none of them."
+    )
+    if num := duplicates["num_not_reduced"]:
+        note += (
+            f" {num:,} crystals have no reduced cell (out of time or failed): compared with none."
+        )
+    if checked := duplicates["num_checked"]:
+        note += (
+            f" An estimate of what that misses: {checked:,} of them, drawn at random and compared "
+            f"with all, had {duplicates['num_found_by_check']:,} matches, "
+            f"{duplicates['num_copies_found_by_check']:,} of them copies."
+        )
+    return Sheet("Duplicates", ["", "of", "found", "copies", "cut short", "unanswered"], rows, note)
+
+
+def _rejected_sheet(summary: Mapping[str, Any], rejected: pd.DataFrame) -> Sheet:
+    examples = rejected.drop_duplicates("kind").set_index("kind").to_dict("index")
+    rows = [
+        [kind, f"{num:,}", "{where} ({material_id}): {reason}".format_map(examples[kind])]
+        for kind, num in summary["rejected"].items()
+    ]
+    return Sheet("Rejected", ["kind", "crystals", "the first of them"], rows, texts=(0, 2))
+
+
+def _pairs_sheet(pairs: pd.DataFrame) -> Sheet:
+    within = pairs["split"].astype(str) == pairs["in_split"].astype(str)
+    shown = pairs.assign(within=within).sort_values(["within", "rms"])
+    rows = [
+        [
+            *(str(row[name]) for name in ("split", "id", "in_split", "matches", "formula")),
+            f"{row['rms']:.4f}",
+            f"{row['volume_ratio']:.3f}",
+        ]
+        for row in shown.head(_MAX_ROWS).to_dict("records")
+    ]
+    header = ["split", "crystal", "in", "matches", "formula", "rms", "volume ratio"]
+    note = (
+        f"{len(rows):,} of {len(pairs):,}, those across splits first and of these the closest; all "
+        "are in duplicates.csv."
+    )
+    return Sheet("Pairs", header, rows, note, texts=range(5))
+
+
+def _rejections_sheet(rejected: pd.DataFrame) -> Sheet:
+    rows = [
+        [str(row[name]) for name in ("where", "material_id", "reason")]
+        for row in rejected.head(_MAX_ROWS).to_dict("records")
+    ]
+    note = f"{len(rows):,} of {len(rejected):,}; all are in rejected.csv."
+    return Sheet("Crystals that were rejected", ["where", "id", "reason"], rows, note, range(3))
+
+
+# Figures
+
+
+def _figures(
+    summary: Mapping[str, Any], crystals: pd.DataFrame, pairs: pd.DataFrame
+) -> list[tuple[Figure, bool]]:
+    """Each figure, and whether it takes the width of the page."""
+    splits = [name for name in summary["splits"] if summary["splits"][name]["crystals"]]
+    parts = {name: crystals[crystals["split"] == name] for name in splits}
+    figures = [
+        (_histogram({split: part[name] for split, part in parts.items()}, name), False)
+        for name in figure_names(crystals)
+        if np.isfinite(crystals[name].astype(float)).any()
+    ]
+    figures.append((_bars(summary, splits, "crystal_systems", CRYSTAL_SYSTEMS), False))
+    if len(pairs):
+        rms = {name: pairs.loc[pairs["split"] == name, "rms"] for name in splits}
+        figures.append((_histogram(rms, "rms", "rms of the duplicates over (V/N)^⅓"), False))
+    elements = {symbol for name in splits for symbol in summary["splits"][name]["elements"]}
+    ordered = sorted(elements, key=atomic_numbers.__getitem__)
+    return [(_bars(summary, splits, "elements", ordered, wide=True), True), *figures]
+
+
+def _histogram(values: Mapping[str, pd.Series], name: str, label: str | None = None) -> Figure:
+    """Shares of the crystals of each split; train filled, the others as lines."""
+    finite = {
+        split: part[np.isfinite(part.astype(float))].astype(float).to_numpy()
+        for split, part in values.items()
+    }
+    everything = np.concatenate(list(finite.values()))
+    figure, ax = _axes()
+    edges = bin_edges(everything, is_whole=name in ("num_atoms", "num_elements"))
+    for split, part in finite.items():
+        if len(part):
+            shares = np.histogram(part, edges)[0] / len(part)
+            _steps(ax, shares, edges, split)
+    beyond = int(((everything < edges[0]) | (everything > edges[-1])).sum())
+    text = label or FIGURES.get(name, name.removeprefix(PROPERTY))
+    ax.set_xlabel(f"{text} ({beyond:,} lie beyond)" if beyond else text)
+    if name in ("num_atoms", "num_elements"):
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1))
+    return figure
+
+
+def bin_edges(values: np.ndarray, is_whole: bool = False) -> np.ndarray:
+    """Edges of bins; where few values would squeeze all others into a corner, without those.
+
+    Args:
+        values: finite, at least one.
+        is_whole: a bin for each whole number, or for several where there are very many.
+    """
+    low, high = values.min(), values.max()
+    if is_whole:
+        step = -(-int(high - low + 1) // (2 * _NUM_BINS))
+        return np.arange(low, high + step + 1, step) - 0.5
+    near, far = np.quantile(values, [0.002, 0.998])
+    low, high = max(low, near - (far - near) / 2), min(high, far + (far - near) / 2)
+    if high <= low:  # they are all the same
+        margin = abs(low) / 10 or 0.5
+        low, high = low - margin, high + margin
+    return np.linspace(low, high, _NUM_BINS + 1)
+
+
+def _steps(ax: Axes, shares: np.ndarray, edges: np.ndarray, split: str) -> None:
+    is_train = split == "train"
+    color = _COLORS.get(split, _TEXT)
+    ax.stairs(shares, edges, fill=is_train, color=color, linewidth=0 if is_train else 1.6)
+
+
+def _bars(
+    summary: Mapping[str, Any],
+    splits: Sequence[str],
+    key: str,
+    names: Sequence[str] | Mapping[str, Any],
+    wide: bool = False,
+) -> Figure:
+    """Shares of the crystals of each split that have a name; train as bars, others as dashes."""
+    figure, ax = _axes(12.6 if wide else 4.2)
+    places = np.arange(len(names))
+    others = [split for split in splits if split != "train"]
+    for split in splits:
+        counts = summary["splits"][split][key]
+        total = summary["splits"][split]["crystals"] if wide else sum(counts.values())
+        shares = np.array([counts.get(name, 0) for name in names]) / max(total, 1)
+        color = _COLORS.get(split, _TEXT)
+        if split == "train":
+            ax.bar(places, shares, 0.8, color=color)
+        else:
+            half = 0.4 / len(others)
+            middle = places - 0.4 + half * (2 * others.index(split) + 1)
+            ax.hlines(shares, middle - half, middle + half, color=color, linewidth=2)
+    ax.set_xticks(places, names, rotation=0 if wide else 35, ha="center" if wide else "right")
+    ax.tick_params(axis="x", length=0, labelsize=6.8 if wide else 9)
+    ax.margins(x=0.005 if wide else 0.05)
+    ax.set_ylim(bottom=0)
+    if wide:
+        ax.set_ylabel("crystals that hold the element")
+    return figure
+
+
+def _axes(width: float = 4.2) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, 2.6), layout="constrained")
+    ax = figure.subplots()
+    figure.patch.set_visible(False)
+    ax.patch.set_visible(False)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(_FAINT)
+    ax.tick_params(colors=_TEXT, labelsize=9, color=_FAINT)
+    for label in (ax.xaxis.label, ax.yaxis.label):
+        label.set_color(_TEXT)
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    ax.grid(axis="y", color=_FAINT, linewidth=0.6)
+    ax.set_axisbelow(True)
+    return figure, ax
+
+
+def _svg(figure: Figure) -> str:
+    """A figure as a part of a page, whose colours it takes."""
+    out = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Type", "Format"))
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "xtal-latent"}):
+        figure.savefig(
+            out,
+            format="svg",
+            metadata=nothing,
+        )
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r'\s(xmlns(:\w+)?|width|height)="[^"]*"', "", text, count=4)
+    for color, variable in _VARIABLES.items():
+        text = text.replace(color, f"var({variable})")
+    return text
+
+
+# The page
+
+
+def write_inspection(
+    path: Path,
+    summary: Mapping[str, Any],
+    crystals: pd.DataFrame,
+    pairs: pd.DataFrame,
+    rejected: pd.DataFrame,
+) -> None:
+    """Write the page on a data set, a file of some 100 kB.
+
+    Args:
+        summary: as `src.commands.inspect_data.inspect_data` returns it.
+        crystals, pairs, rejected: as `src.inspection.inventory` makes them.
+    """
+    here = files("src.report")
+    name = Path(summary["data_dir"]).name
+    total = sum(split["crystals"] for split in summary["splits"].values())
+    lists = [_pairs_sheet(pairs)] if len(pairs) else []
+    lists += [] if rejected.empty else [_rejections_sheet(rejected)]
+    drawn = "\n".join(
+        f"<figure{' class=wide' if wide else ''}>{_svg(figure)}</figure>"
+        for figure, wide in (_figures(summary, crystals, pairs) if total else [])
+    )
+    page = Template(files("src.inspection").joinpath("page.html").read_text("utf-8")).substitute(
+        title=f"{total:,} crystals of {html.escape(name)}",
+        style=here.joinpath("page.css").read_text("utf-8"),
+        source=html.escape(summary["data_dir"]),
+        line=html.escape(summary["line"]),
+        tables="\n".join(map(_html_table, sheets(summary, rejected))),
+        key="".join(
+            f'<span><i style="background: var(--{split}, var(--text))"></i>{split}</span>'
+            for split in summary["splits"]
+        ),
+        figures=drawn,
+        lists="".join(f'<section class="tables">{_html_table(sheet)}</section>' for sheet in lists),
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def _html_table(sheet: Sheet) -> str:
+    def row(cells: Sequence[str], tag: str) -> str:
+        tags = ["th", *[tag] * (len(cells) - 1)]
+        return "".join(
+            f"<{tag}{' class=text' if i in sheet.texts else ''}>{html.escape(cell)}</{tag}>"
+            for i, (tag, cell) in enumerate(zip(tags, cells, strict=True))
+        )
+
+    body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in sheet.rows)
+    return (
+        f"<table><caption>{html.escape(sheet.title)}</caption>"
+        f"<thead><tr>{row(sheet.header, 'th')}</tr></thead><tbody>{body}</tbody></table>"
+        f"<p>{html.escape(sheet.note)}</p>"
+    )

@@ -1,0 +1,101 @@
+"""How well a VAE reconstructs crystals."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pymatgen.core import Structure
+
+from src.data.schema import CrystalBatch
+from src.metrics.matching import (
+    CDVAE,
+    PYMATGEN,
+    MatcherPool,
+    MatcherSettings,
+    PairResult,
+    summarize,
+)
+from src.metrics.reconstruction.errors import ReconstructionErrors
+from src.utils.inference import inference
+
+SETTINGS = (CDVAE, PYMATGEN)
+"""Those that reconstructions are matched with, in this order."""
+
+
+def reconstruct_batches(
+    vae: Any, batches: Iterable[CrystalBatch]
+) -> tuple[list[CrystalBatch], list[CrystalBatch]]:
+    """Each batch, and its reconstruction from the posterior's mean, on the host.
+
+    Args:
+        vae: a `VAEModule`, or whatever has its `encode`, `decode`, `reconstruct` and `device`.
+    """
+    targets, predictions = [], []
+    with inference(vae):
+        for batch in batches:
+            batch = batch.to(vae.device)
+            predictions.append(vae.reconstruct(vae.decode(vae.encode(batch)), batch).to("cpu"))
+            targets.append(batch.to("cpu"))
+    return targets, predictions
+
+
+def evaluate_reconstruction(
+    vae: Any, batches: Iterable[CrystalBatch], pool: MatcherPool, progress: bool = False
+) -> dict[str, float]:
+    """`reconstruction_figures`, decoded from the posterior's mean."""
+    targets, predictions = reconstruct_batches(vae, batches)
+    results = match_batches(targets, predictions, pool, SETTINGS, progress)
+    return reconstruction_figures(targets, predictions, results)
+
+
+def reconstruction_figures(
+    targets: Iterable[CrystalBatch],
+    predictions: Iterable[CrystalBatch],
+    results: Sequence[Sequence[PairResult]],
+) -> dict[str, float]:
+    """How good reconstructions are, as flat keys.
+
+    Args:
+        results: of matching them under each of `SETTINGS`.
+
+    Returns:
+        `match_rate` and `rmse` with CDVAE's matcher, `match_rate_default` and `rmse_default` with
+        pymatgen's defaults, `crmse` of both, `match_timeouts` (counted as not matched), and those
+        of `ReconstructionErrors`.
+    """
+    errors = ReconstructionErrors(sync_on_compute=False)  # the crystals here, in this process
+    for predicted, target in zip(predictions, targets, strict=True):
+        errors.update(predicted, target)
+    cdvae, default = (summarize(*each) for each in zip(results, SETTINGS, strict=True))
+    return {
+        "match_rate": cdvae.match_rate,
+        "rmse": cdvae.rmse,
+        "crmse": cdvae.crmse,
+        "match_rate_default": default.match_rate,
+        "rmse_default": default.rmse,
+        "crmse_default": default.crmse,
+        "match_timeouts": cdvae.num_timeouts + default.num_timeouts,
+        **{name: float(value) for name, value in errors.compute().items()},
+    }
+
+
+def match_batches(
+    targets: Iterable[CrystalBatch],
+    predictions: Iterable[CrystalBatch],
+    pool: MatcherPool,
+    settings: Sequence[MatcherSettings] = SETTINGS,
+    progress: bool = False,
+) -> list[list[PairResult]]:
+    """What the matcher says of each pair, under each of the settings."""
+    true = [structure for batch in targets for structure in batch.to_structure()]
+    predicted = [structure for batch in predictions for structure in to_structures(batch)]
+    return pool.match(true, predicted, settings, progress=progress)
+
+
+def to_structures(batch: CrystalBatch) -> list[Structure | None]:
+    """Structures, with None for a crystal whose numbers make none (an untrained model's)."""
+    finite = batch.lattices.isfinite().flatten(1).all(dim=1)
+    finite[batch.batch[~batch.frac_coords.isfinite().all(dim=1)]] = False
+    structures = batch.replace(
+        frac_coords=batch.frac_coords.nan_to_num(), lattices=batch.lattices.nan_to_num()
+    ).to_structure()
+    return [s if ok else None for s, ok in zip(structures, finite.tolist(), strict=True)]

@@ -1,0 +1,231 @@
+"""What a VAE reconstructs, and what its latents are like."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from src.data.dataset import CrystalDataset
+from src.data.schema import CrystalBatch
+from src.metrics.matching import CDVAE, UNREDUCED, MatcherPool, summarize
+from src.metrics.reconstruction.errors import ReconstructionErrors
+from src.metrics.reconstruction.evaluate import (
+    SETTINGS,
+    match_batches,
+    reconstruction_figures,
+    to_structures,
+)
+from src.metrics.reconstruction.invariance import MOTIONS
+from src.metrics.reconstruction.latents import latent_statistics, noise_area
+from src.metrics.reconstruction.tables import (
+    by_element,
+    by_num_atoms,
+    crystal_table,
+    metre,
+    rare,
+    rates,
+)
+from src.metrics.space_groups import SYMPREC
+from src.nn.transformer import segment_mean
+from src.vae_module.datasets import decode_dataset, encode_dataset
+from src.vae_module.vae_module import VAEModule
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What `evaluate_vae` found.
+
+    Attributes:
+        metrics: figures, as `evaluate_vae` says.
+        crystals: a row for each crystal, in the order of the data set.
+        originals, reconstructions: the crystals, in that order. The numbers of a reconstruction
+            need make no structure: its row has the reason.
+        pooled: (B, latent_dim) mean of the posterior means of each crystal's atoms.
+    """
+
+    metrics: dict[str, Any]
+    crystals: pd.DataFrame
+    originals: CrystalBatch
+    reconstructions: CrystalBatch
+    pooled: Tensor
+
+
+def evaluate_vae(
+    vae: VAEModule,
+    dataset: CrystalDataset,
+    pool: MatcherPool,
+    batch_size: int = 256,
+    noise_levels: Sequence[float] = (0, 0.05, 0.1, 0.2, 0.5, 1.0),
+    num_probed: int | None = 1000,
+    motions: Sequence[str] = tuple(MOTIONS),
+    seed: int = 0,
+    progress: bool = False,
+) -> Evaluation:
+    """Reconstruct crystals and look at the latents that they come back from.
+
+    `metrics` of the result has, decoded from the posterior's mean:
+
+    - `match_rate`, `rmse` (of matched pairs), `crmse` (a pair that does not match is charged
+      `stol`: arXiv:2509.12178) and `metre` (a crystal also counts if it matches the reconstruction
+      of another one) with CDVAE's matcher settings; the same with `_default` at the end for
+      pymatgen's; `match_timeouts`, counted as failures;
+    - `atom_type_accuracy`, `frac_coords_rmse`, `coords_rmsd` (Å), `lengths_mae` (Å), `angles_mae`
+      (degrees), `volume_mape`; `crystals_evaluated`, and `crystals_without_structure`, whose
+      numbers make none;
+    - `sampled`: the same, decoded from one draw of the posterior;
+    - `gated` and `space_group` (found at `symprec` Å): see `rates` in
+      `src.metrics.reconstruction.tables`;
+    - `by_num_atoms` and `by_element`: see the functions of these names there;
+    - `rare`: see the function of this name there; None of a model that does not know what it was
+      trained on;
+    - `latent`: see `latent_statistics`;
+    - `noise`: match rates by `levels`, the standard deviation of noise added to the latent in
+      units of each channel's, and the `area` under the curve (see `noise_area`), also with
+      `UNREDUCED` settings;
+    - `symmetry`: by the names of `MOTIONS`, how far the reconstruction of crystals that are
+      written in another way, taken back, is from that of the same crystals as they stand
+      (`coords_rmsd` in Å and so on), and their `match_rate`. A model that was trained on Niggli
+      cells has never seen what `cell` makes of them.
+
+    Args:
+        noise_levels: ascending, from 0; with fewer than two there is no such curve.
+        num_probed: crystals, drawn at random, for `noise` and `symmetry`; None for all, 0 for none.
+        motions: of `MOTIONS`, for `symmetry`.
+        seed: of all that is random here. The result does not depend on `batch_size`.
+        progress: show progress.
+
+    Raises:
+        ValueError: if `noise_levels` do not ascend from 0, or `num_probed` is negative.
+    """
+    levels = [float(level) for level in noise_levels]
+    if len(levels) > 1 and (levels[0] != 0 or levels != sorted(set(levels))):
+        raise ValueError(f"noise_levels ascend from 0, unlike {levels}")
+    if num_probed is not None and num_probed < 0:
+        raise ValueError(f"num_probed is at least 0 (None: all), not {num_probed}")
+    originals = dataset.batch(torch.arange(len(dataset)))
+    latents = encode_dataset(vae, dataset, batch_size, "Encoding" if progress else None)
+    noise = torch.randn(latents.mean.shape, generator=_generator(seed, 0))
+    sample = latents.mean + (0.5 * latents.logvar).exp() * noise
+    reconstructions = decode_dataset(vae, latents.mean, dataset, batch_size)
+    drawn = decode_dataset(vae, sample, dataset, batch_size)
+
+    structures, rebuilt = originals.to_structure(), to_structures(reconstructions)
+    results = pool.match(structures, rebuilt, SETTINGS, progress=progress)
+    results_drawn = match_batches([originals], [drawn], pool, progress=progress)
+    table = crystal_table(
+        dataset.ids, originals, reconstructions, structures, rebuilt, results, results_drawn
+    )
+    metrics: dict[str, Any] = {
+        **reconstruction_figures([originals], [reconstructions], results),
+        **metre(structures, rebuilt, results, pool, progress),
+        "crystals_evaluated": len(dataset),
+        "crystals_without_structure": rebuilt.count(None),
+        "sampled": reconstruction_figures([originals], [drawn], results_drawn),
+        **rates(table),
+        "by_num_atoms": by_num_atoms(table),
+        "by_element": by_element(table, originals, reconstructions),
+        "rare": rare(table, originals, vae.training_set) if vae.training_set else None,
+        "latent": latent_statistics(latents.mean, latents.logvar),
+    }
+    metrics["space_group"]["symprec"] = SYMPREC
+
+    probed = torch.randperm(len(dataset), generator=_generator(seed, 1))[:num_probed].sort().values
+    if len(probed):
+        subset, mean = dataset.subset(probed), latents.batch(probed).mean
+        here = CrystalDataset.from_batch(reconstructions).batch(probed)
+        if len(levels) > 1:
+            noise = torch.randn(mean.shape, generator=_generator(seed, 2))
+            noise = noise * latents.mean.std(dim=0, correction=0)
+            metrics["noise"] = noise_curve(
+                vae, subset, pool, mean, noise, levels, batch_size, progress
+            )
+        metrics["symmetry"] = {
+            name: motion_drift(
+                vae, subset, pool, here, name, _generator(seed, 3), batch_size, progress
+            )
+            for name in motions
+        }
+    pooled = segment_mean(latents.mean, originals.batch, originals.num_atoms)
+    return Evaluation(metrics, table, originals, reconstructions, pooled)
+
+
+def _generator(seed: int, part: int) -> torch.Generator:
+    """Of each part of the evaluation, so that leaving one out changes no other."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + part)
+
+
+def noise_curve(
+    vae: VAEModule,
+    dataset: CrystalDataset,
+    pool: MatcherPool,
+    mean: Tensor,
+    noise: Tensor,
+    levels: Sequence[float],
+    batch_size: int,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Match rates with noise on the latents, the same draw at every level.
+
+    Args:
+        mean: (N, latent_dim) of the posteriors of the data set's atoms.
+        noise: (N, latent_dim), of the standard deviation that is level 1.
+        levels: ascending.
+    """
+    crystals = dataset.batch(torch.arange(len(dataset)))
+    settings, found = (*SETTINGS, UNREDUCED), []
+    for level in levels:
+        if progress:
+            log.info("Noise of %g standard deviations on the latents", level)
+        decoded = decode_dataset(vae, mean + level * noise, dataset, batch_size)
+        results = match_batches([crystals], [decoded], pool, settings, progress)
+        found.append([summarize(*each).match_rate for each in zip(results, settings, strict=True)])
+    match_rate, match_rate_default, unreduced = (list(each) for each in zip(*found, strict=True))
+    return {
+        "crystals": len(dataset),
+        "levels": list(levels),
+        "match_rate": match_rate,
+        "match_rate_default": match_rate_default,
+        "match_rate_unreduced": unreduced,
+        "area": noise_area(levels, match_rate),
+        "area_default": noise_area(levels, match_rate_default),
+        "area_unreduced": noise_area(levels, unreduced),
+    }
+
+
+def motion_drift(
+    vae: VAEModule,
+    dataset: CrystalDataset,
+    pool: MatcherPool,
+    reconstructions: CrystalBatch,
+    name: str,
+    generator: torch.Generator,
+    batch_size: int,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """How far reconstructions move when crystals are written in another way.
+
+    Args:
+        reconstructions: of the data set as it stands.
+        name: of the way, one of `MOTIONS`.
+    """
+    if progress:
+        log.info("The same crystals written with another %s", MOTIONS[name].word)
+    crystals = dataset.batch(torch.arange(len(dataset)))
+    motion = MOTIONS[name](crystals, generator)
+    moved = CrystalDataset.from_batch(motion.moved)
+    latents = encode_dataset(vae, moved, batch_size)
+    back = motion.undo(decode_dataset(vae, latents.mean, moved, batch_size))
+    errors = ReconstructionErrors(sync_on_compute=False)
+    errors.update(back, reconstructions)
+    (results,) = match_batches([crystals], [back], pool, [CDVAE], progress)
+    return {
+        "crystals": len(dataset),
+        **{key: float(value) for key, value in errors.compute().items()},
+        "match_rate": summarize(results, CDVAE).match_rate,
+    }

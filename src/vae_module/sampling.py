@@ -1,0 +1,156 @@
+"""New crystals: sizes or compositions, then latents, then the decoder."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+from torch import Tensor
+
+from src.data.compositions import parse_composition
+from src.data.schema import CrystalBatch
+from src.utils.inference import inference
+from src.vae_module.datasets import decode_latents
+from src.vae_module.vae_module import VAEModule
+
+# atom types (n,) of a sample by its index, 0 where the model is to predict them
+ContentSampler = Callable[[int, np.random.Generator], np.ndarray]
+
+# latents (N, latent_dim), float32, of the crystals that a batch asks for, from a source of
+# randomness for each crystal
+LatentSampler = Callable[[CrystalBatch, Sequence[np.random.Generator]], Tensor]
+
+
+def sample_crystals(
+    vae: VAEModule,
+    num_samples: int,
+    num_atoms: int | Sequence[int] | None = None,
+    compositions: Sequence[str] | None = None,
+    seed: int = 0,
+    batch_size: int = 512,
+    draw_latents: LatentSampler | None = None,
+) -> Iterator[CrystalBatch]:
+    """Draw sizes or compositions, draw a latent for each atom, and decode.
+
+    A sample depends on the seed and on its index alone: not on the batch size, up to rounding,
+    nor on the number of samples.
+
+    Args:
+        vae: the model.
+        num_samples: in all.
+        num_atoms: of each crystal, for a model that predicts atom types: a number, or a list from
+            which one is drawn for each; None: as often as in the training set.
+        compositions: formulas of whole cells, for a model that is given atom types: SrTiO3 has 5
+            atoms, 4*SrTiO3 has 20. Sample i gets formula i modulo their number, so that each is
+            asked for equally often, or once more.
+        seed: not negative.
+        batch_size: crystals that are decoded at a time.
+        draw_latents: None: `standard_normal`.
+
+    Returns:
+        An iterator over batches on the CPU, in the order of the samples.
+
+    Raises:
+        ValueError: for numbers below one, more compositions than samples, `compositions` that
+            cannot be used, or are missing, or are given to a model that predicts atom types, and
+            for `num_atoms` that are missing where the checkpoint does not know its training set.
+    """
+    for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} is at least 1, not {value}")
+    if seed < 0:
+        raise ValueError(f"seed is not negative; it is {seed}")
+    if vae.atom_type_predict:
+        if compositions is not None:
+            raise ValueError(
+                "this model predicts atom types and takes no compositions: leave them out, or use "
+                "a model that is given atom types (an experiment .../vae_csp)"
+            )
+        draw_content = _size_sampler(vae, num_atoms)
+    else:
+        if num_atoms is not None:
+            raise ValueError("this model is given compositions, which say how many atoms there are")
+        draw_content = _composition_sampler(vae, compositions, num_samples)
+    draw_latents = draw_latents or standard_normal(vae.latent_dim)
+    return _sample(vae, num_samples, draw_content, draw_latents, seed, batch_size)
+
+
+def _size_sampler(vae: VAEModule, num_atoms: int | Sequence[int] | None) -> ContentSampler:
+    if num_atoms is not None:
+        counts = dict(Counter(np.atleast_1d(num_atoms).tolist()))
+    elif vae.training_set:
+        counts = {int(n): count for n, count in vae.training_set["num_atoms"].items()}
+    else:
+        raise ValueError(
+            "the checkpoint does not know how many atoms the crystals of its training set have: "
+            "give num_atoms, a number or a list"
+        )
+    if not counts or any(not isinstance(n, int) or n < 1 for n in counts):
+        raise ValueError(
+            f"num_atoms is a whole number from 1 on, or a list of them, not {num_atoms}"
+        )
+    sizes = np.array(list(counts))
+    shares = np.array(list(counts.values())) / sum(counts.values())
+
+    def draw(_: int, rng: np.random.Generator) -> np.ndarray:
+        return np.zeros(rng.choice(sizes, p=shares), dtype=np.int64)
+
+    return draw
+
+
+def _composition_sampler(
+    vae: VAEModule, compositions: Sequence[str] | None, num_samples: int
+) -> ContentSampler:
+    if not compositions:
+        raise ValueError(
+            "this model is given atom types: say compositions=[NaCl,SrTiO3], or a file with one "
+            "formula on each line"
+        )
+    if num_samples < len(compositions):
+        raise ValueError(f"{num_samples} samples are too few for {len(compositions)} compositions")
+    known = vae.decoder.max_num_elements - 1
+    cells = [parse_composition(formula) for formula in compositions]
+    for formula, cell in zip(compositions, cells, strict=True):
+        if (heaviest := int(cell.max())) > known:
+            raise ValueError(
+                f"composition {formula}: {chemical_symbols[heaviest]} has atomic number "
+                f"{heaviest}, and the model knows elements 1 to {known}"
+            )
+    return lambda index, _: cells[index % len(cells)]
+
+
+def standard_normal(latent_dim: int) -> LatentSampler:
+    """Latents drawn from the standard normal, the prior of a VAE."""
+
+    def draw(request: CrystalBatch, sources: Sequence[np.random.Generator]) -> Tensor:
+        shapes = [(n, latent_dim) for n in request.num_atoms.tolist()]
+        drawn = [
+            source.standard_normal(shape, dtype=np.float32)
+            for source, shape in zip(sources, shapes, strict=True)
+        ]
+        return torch.from_numpy(np.concatenate(drawn))
+
+    return draw
+
+
+def _sample(
+    vae: VAEModule,
+    num_samples: int,
+    draw_content: ContentSampler,
+    draw_latents: LatentSampler,
+    seed: int,
+    batch_size: int,
+) -> Iterator[CrystalBatch]:
+    for start in range(0, num_samples, batch_size):
+        indices = range(start, min(start + batch_size, num_samples))
+        sources = [np.random.default_rng([seed, index]) for index in indices]
+        contents = [draw_content(*pair) for pair in zip(indices, sources, strict=True)]
+        request = CrystalBatch.for_sampling(
+            torch.tensor([len(atom_types) for atom_types in contents]),
+            torch.from_numpy(np.concatenate(contents)),
+        )
+        with inference(vae):
+            latents = draw_latents(request, sources).to(vae.device)
+            crystals = decode_latents(vae, latents, request.to(vae.device))
+        yield crystals.to("cpu")

@@ -1,0 +1,430 @@
+"""Folders and repositories of the hub, which a local server plays; no test needs a network."""
+
+import json
+import struct
+import threading
+from collections import Counter
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub.file_download
+import pytest
+import torch
+from huggingface_hub import HfApi
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    Timer,
+)
+from lightning.pytorch.loggers import CSVLogger
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+
+from src.callbacks import LastCheckpoint
+from src.data import CrystalBatch
+from src.utils.checkpoints import CheckpointError, save_checkpoint
+from src.utils.output import OutputError
+from src.utils.trainer import build_trainer
+from src.vae_module import VAEModule
+from src.vae_module.decoders.transformer import TransformerDecoder
+from src.vae_module.encoders.transformer import TransformerEncoder
+
+SIZES = {"d_model": 16, "nhead": 2, "num_layers": 1, "dim_feedforward": 16}
+TRAINING_SET = {"num_crystals": 7, "num_atoms": {"2": 4, "20": 3}, "elements": {"8": 60, "26": 8}}
+
+
+def make_vae(predict: bool = True) -> VAEModule:
+    torch.manual_seed(0)
+    decoder = TransformerDecoder(**SIZES, atom_type_predict=predict)
+    vae = VAEModule(TransformerEncoder(**SIZES, num_harmonics=3), decoder, loss_weights={"kl": 0.1})
+    vae.training_set = TRAINING_SET
+    return vae.eval()
+
+
+def make_batch() -> CrystalBatch:
+    generator = torch.Generator().manual_seed(1)
+    return CrystalBatch.from_tensors(
+        torch.tensor([8, 26, 3, 14]),
+        torch.rand(4, 3, generator=generator),
+        5 * torch.eye(3).expand(2, 3, 3),
+        torch.tensor([1, 3]),
+    )
+
+
+@torch.no_grad()
+def outputs(vae: VAEModule) -> dict[str, torch.Tensor]:
+    return vae.decode(vae.encode(make_batch()))
+
+
+def assert_same(found: VAEModule, expected: VAEModule) -> None:
+    assert not found.training
+    assert dict(found.hparams) == dict(expected.hparams)
+    assert found.training_set == expected.training_set
+    for name, value in outputs(expected).items():
+        assert torch.equal(outputs(found)[name], value), name
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    make_vae().save_pretrained(tmp_path / "vae")
+    return tmp_path / "vae"
+
+
+# Folders
+
+
+@pytest.mark.parametrize("predict", [True, False], ids=["dng", "csp"])
+def test_a_folder_gives_the_same_module(predict, tmp_path):
+    vae = make_vae(predict)
+    vae.save_pretrained(tmp_path / "vae")
+    assert_same(VAEModule.from_pretrained(tmp_path / "vae"), vae)
+    assert_same(VAEModule.from_pretrained(str(tmp_path / "vae")), vae)
+    assert len(load_file(tmp_path / "vae" / "model.safetensors")) == len(vae.state_dict())
+
+
+def test_folders_and_checkpoints_are_told_apart(folder, tmp_path):
+    with pytest.raises(CheckpointError, match="from_pretrained"):
+        VAEModule.load_from_checkpoint(folder)
+    save_checkpoint(make_vae(), tmp_path / "vae.ckpt")
+    with pytest.raises(CheckpointError, match="load_from_checkpoint"):
+        VAEModule.from_pretrained(tmp_path / "vae.ckpt")
+
+
+def test_what_the_folder_says(folder):
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["library"] == "xtal-latent"
+    assert config["hyper_parameters"]["encoder"]["num_harmonics"] == 3
+    assert config["hyper_parameters"]["loss_weights"]["kl"] == 0.1
+    assert config["training_set"] == TRAINING_SET
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: xtal-latent\n")
+    assert "7 crystals of up to 20 atoms and 2 elements" in card
+
+
+def test_nothing_is_replaced_unasked(folder):
+    before = (folder / "model.safetensors").read_bytes()
+    other = make_vae(predict=False)
+    with pytest.raises(OutputError, match="exists"):
+        other.save_pretrained(folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+    other.save_pretrained(folder, overwrite=True)
+    assert not VAEModule.from_pretrained(folder).atom_type_predict
+    with pytest.raises(OutputError, match=r"no config\.json"):
+        other.save_pretrained(folder.parent, overwrite=True)
+    assert [path.name for path in folder.parent.iterdir()] == ["vae"]
+
+
+def test_weights_that_are_not_finite_are_not_passed_on(tmp_path):
+    vae = make_vae()
+    vae.quant_conv.weight.data[0, 0] = torch.nan
+    with pytest.raises(CheckpointError, match=r"NaN or inf in quant_conv\.weight"):
+        vae.save_pretrained(tmp_path / "vae")
+    assert not list(tmp_path.iterdir())
+
+
+def edit(folder: Path, change) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def write(name: str, content: bytes):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+HEADER = struct.pack("<Q", 2**62)
+ALLOCATE = json.dumps(
+    {"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}
+).encode()
+
+DAMAGES = {
+    "holds no model: .*config.json": lambda folder: (folder / "config.json").unlink(),
+    "holds no model: .*model.safetensors": lambda folder: (folder / "model.safetensors").unlink(),
+    "does not say so": write("config.json", b'{"model_type": "bert"}'),
+    "is not of xtal-latent": write("config.json", b"[1]"),
+    "damaged": write("config.json", b'{"library":'),
+    "damaged.*": write("config.json", b"\xff\xfe"),
+    "damaged or": write("config.json", b"[" * 100_000),
+    "is missing": lambda folder: edit(folder, lambda config: config.pop("hyper_parameters")),
+    "HeaderTooLarge|header too large": write("model.safetensors", HEADER + b"{}"),
+    "damaged or holds": write("model.safetensors", b""),
+    "damaged or holds no": write("model.safetensors", HEADER[:5]),
+    "damaged or holds no model": write(
+        "model.safetensors", struct.pack("<Q", len(ALLOCATE)) + ALLOCATE
+    ),
+    "size mismatch": lambda folder: edit(
+        folder, lambda c: c["hyper_parameters"]["encoder"].update(d_model=2**15)
+    ),
+    "num_layers=1000000000": lambda folder: edit(
+        folder, lambda c: c["hyper_parameters"]["encoder"].update(num_layers=10**9)
+    ),
+    "not among the allowed modules": lambda folder: edit(
+        folder, lambda c: c["hyper_parameters"]["decoder"].update(_target_="os.system")
+    ),
+}
+
+
+@pytest.mark.parametrize(("reason", "damage"), DAMAGES.items(), ids=range(len(DAMAGES)))
+def test_a_damaged_folder_is_named(reason, damage, folder):
+    damage(folder)
+    with pytest.raises(CheckpointError, match=reason) as error:
+        VAEModule.from_pretrained(folder)
+    assert str(folder) in str(error.value)
+
+
+def test_a_network_that_no_memory_holds_takes_none(folder):
+    """The weights that such a config names would take 16 GB for each layer."""
+    edit(folder, lambda c: c["hyper_parameters"]["encoder"].update(d_model=2**15, num_layers=5))
+    with pytest.raises(CheckpointError):
+        VAEModule.from_pretrained(folder)
+    path = folder / "vae.ckpt"
+    save_checkpoint(make_vae(), path)
+    content = torch.load(path, weights_only=True)
+    content["hyper_parameters"]["decoder"]["dim_feedforward"] = 10**12
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="size mismatch"):
+        VAEModule.load_from_checkpoint(path)
+
+
+# The hub
+
+COMMIT = "f" * 40
+
+
+class Hub(BaseHTTPRequestHandler):
+    """What the hub's client asks for to download a file: its head, and its content."""
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        server = self.server
+        server.requests.append((self.command, self.path, self.headers.get("Authorization")))
+        if self.path.startswith("/elsewhere/"):
+            return self.send(server.folder / self.path.split("/")[-1], body)
+        owner, name, _, revision, file = self.path.lstrip("/").split("/")
+        if (owner, name) != ("group", "vae"):
+            return self.refuse(401 if owner == "private" else 404, "RepoNotFound")
+        if revision not in ("main", "v1", COMMIT):
+            return self.refuse(404, "RevisionNotFound")
+        if not (server.folder / file).is_file():
+            return self.refuse(404, "EntryNotFound")
+        if server.broken:
+            return self.refuse(500, "")
+        if file.endswith(".safetensors"):  # large files lie on other machines
+            self.send_response(302)
+            self.send_header("Location", f"/elsewhere/{file}")
+            self.describe(server.folder / file, linked=True)
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        return self.send(server.folder / file, body)
+
+    def describe(self, path: Path, linked: bool = False) -> None:
+        content = path.read_bytes()
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header(f"{'X-Linked-' if linked else ''}ETag", f'"{sha256(content).hexdigest()}"')
+        if linked:
+            self.send_header("X-Linked-Size", str(len(content)))
+
+    def send(self, path: Path, body: bool) -> None:
+        content = path.read_bytes()
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+        self.send_response(206 if start else 200)
+        self.describe(path)
+        self.send_header("Content-Length", str(len(content) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        if body and path.suffix == ".safetensors":
+            self.server.cuts, cut = max(0, self.server.cuts - 1), self.server.cuts > 0
+            content = content[: start + self.server.piece] if cut else content
+        if body:
+            self.wfile.write(content[start:])
+            self.close_connection = True
+
+    def refuse(self, status: int, code: str) -> None:
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(folder, tmp_path, monkeypatch):
+    """A server with the repository `group/vae`; `download` is `from_pretrained` from there."""
+    monkeypatch.setattr(huggingface_hub.file_download.time, "sleep", lambda seconds: None)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.folder, server.requests, server.cuts, server.broken = folder, [], 0, False
+    server.piece = 1000  # bytes that come before a connection is cut off
+    threading.Thread(
+        target=server.serve_forever, daemon=True, kwargs={"poll_interval": 0.01}
+    ).start()
+    server.address = f"http://127.0.0.1:{server.server_address[1]}"
+    cache = tmp_path / "cache"
+
+    def download(name: str = "group/vae", **options) -> VAEModule:
+        options = {"endpoint": server.address, "cache_dir": cache, "token": False, **options}
+        return VAEModule.from_pretrained(name, **options)
+
+    server.download, server.cache = download, cache
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_repository_gives_the_same_module(hub):
+    assert_same(hub.download(), make_vae())
+    asked = Counter((command, path.split("/")[-1]) for command, path, _ in hub.requests)
+    assert {name for _, name in asked} == {"config.json", "model.safetensors"}  # and no pickle
+    assert not any(token for *_, token in hub.requests)
+
+
+def test_it_is_downloaded_once(hub):
+    hub.download()
+    before = Counter(command for command, *_ in hub.requests)
+    assert_same(hub.download(), make_vae())
+    after = Counter(command for command, *_ in hub.requests)
+    assert after["GET"] == before["GET"]
+    hub.requests.clear()
+    assert_same(hub.download(local_files_only=True), make_vae())
+    assert not hub.requests
+
+
+def test_revision_and_token_are_passed_on(hub):
+    hub.download(revision="v1", token="hf_secret")
+    paths, tokens = zip(*[(path, token) for _, path, token in hub.requests], strict=True)
+    assert "/group/vae/resolve/v1/config.json" in paths
+    assert "Bearer hf_secret" in tokens
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"name": "group/unknown"}, r"no folder group/unknown, and no repository .* token"),
+        ({"name": "private/vae"}, r"no folder private/vae, and no repository .* token"),
+        ({"revision": "v9"}, "group/vae has no revision 'v9'"),
+        ({"name": "some/folder/that/is/not/there"}, "no folder some/folder"),
+        ({"name": "../vae"}, r"no folder \.\./vae"),
+        ({"local_files_only": True}, "nor has it been downloaded before"),
+        ({"endpoint": "http://127.0.0.1:9"}, "cannot be reached"),
+    ],
+)
+def test_what_cannot_be_had_is_named(hub, options, reason):
+    with pytest.raises(CheckpointError, match=reason):
+        hub.download(**options)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_repository_of_something_else(hub, name):
+    (hub.folder / name).unlink()
+    with pytest.raises(CheckpointError, match=f"group/vae holds no model.*{name}"):
+        hub.download()
+
+
+def test_a_hub_that_fails(hub):
+    hub.broken = True
+    with pytest.raises(CheckpointError, match="group/vae"):
+        hub.download()
+
+
+def test_a_download_that_is_cut_off_goes_on(hub):
+    hub.cuts = 3
+    assert_same(hub.download(), make_vae())
+
+
+def test_a_download_that_never_ends_leaves_nothing_that_looks_whole(hub):
+    hub.cuts = 10**9
+    hub.piece = 0  # from the second connection on nothing comes
+    with pytest.raises(CheckpointError, match="group/vae"):
+        hub.download()
+    assert not list(hub.cache.rglob("*.safetensors"))
+
+
+def test_a_config_from_the_hub_names_only_our_classes(hub):
+    edit(hub.folder, lambda c: c["hyper_parameters"]["encoder"].update(_target_="os.system"))
+    with pytest.raises(CheckpointError, match="not among the allowed modules"):
+        hub.download()
+
+
+def test_publishing(monkeypatch):
+    """The client is replaced: its upload is a protocol of several servers."""
+    calls = []
+
+    def upload_folder(self, repo_id, folder_path, revision):
+        calls.append(("upload", repo_id, revision, self.token))
+        assert_same(VAEModule.from_pretrained(folder_path), make_vae())
+        return SimpleNamespace(commit_url="https://hub/commit/1")
+
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **how: calls.append((name, how)))
+    address = make_vae().push_to_hub("group/vae", private=True, token="hf_secret")
+    assert address == "https://hub/commit/1"
+    assert calls == [
+        ("group/vae", {"private": True, "exist_ok": True}),
+        ("upload", "group/vae", None, "hf_secret"),
+    ]
+
+
+def test_publishing_without_a_hub():
+    with pytest.raises(CheckpointError, match="group/vae"):
+        make_vae().push_to_hub("group/vae", endpoint="http://127.0.0.1:9", token="hf_secret")
+
+
+# Checkpoints of a run
+
+
+@pytest.mark.filterwarnings("ignore:The .*dataloader. does not have many workers")
+def test_checkpoints_of_lightning_need_nothing_but_themselves(tmp_path):
+    """The states of optimizer, loops and callbacks in them are plain, too."""
+    vae = make_vae().train()
+    loader = DataLoader([make_batch()] * 2, batch_size=None)
+    callbacks = [
+        ModelCheckpoint(tmp_path / "run", "best", "val/loss", enable_version_counter=False),
+        LastCheckpoint(tmp_path / "run", every_n_steps=1),
+        LearningRateMonitor(),
+        EMAWeightAveraging(decay=0.9),
+        Timer("00:01:00:00"),
+    ]
+    trainer = build_trainer(
+        accelerator="cpu", precision="32-true", max_epochs=2, default_root_dir=tmp_path,
+        callbacks=callbacks, logger=CSVLogger(tmp_path), enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(vae, loader, loader)
+    for name in ("best", "last"):
+        path = tmp_path / "run" / f"{name}.ckpt"
+        content = torch.load(path, weights_only=True)
+        assert content["optimizer_states"][0]["state"]
+        assert {"loops", "callbacks", "lr_schedulers"} <= set(content)
+        assert content["training_set"] == TRAINING_SET
+        module = VAEModule.load_from_checkpoint(path)
+        assert module.training_set == TRAINING_SET
+        for key, weight in module.state_dict().items():
+            assert torch.equal(weight, content["state_dict"][key])
+        assert_same(VAEModule.load_from_checkpoint(path, weights_only=False), module)
+        module.save_pretrained(tmp_path / name)
+        assert_same(VAEModule.from_pretrained(tmp_path / name), module)
+
+
+def test_weights_in_half_precision_make_a_module_in_full(tmp_path):
+    vae = make_vae()
+    before = {name: weight.clone() for name, weight in vae.state_dict().items()}
+    save_checkpoint(vae.half(), tmp_path / "half.ckpt")
+    loaded = VAEModule.load_from_checkpoint(tmp_path / "half.ckpt").state_dict()
+    for name, weight in before.items():
+        assert loaded[name].dtype == torch.float32
+        torch.testing.assert_close(loaded[name], weight, rtol=1e-3, atol=1e-4)

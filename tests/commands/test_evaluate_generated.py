@@ -1,0 +1,176 @@
+import json
+import math
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from pymatgen.core import Lattice, Structure
+
+pytest.importorskip("matminer")
+
+from src.commands.evaluate_generated import evaluate_files
+from src.data.cif import write_cif
+from src.data.readers import DataError
+from src.data.structures import to_crystal, write_structures
+from src.metrics.generation.evaluate import CUTOFFS
+from src.metrics.matching import PYMATGEN
+from src.utils.output import OutputError
+
+ROOT = Path(__file__).resolve().parents[2]
+CENTRED = [[0, 0, 0], [0.5, 0.5, 0.5]]
+CSCL = Structure(Lattice.cubic(4.1), ["Cs", "Cl"], CENTRED)
+LIF = Structure(Lattice.cubic(2.6), ["Li", "F"], CENTRED)
+IRON = Structure(Lattice.cubic(2.9), ["Fe", "Fe"], CENTRED)
+CLASH = Structure(Lattice.cubic(4.0), ["Cs", "Cl"], [[0, 0, 0], [0.1, 0, 0]])
+
+
+def write_table(path: Path, **crystals: Structure) -> None:
+    cifs = [write_cif(to_crystal(structure), name) for name, structure in crystals.items()]
+    pd.DataFrame({"material_id": list(crystals), "cif": cifs}).to_csv(path, index=False)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A folder of generated crystals, and a data folder to lay beside it."""
+    generated, data = tmp_path / "generated", tmp_path / "data"
+    (generated / "more").mkdir(parents=True)
+    data.mkdir()
+    for name, structure in {"a.cif": CSCL, "b.vasp": LIF, "more/c.extxyz": CLASH}.items():
+        write_structures(generated / name, [structure], [Path(name).stem])
+    with zipfile.ZipFile(generated / "d.zip", "w") as archive:
+        archive.writestr("again.cif", write_cif(to_crystal(CSCL * (1, 1, 2)), "again"))
+    (generated / "torn.cif").write_text("data_torn\nloop_\n")
+    write_table(data / "train.csv", known=LIF, other=IRON)
+    write_table(data / "test.csv", iron=IRON, first=CSCL, second=LIF)
+    return tmp_path
+
+
+def make_config(files: Path, *overrides: str):
+    given = [f"input={files / 'generated'}", f"reference={files / 'data'}", "num_workers=0"]
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return compose("eval_generated", overrides=[*given, *overrides])
+
+
+def test_folder(files, caplog):
+    metrics = evaluate_files(make_config(files, f"test_reference={files / 'data'}"))
+    folder = files / "eval_generated"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "metrics.json",
+        "per_crystal.csv",
+        "skipped.csv",
+    ]
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    expected = {
+        "num_generated": 4,
+        "num_skipped": 1,
+        "num_reference": 2,
+        "num_test_reference": 3,
+        "valid_structure": 3 / 4,
+        "valid_composition": 1.0,
+        "unique": 2 / 3,
+        "novel": 2 / 3,
+        "valid_unique_and_novel": 1 / 4,
+        "reference": str(files / "data" / "train.csv"),
+        "test_reference": str(files / "data" / "test.csv"),
+    }
+    assert {name: metrics[name] for name in expected} == expected
+
+    rows = pd.read_csv(folder / "per_crystal.csv", index_col="id", keep_default_na=False)
+    assert rows.formula.tolist() == ["CsCl", "LiF", "CsCl", "CsCl"]
+    assert rows.loc["d.zip/again", "num_atoms"] == 4
+    assert rows.loc["d.zip/again", ["unique", "duplicate_of", "novel"]].tolist() == [
+        "False", "a", "True"
+    ]  # fmt: skip
+    assert rows.loc["b", ["unique", "novel", "known_as"]].tolist() == ["True", "False", "known"]
+    assert rows.loc["c", ["unique", "novel"]].tolist() == ["", ""]
+    assert "closer than 0.5 Å" in rows.loc["c", "reason"]
+
+    skipped = pd.read_csv(folder / "skipped.csv")
+    assert skipped.file.tolist() == ["torn.cif"]
+    assert "Skipped torn.cif" in caplog.text
+
+
+def test_a_table_and_a_part_of_the_reference(files):
+    write_table(files / "samples.csv", one=CSCL, two=IRON)
+    source = files / "samples.csv"
+    metrics = evaluate_files(make_config(files, f"input={source}", "max_test_reference=1"))
+    assert (files / "eval_samples" / "metrics.json").is_file()
+    assert metrics["num_reference"] == 2
+    assert metrics["num_test_reference"] == 1
+    assert metrics["novel"] == 0.5
+
+
+def test_the_scale_of_compositions(files):
+    cutoffs = "cutoffs={structure: 10, composition: 200}"
+    write_table(files / "scale.csv", alone=LIF)  # no spread, so that distances stay in raw units
+    train = f"test_reference={files / 'data' / 'train.csv'}"
+    own = evaluate_files(make_config(files, cutoffs, train))
+    scale = f"scale_reference={files / 'scale.csv'}"
+    raw = evaluate_files(make_config(files, cutoffs, train, scale, "overwrite=true"))
+    assert own["cov_precision"] == 3 / 4  # all that are valid
+    assert raw["cov_precision"] == 1 / 4  # LiF, which is in the reference
+    assert own["scale_reference"].endswith("train.csv")
+    assert raw["scale_reference"].endswith("scale.csv")
+
+
+def test_results_are_not_lost(files):
+    evaluate_files(make_config(files, f"output_dir={files / 'out'}"))
+    with pytest.raises(OutputError, match="overwrite=true"):
+        evaluate_files(make_config(files, f"output_dir={files / 'out'}"))
+    with pytest.raises(OutputError, match="exists"):
+        evaluate_files(make_config(files, f"output_dir={files / 'data'}", "overwrite=true"))
+    assert (files / "data" / "train.csv").is_file()
+
+
+@pytest.mark.parametrize("key", ["input", "reference", "test_reference"])
+def test_nothing_to_read(files, key):
+    (files / "empty").mkdir()
+    for place in ("empty", "nowhere"):
+        with pytest.raises(DataError, match=place):
+            evaluate_files(make_config(files, f"{key}={files / place}"))
+    assert not (files / "eval_generated").exists()
+
+
+def test_what_sample_vae_wrote_counts_once(files):
+    folder = files / "samples"
+    for name in ("samples.extxyz", "cifs/sample-000000.cif"):
+        write_structures(folder / name, [CSCL], ["sample-000000"])
+    metrics = evaluate_files(make_config(files, f"input={folder}"))
+    assert (metrics["num_generated"], metrics["unique"], metrics["num_skipped"]) == (1, 1, 0)
+    assert (files / "eval_samples" / "per_crystal.csv").is_file()
+
+
+def test_a_missing_package_is_a_message(files, monkeypatch):
+    monkeypatch.delattr("src.metrics.generation.fingerprints", raising=False)
+    monkeypatch.setitem(sys.modules, "src.metrics.generation.fingerprints", None)
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[generation\]'"):
+        evaluate_files(make_config(files))
+
+
+def test_config_says_what_the_code_says():
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = compose("eval_generated")
+    assert vars_of(CUTOFFS["mp_20"]) == dict(cfg.cutoffs)
+    assert vars_of(PYMATGEN) == dict(cfg.matcher)
+
+
+def vars_of(settings) -> dict[str, float]:
+    return {name: getattr(settings, name) for name in settings.__slots__}
+
+
+@pytest.mark.slow
+def test_command(files):
+    command = [sys.executable, str(ROOT / "src" / "eval_generated.py")]
+    given = [f"input={files / 'generated'}", f"reference={files / 'data'}", "num_workers=1"]
+    done = subprocess.run([*command, *given], cwd=files, capture_output=True, text=True, check=True)
+    assert "66.67 %" in done.stdout
+    metrics = json.loads((files / "eval_generated" / "metrics.json").read_text())
+    assert math.isclose(metrics["novel"], 2 / 3)
+    again = subprocess.run([*command, *given], cwd=files, capture_output=True, text=True)
+    assert again.returncode == 1
+    assert "overwrite=true" in again.stdout + again.stderr
+    assert "Traceback" not in again.stderr

@@ -1,0 +1,305 @@
+"""Searches: the space, the study and its trials, and one that is killed and goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import optuna
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+
+from src.commands import search as module
+from src.commands.search import SearchError, parse_space, search
+from src.commands.sweep import read_jobs
+from src.utils.output import OutputError
+from src.vae_module import VAEModule
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = [
+    "trainer=cpu", "logger=none", "callbacks=none",
+    "vae_module.encoder.d_model=16", "vae_module.encoder.nhead=2",
+    "vae_module.encoder.num_layers=1", "vae_module.encoder.dim_feedforward=16",
+    "vae_module.decoder.d_model=16", "vae_module.decoder.nhead=2",
+    "vae_module.decoder.num_layers=1", "vae_module.decoder.dim_feedforward=16",
+    "eval.num_workers=0", "eval.num_crystals=4",
+]  # fmt: skip
+SPACE = {
+    "vae_module.optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True},
+    "vae_module.latent_dim": {"low": 2, "high": 64, "also": ["vae_module.encoder.num_harmonics"]},
+}
+
+
+@pytest.fixture
+def make_config(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROJECT_ROOT", str(ROOT))
+
+    def make(*overrides: str, space=SPACE):
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            cfg = compose("search_vae", [f"paths.output_dir={tmp_path / 'search'}", *overrides])
+        if space is not None:
+            cfg.hparams_search.space = space
+        return cfg
+
+    return make
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return tmp_path / "search"
+
+
+@pytest.fixture(autouse=True)
+def no_collection(monkeypatch):
+    """Of garbage, which takes longer than all else here."""
+    monkeypatch.setattr(module, "gc", SimpleNamespace(collect=lambda: None))
+
+
+@pytest.fixture
+def fake_train(monkeypatch):
+    """A training run that takes no time: its crmse is the latent's width over 100."""
+    configs = []
+
+    def train(cfg, callbacks=()):
+        configs.append(cfg)
+        summary = {"crmse": cfg.vae_module.latent_dim / 100, "epochs": 3}
+        Path(cfg.paths.output_dir, "summary.json").write_text(json.dumps(summary))
+        return summary
+
+    monkeypatch.setattr(module, "train", train)
+    return configs
+
+
+# The search space
+
+
+def test_the_shipped_space(make_config):
+    assert parse_space(make_config(space=None)) == {
+        "vae_module.optimizer.lr": FloatDistribution(5e-4, 2e-2, log=True),
+        "vae_module.loss_weights.kl": FloatDistribution(1e-6, 1e-3, log=True),
+        "vae_module.latent_dim": IntDistribution(2, 16, step=2),
+        "vae_module.encoder.num_layers": IntDistribution(2, 8),
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "options", "expected"),
+    [
+        ("data.batch_size", {"low": 1, "high": 64, "log": True}, IntDistribution(1, 64, log=True)),
+        ("vae_module.mask_ratio", {"low": 0, "high": 1}, FloatDistribution(0, 1)),
+        ("vae_module.rotate", {"choices": [True, False]}, CategoricalDistribution([True, False])),
+    ],
+)  # fmt: skip
+def test_a_space_is_read(make_config, key, options, expected):
+    assert parse_space(make_config(space={key: options})) == {key: expected}
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({}, "names nothing"),
+        ({"vae_module.optimiser.lr": {"low": 0, "high": 1}}, "optimiser.lr is no value"),
+        ({"seed": {"low": 0, "high": 1, "also": ["seeds"]}}, "seeds is no value"),
+        ({"seed": {"low": 0}}, "space.seed is .*it needs low and high"),
+        ({"seed": {"low": 5, "high": 1}}, "space.seed"),
+        ({"seed": {"low": 0, "high": 1, "stepp": 2}}, "stepp"),
+        ({"seed": {"choices": [[1, 2], [3, 4]]}}, "choices are numbers, words"),
+        ({"seed": {"choices": [1], "low": 1, "high": 2}}, "space.seed"),
+    ],
+)
+def test_a_space_that_does_not_fit_is_named(make_config, space, message):
+    with pytest.raises(SearchError, match=message):
+        parse_space(make_config(space=space))
+
+
+@pytest.mark.parametrize("override", ["resume_from=last", "trainer=ddp", "trainer.num_nodes=2"])
+def test_a_trial_is_one_process_from_its_start(make_config, override):
+    with pytest.raises(SearchError, match="from its start, in one process"):
+        search(make_config(override))
+
+
+# The study
+
+
+def test_a_search_leaves_its_trials_a_table_and_the_best(make_config, fake_train, folder):
+    study = search(make_config("hparams_search.n_trials=12"))
+    widths = [cfg.vae_module.latent_dim for cfg in fake_train]
+    assert [trial.value for trial in study.trials] == [width / 100 for width in widths]
+    assert [cfg.vae_module.encoder.num_harmonics for cfg in fake_train] == widths
+    assert fake_train[7].callbacks.checkpoint.dirpath == str(folder / "trial_007" / "checkpoints")
+    jobs = read_jobs(folder)
+    assert [job.name for job in jobs][::11] == ["trial_000", "trial_011"]
+    assert [job.overrides["vae_module.latent_dim"] for job in jobs] == widths
+    assert {"sweep.csv", "sweep.png", "best.yaml", "study.db"} <= {p.name for p in folder.iterdir()}
+    # what the best one was given is what Hydra takes
+    best = list(OmegaConf.load(folder / "best.yaml"))
+    assert len(OverridesParser.create().parse_overrides(best)) == 3
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = compose("train_vae", best)
+    assert cfg.vae_module.latent_dim == cfg.vae_module.encoder.num_harmonics == min(widths)
+    assert cfg.vae_module.optimizer.lr == study.best_params["vae_module.optimizer.lr"]
+
+
+def test_a_search_goes_on_to_the_number_of_trials(make_config, fake_train):
+    search(make_config("hparams_search.n_trials=3"))
+    study = search(make_config("hparams_search.n_trials=5"))
+    assert len(fake_train) == len(study.trials) == 5
+    rates = [trial.params["vae_module.optimizer.lr"] for trial in study.trials]
+    assert len(set(rates)) == 5  # the seed of the sampler does not begin again
+    search(make_config("hparams_search.n_trials=5"))
+    assert len(fake_train) == 5
+
+
+def test_an_interrupted_trial_is_failed_and_not_counted(
+    make_config, fake_train, monkeypatch, folder
+):
+    def stop(cfg, callbacks=()):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "train", stop)
+        with pytest.raises(KeyboardInterrupt):
+            search(make_config("hparams_search.n_trials=2"))
+    study = search(make_config("hparams_search.n_trials=2"))
+    states = [trial.state for trial in study.trials]
+    assert states == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
+    assert [job.status for job in read_jobs(folder)] == ["missing", "done", "done"]
+
+
+def test_a_trial_that_fails_is_counted_and_says_why(make_config, monkeypatch, folder):
+    def train(cfg, callbacks=()):
+        if Path(cfg.paths.output_dir).name == "trial_001":
+            raise ValueError("no room")
+        return {"crmse": None if cfg.paths.output_dir.endswith("2") else 0.5}
+
+    monkeypatch.setattr(module, "train", train)
+    study = search(make_config("hparams_search.n_trials=3"))
+    states = [trial.state for trial in study.trials]
+    assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.FAIL]
+    jobs = read_jobs(folder)
+    assert jobs[1].message == "ValueError: no room"
+    assert "the run has no crmse" in jobs[2].message
+    assert "no room" in json.loads((folder / "trial_001" / "status.json").read_text())["traceback"]
+    search(make_config("hparams_search.n_trials=3"))
+    assert len(read_jobs(folder)) == 3
+
+
+def test_a_search_of_failures_alone_is_one(make_config, monkeypatch):
+    monkeypatch.setattr(module, "train", lambda cfg, callbacks: {"match_rate": 1.0})
+    with pytest.raises(SearchError, match="came to its end"):
+        search(make_config("hparams_search.n_trials=2"))
+
+
+def test_other_settings_are_another_study(make_config, fake_train, folder):
+    search(make_config("hparams_search.n_trials=1"))
+    with pytest.raises(
+        SearchError, match=r"other settings of \['data.batch_size', .*max_epochs'\]"
+    ):
+        search(make_config("data.batch_size=8", "trainer.max_epochs=7"))
+    with pytest.raises(SearchError, match="trials of another study"):
+        search(make_config("hparams_search.study_name=a"))
+    assert len(fake_train) == 1
+
+
+def test_no_trial_starts_after_the_time_limit(make_config, fake_train):
+    with pytest.raises(SearchError, match="no trial of the search has begun"):
+        search(make_config("hparams_search.timeout=1e-9", "hparams_search.n_trials=2"))
+    assert fake_train == []
+
+
+def test_one_process_at_a_time(make_config, fake_train, folder):
+    with module.lock_folder(folder), pytest.raises(OutputError, match="in use by"):
+        search(make_config("hparams_search.n_trials=1"))
+
+
+# Real trials
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for split in ("train", "val"):
+        crystals = pd.read_csv(next((ROOT / "data" / "prototypes").glob(f"{split}.csv*"))).head(16)
+        crystals.to_csv(folder / f"{split}.csv", index=False)
+    return folder
+
+
+@pytest.fixture
+def real(data_dir) -> list[str]:
+    return [
+        *TINY, f"data.data_dir={data_dir}", f"paths.cache_dir={data_dir}/cache",
+        "data.batch_size=16", "trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1",
+    ]  # fmt: skip
+
+
+def test_two_real_trials(make_config, real, folder):
+    cfg = make_config("hparams_search.n_trials=2", *real, "callbacks=default", "logger=csv")
+    study = search(cfg)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
+    assert list(study.trials[0].intermediate_values) == [0, 1]
+    for trial in study.trials:
+        run = folder / f"trial_{trial.number:03d}"
+        assert {"config.yaml", "summary.json", "checkpoints"} <= {p.name for p in run.iterdir()}
+        vae = VAEModule.load_from_checkpoint(run / "checkpoints" / "best.ckpt")
+        assert vae.latent_dim == trial.params["vae_module.latent_dim"]
+        assert json.loads((run / "summary.json").read_text())["crmse"] == trial.value
+
+
+def test_a_real_trial_is_pruned(make_config, real, folder):
+    cfg = make_config("hparams_search.n_trials=1", *real)
+    cfg.hparams_search.pruner = {"_target_": "optuna.pruners.ThresholdPruner", "upper": 1e-9}
+    with pytest.raises(SearchError, match="came to its end"):
+        search(cfg)
+    (job,) = read_jobs(folder)
+    assert (job.status, job.message) == ("pruned", "Trial was pruned at epoch 0.")
+    assert job.summary == {}
+
+
+@pytest.mark.slow
+def test_a_search_that_is_killed_goes_on(tmp_path):
+    command = [
+        sys.executable, str(ROOT / "src" / "search_vae.py"), "experiment=prototypes/vae_dng",
+        "hparams_search.n_trials=3", f"hydra.run.dir={tmp_path}/search",
+        f"paths.cache_dir={tmp_path}/cache", "trainer=cpu", "trainer.max_epochs=2",
+        "+trainer.limit_train_batches=20", "eval.num_crystals=16", "eval.num_workers=1",
+        *(f"vae_module.{part}.{size}" for part in ("encoder", "decoder")
+          for size in ("d_model=16", "nhead=2", "dim_feedforward=16")),
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    folder = tmp_path / "search"
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 300
+        while not (folder / "trial_001" / "config.yaml").is_file():
+            assert process.poll() is None, "it ended by itself"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert "2 trials are missing" in done.stdout
+    study = optuna.load_study(study_name="default", storage=f"sqlite:///{folder}/study.db")
+    states = [trial.state for trial in study.trials]
+    assert states.pop(1) == TrialState.FAIL
+    assert states == [TrialState.COMPLETE] * 3
+    assert [job.status for job in read_jobs(folder)] == ["done", "missing", "done", "done"]
+    assert (folder / "trial_003" / "checkpoints" / "best.ckpt").is_file()
+    assert not (folder / "trial_003" / "checkpoints" / "last.ckpt").exists()
+
+
+def test_the_command_that_trains_searches_too():
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        train = compose("train_vae", ["hparams_search=optuna"], return_hydra_config=True)
+        search = compose("search_vae", return_hydra_config=True)
+        plain = compose("train_vae")
+    assert OmegaConf.to_container(train.hydra.run) == OmegaConf.to_container(search.hydra.run)
+    assert train.hparams_search == search.hparams_search
+    assert "hparams_search" not in plain

@@ -1,0 +1,251 @@
+import functools
+import sys
+
+import numpy as np
+import pytest
+from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.core import Lattice, Structure
+from scipy.spatial.distance import cdist
+
+pytest.importorskip("matminer")
+
+from src.metrics.generation import evaluate as generation
+from src.metrics.generation.evaluate import (
+    CoverageCutoffs,
+    amd_distances,
+    coverage,
+    evaluate_generated,
+    first_matches,
+    wasserstein_distances,
+)
+from src.metrics.generation.fingerprints import Fingerprint, compute_fingerprints, fingerprint
+from src.metrics.matching import CDVAE, PYMATGEN, MatcherPool
+
+
+def cubic(edge: float, *species: str) -> Structure:
+    """Simple cubic for one element, of CsCl's type for two."""
+    return Structure(Lattice.cubic(edge), species, [[0, 0, 0], [0.5, 0.5, 0.5]][: len(species)])
+
+
+def in_other_words(structure: Structure) -> Structure:
+    """The same crystal: another cell, twice as large, another origin, the atoms reversed."""
+    other = structure * [[1, 1, 0], [0, 1, 0], [0, 0, 2]]
+    other.translate_sites(range(len(other)), [0.1, 0.2, 0.3])
+    return Structure.from_sites(other[::-1])
+
+
+CSCL, LIF, NACL2 = cubic(4.1, "Cs", "Cl"), cubic(2.6, "Li", "F"), cubic(4.0, "Na", "Cl")
+NACL2.append("Cl", [0.5, 0, 0])  # not neutral
+LINE = Structure(Lattice.orthorhombic(2.6, 7.0, 7.0), ["Li", "F"], [[0, 0, 0], [0.5, 0, 0]])
+CLASH = Structure(Lattice.cubic(4.0), ["Cs", "Cl"], [[0, 0, 0], [0.1, 0, 0]])
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch):
+    """Workers of another process take seconds to start; test_fingerprints.py has them."""
+    here = functools.partial(evaluate_generated, num_workers=0)
+    monkeypatch.setattr(sys.modules[__name__], "evaluate_generated", here)
+
+
+class TestEvaluate:
+    def test_the_reference_itself(self):
+        crystals = [CSCL, LIF, LINE, cubic(3.0, "Fe")]
+        metrics, verdicts = evaluate_generated(crystals, crystals)
+        ones = ("valid_structure", "valid_composition", "valid", "unique")
+        assert {metrics[name] for name in (*ones, "cov_recall", "cov_precision")} == {1.0}
+        zeros = ("novel", "unique_and_novel", "valid_unique_and_novel", "wdist_density")
+        more = ("wdist_num_elements", "wdist_num_atoms", "amd_precision", "amd_recall")
+        assert {metrics[name] for name in (*zeros, *more)} == {0.0}
+        assert metrics["amd_diversity"] == metrics["amd_diversity_reference"] > 0
+        assert metrics["num_generated"] == metrics["num_reference"] == 4
+        assert metrics["matcher"] == {"stol": 0.3, "ltol": 0.2, "angle_tol": 5.0}
+        assert metrics["cutoffs"] == {"structure": 0.4, "composition": 10.0}
+        assert [verdict.known_as for verdict in verdicts] == [0, 1, 2, 3]
+
+    def test_duplicates_and_known_crystals(self):
+        generated = [CSCL, LIF, in_other_words(CSCL), CLASH, NACL2, in_other_words(LIF), CSCL]
+        reference = [CLASH, LINE, in_other_words(LIF)]
+        metrics, verdicts = evaluate_generated(generated, reference)
+        assert [v.duplicate_of for v in verdicts] == [None, None, 0, None, None, 1, 0]
+        assert [v.known_as for v in verdicts] == [None, 2, None, None, None, 2, None]
+        assert [v.valid_structure for v in verdicts] == [True] * 3 + [False] + [True] * 3
+        assert [v.valid_composition for v in verdicts] == [True] * 4 + [False] + [True] * 2
+        assert not verdicts[3].unique
+        assert not verdicts[3].novel
+        assert "0.400 Å apart" in verdicts[3].reason
+        assert metrics["valid"] == 5 / 7
+        assert metrics["unique"] == 3 / 6  # CSCL, LIF, NACL2
+        assert metrics["novel"] == 4 / 6
+        assert metrics["unique_and_novel"] == 2 / 6  # CSCL, NACL2
+        assert metrics["valid_unique_and_novel"] == 1 / 7
+        assert metrics["num_reference"] == 2  # not CLASH
+
+    def test_novelty_and_distributions_have_references_of_their_own(self):
+        metrics, _ = evaluate_generated([CSCL], [CSCL], [LIF, LINE])
+        assert metrics["novel"] == 0
+        assert metrics["num_test_reference"] == 2
+        assert metrics["wdist_density"] == pytest.approx(
+            abs(2 * CSCL.density - LIF.density - LINE.density) / 2
+        )
+
+    def test_oxidation_states_tell_no_crystals_apart(self):
+        ionic = CSCL.copy()
+        ionic.add_oxidation_state_by_element({"Cs": 1, "Cl": -1})
+        metrics, _ = evaluate_generated([ionic, CSCL], [LIF])
+        assert metrics["unique"] == 0.5
+
+    def test_a_crystal_without_fingerprint_is_invalid(self, monkeypatch):
+        def fails(structure, *_):
+            if structure.composition.reduced_formula == "LiF":
+                raise RuntimeError("no Voronoi cell")
+            return fingerprint(structure)
+
+        monkeypatch.setattr(
+            "src.metrics.generation.fingerprints.compute_fingerprints",
+            functools.partial(compute_fingerprints, function=fails),
+        )
+        metrics, verdicts = evaluate_generated([CSCL, LIF], [CSCL, LIF, LINE])
+        assert metrics["valid_structure"] == metrics["valid"] == metrics["cov_precision"] == 0.5
+        assert metrics["cov_recall"] == 1.0  # of the one reference crystal that has a fingerprint
+        assert metrics["fingerprint_failures"] == 1
+        assert metrics["reference_fingerprint_failures"] == 2
+        assert verdicts[1].reason == "no fingerprint: RuntimeError: no Voronoi cell"
+
+    def test_nothing_valid(self, caplog):
+        metrics, verdicts = evaluate_generated([CLASH, CLASH], [CSCL, LIF])
+        assert metrics["valid_structure"] == metrics["cov_recall"] == metrics["cov_precision"] == 0
+        for name in ("unique", "novel", "unique_and_novel", "wdist_density", "amd_precision"):
+            assert metrics[name] is None
+        assert metrics["valid_unique_and_novel"] == 0
+        assert [v.duplicate_of for v in verdicts] == [None, None]
+        assert "No generated crystal is structurally valid" in caplog.text
+
+    def test_too_little(self):
+        with pytest.raises(ValueError, match="no generated crystals"):
+            evaluate_generated([], [CSCL])
+        with pytest.raises(ValueError, match="no valid crystals in the training reference"):
+            evaluate_generated([CSCL], [CLASH])
+
+    def test_without_matminer(self, monkeypatch):
+        monkeypatch.delattr("src.metrics.generation.fingerprints")
+        monkeypatch.setitem(sys.modules, "src.metrics.generation.fingerprints", None)
+        with pytest.raises(ImportError, match=r"pip install -e '\.\[generation\]'"):
+            evaluate_generated([CSCL], [CSCL])
+
+    def test_input_stays_as_it_is(self):
+        generated, reference = [CSCL.copy(), LIF.copy()], [LIF.copy()]
+        evaluate_generated(generated, reference)
+        assert generated == [CSCL, LIF]
+        assert reference == [LIF]
+
+
+class TestMatches:
+    def test_uniqueness_is_that_of_pymatgen(self):
+        rng = np.random.default_rng(0)
+        crystals = []
+        for kind in (CSCL, LINE, LIF, NACL2):
+            for amplitude in (0.0, 0.2, 0.4, 0.6, 0.8):
+                crystals.append(kind.copy())
+                for site in range(len(kind)):
+                    moved = rng.normal(size=3) * amplitude / np.sqrt(3)
+                    crystals[-1].translate_sites(site, moved, frac_coords=False)
+        crystals = [crystals[i] for i in rng.permutation(len(crystals))]
+        with MatcherPool(0) as pool:
+            matches, unanswered = first_matches(crystals, None, pool, PYMATGEN)
+        groups = StructureMatcher().group_structures(crystals)
+        assert 4 < matches.count(None) == len(groups) < 20
+        assert not unanswered
+        for index, match in enumerate(matches):
+            assert match is None or (match < index and matches[match] is None)
+
+    def test_the_settings_matter(self):
+        moved = CSCL.copy()
+        moved.translate_sites(1, [0.3, 0.3, 0.3])  # rms 0.33
+        with MatcherPool(0) as pool:
+            assert first_matches([CSCL, moved], None, pool, PYMATGEN)[0] == [None, None]
+            assert first_matches([CSCL, moved], None, pool, CDVAE)[0] == [None, 0]
+
+    def test_pairs_without_an_answer(self):
+        def fails(prediction, target, settings):
+            raise RuntimeError
+
+        with MatcherPool(0, matcher=fails) as pool:
+            assert first_matches([CSCL, LIF], [LIF, LINE, LIF], pool) == ([None, None], {1: 3})
+            assert first_matches([LIF, CSCL, LIF], None, pool) == ([None] * 3, {2: 1})
+
+
+def point(structure: float, composition: float) -> Fingerprint:
+    """A crystal on a plane."""
+    return Fingerprint(np.array([structure, 0.0]), np.array([0.0, composition]), None)
+
+
+class TestCoverage:
+    # composition fingerprints have a standard deviation of 4
+    REFERENCE = (point(0.0, 0.0), point(1.0, 8.0))
+
+    def test_by_hand(self):
+        generated = [point(0.2, 2.0), point(0.2, 3.0), point(0.3, 0.0)]
+        assert coverage(generated, self.REFERENCE, CoverageCutoffs(0.2, 0.5)) == {
+            "cov_recall": 1 / 2,
+            "cov_precision": 1 / 3,
+        }
+
+    def test_each_fingerprint_has_its_own_nearest_crystal(self):
+        generated = [point(0.0, 8.0)]
+        assert coverage(generated, self.REFERENCE, CoverageCutoffs(0.1, 0.1))["cov_precision"] == 1
+        assert coverage(generated, self.REFERENCE, CoverageCutoffs(0.1, 0.1))["cov_recall"] == 0
+
+    def test_crystals_without_fingerprint_count(self):
+        figures = coverage(self.REFERENCE, self.REFERENCE, CoverageCutoffs(0.1, 0.1), 8)
+        assert figures == {"cov_recall": 1.0, "cov_precision": 0.25}
+
+    def test_scale(self):
+        generated, cutoffs = [point(0.0, 2.0)], CoverageCutoffs(0.1, 0.1)
+        assert coverage(generated, self.REFERENCE, cutoffs)["cov_precision"] == 0
+        scale = [np.array([0.0, x]) for x in (0.0, 80.0)]
+        assert coverage(generated, self.REFERENCE, cutoffs, scale=scale)["cov_precision"] == 1
+
+    def test_too_little(self, caplog):
+        cutoffs = CoverageCutoffs(0.1, 0.1)
+        assert set(coverage([], self.REFERENCE, cutoffs).values()) == {0.0}
+        assert set(coverage(self.REFERENCE, [], cutoffs).values()) == {None}
+        assert "coverage is null" in caplog.text
+
+    def test_many_crystals_in_parts(self, monkeypatch):
+        rng = np.random.default_rng(0)
+        rows, columns = rng.random((23, 3)), rng.random((17, 3))
+        monkeypatch.setattr(generation, "_MAX_DISTANCES", 40)
+        expected = cdist(rows, columns, "chebyshev")
+        of_rows, of_columns = generation._nearest(rows, columns, metric="chebyshev")
+        assert of_rows == pytest.approx(expected.min(axis=1))
+        assert of_columns == pytest.approx(expected.min(axis=0))
+
+
+def test_wasserstein_distances():
+    light, heavy = cubic(4.0, "Li"), cubic(4.0, "Cs", "Cl")
+    figures = wasserstein_distances([light, light], [light, heavy])
+    assert figures["wdist_num_elements"] == figures["wdist_num_atoms"] == 0.5
+    # g/mol to g, and Å^3 to cm^3
+    densities = [mass / 6.02214076e23 / 64e-24 for mass in (6.94, 132.905 + 35.45)]
+    assert figures["wdist_density"] == pytest.approx((densities[1] - densities[0]) / 2, rel=1e-3)
+    assert set(wasserstein_distances([], [light]).values()) == {None}
+
+
+def test_amd_distances():
+    # In a simple cubic crystal 92 atoms are nearer than 3 edges and the next 30 are 3 edges away,
+    # so the largest difference is 3 times that of the edges.
+    edges = (3.0, 3.5, 4.0, 5.0)
+    found = compute_fingerprints([cubic(edge, "Po") for edge in edges], num_workers=0)
+    of_edge = dict(zip(edges, found, strict=True))
+    figures = amd_distances(
+        [of_edge[3.0], of_edge[4.0]], [of_edge[3.5], of_edge[4.0], of_edge[5.0]]
+    )
+    assert figures == pytest.approx(
+        {
+            "amd_precision": (1.5 + 0) / 2,
+            "amd_recall": (1.5 + 0 + 3) / 3,
+            "amd_diversity": 3.0,
+            "amd_diversity_reference": (1.5 + 3.0 + 4.5) / 3,
+        }
+    )
+    assert set(amd_distances([of_edge[3.0]], [of_edge[3.0]] * 2).values()) == {None}
