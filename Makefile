@@ -7,12 +7,12 @@ ARGS ?=
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-full docs docs-serve lint format lock clean
 
-help: ## say what each target does
+help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(VENV)/.done ## make the environment in .venv, as requirements.lock pins it
+setup: $(VENV)/.done ## create .venv with the versions pinned in requirements.lock
 
-# torch first and alone: what depends on it must find it there, and not bring another
+# Install the pinned torch first and alone, so that no dependency pulls in another version of it.
 $(VENV)/.done: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
@@ -22,20 +22,20 @@ $(VENV)/.done: requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-train: setup ## train a VAE: EXPERIMENT=mp_20/vae_dng ARGS="data.batch_size=64 seed=1"
+train: setup ## train a VAE, e.g. EXPERIMENT=mp_20/vae_dng ARGS="data.batch_size=64 seed=1"
 	$(BIN)/python src/train_vae.py experiment=$(EXPERIMENT) $(ARGS)
 
-# a thread for each process: two that want all CPUs take turns in waiting for each other
-test: setup ## run the quick tests, in minutes: ARGS="-k cif"
+# One thread per process: with more, the parallel test processes compete for the CPUs.
+test: setup ## run the quick tests (a few minutes), e.g. ARGS="-k cif"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
-test-full: setup ## run all tests, the slow ones too
+test-full: setup ## run all tests, including the slow ones
 	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
 
-docs: setup ## build the documentation in site/, which opens without a network
+docs: setup ## build the documentation in site/ for reading offline
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-docs-serve: setup ## show the documentation as one writes it, with search
+docs-serve: setup ## preview the documentation live, with search
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 lint: setup ## check style and types
@@ -43,13 +43,13 @@ lint: setup ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: setup ## put the code in shape
+format: setup ## reformat the code and apply automatic fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: ## pin what is installed in .venv now
+lock: ## pin the versions now installed in .venv
 	$(BIN)/python -m pip freeze --all --exclude-editable | grep -v '^pip==' | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > requirements.lock
 
-clean: ## remove caches of tools and tests
+clean: ## remove the site, build files and tool caches
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build site *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -exec rm -rf {} +
