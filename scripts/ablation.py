@@ -153,7 +153,7 @@ def _evaluate(run: Path, split: str, num_crystals: int) -> dict[str, Any]:
             pool,
             noise_levels=NOISE,
             num_probed=None,
-            motions=["permutation"],
+            transformations=["permutation"],
             progress=True,
         ).metrics
     summary = json.loads((run / "summary.json").read_text())
