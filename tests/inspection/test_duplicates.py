@@ -131,7 +131,7 @@ class TestBounded:
             number = next(far)
             return type(cell)(cell.lattice, cell.atom_types, cell.frac_coords, 1.0 * lie * number)
 
-        monkeypatch.setattr(duplicates, "reduce", misled)
+        monkeypatch.setattr(duplicates, "reduce_crystal", misled)
         found, matches = self.search(self.again, max_compared=2, max_check=0)
         assert matches == {}  # the last was compared with 7 and 6
         assert sum(s.is_cut_short for s in found.searches) == 6
