@@ -1,0 +1,32 @@
+"""Lists of different lengths in one flat array, and small linear algebra on stacks."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Booleans = NDArray[np.bool_]
+
+
+def ragged(counts: Integers) -> tuple[Integers, Integers]:
+    """For lists that lie behind one another: the list of each entry, and its place in that list.
+
+    Args:
+        counts: (L,) entries of each list.
+
+    Returns:
+        Two arrays of `counts.sum()`.
+    """
+    owner = np.repeat(np.arange(len(counts)), counts)
+    starts = np.cumsum(counts) - counts
+    return owner, np.arange(len(owner)) - starts[owner]
+
+
+def dot(a: Floats, b: Floats) -> Floats:
+    """Scalar products of the vectors in two stacks (N, 3), rounded as `np.dot` of two vectors."""
+    return np.matmul(a[:, None, :], b[:, :, None])[:, 0, 0]
+
+
+def rows_times(rows: Floats, matrices: Floats) -> Floats:
+    """Each row (N, 3) times its matrix (N, 3, 3), or all times one (3, 3), rounded as `np.dot`."""
+    return np.matmul(rows[:, None, :], matrices)[:, 0, :]
