@@ -12,6 +12,7 @@ import numpy as np
 from src.metrics.structure_matching.arrays import Booleans, Floats, Integers, dot, ragged
 
 _SPHERE_TOLERANCE = 1e-8  # Å^2, pymatgen's
+_MAX_LLL_ROUNDS = 1000  # a real cell needs fewer than ten
 _MIN_SPHERE = 1.0  # Å: pymatgen looks through a sphere at least this large
 
 
@@ -66,7 +67,7 @@ def lll_reduce(lattices: Floats, delta: float = 0.75) -> tuple[Floats, Floats]:
     for s in (1, 2):
         _orthogonalise(a, b, u, m, everything, s)
     k = np.ones(len(a), dtype=np.int64)  # index of the vector under consideration
-    while True:
+    for _ in range(_MAX_LLL_ROUNDS):
         done = True
         for now in (1, 2):
             at = np.flatnonzero(k == now)
@@ -102,7 +103,8 @@ def lll_reduce(lattices: Floats, delta: float = 0.75) -> tuple[Floats, Floats]:
                 product = np.matmul(a[swap][:, None, :, 2], b[swap][:, :, :2])[:, 0]
                 u[swap, 2, :2] = _quotients(product, m[swap, :2], u[swap, 1, 0])
         if done:
-            return a.transpose(0, 2, 1).copy(), mapping.transpose(0, 2, 1).copy()
+            break
+    return a.transpose(0, 2, 1).copy(), mapping.transpose(0, 2, 1).copy()
 
 
 def _orthogonalise(a: Floats, b: Floats, u: Floats, m: Floats, rows: Integers, s: int) -> None:

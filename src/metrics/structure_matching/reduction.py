@@ -1,0 +1,263 @@
+"""Niggli cells and primitive cells of crystals, as `StructureMatcher` has them.
+
+They are those of pymatgen's `Structure.get_reduced_structure` and `get_primitive_structure`, whose
+tolerance of 0.25 Å finds the periods of a crystal that is only nearly periodic, and averages the
+sites that coincide.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from src.metrics.structure_matching.arrays import Floats, Integers, rows_times
+from src.metrics.structure_matching.lattices import count_images, niggli_reduce, parameters
+
+TOLERANCE = 0.25  # Å, pymatgen's default
+MAX_IMAGES = 500_000
+"""Lattice points that a reduction may look at; a cell that needs more is hopelessly skewed."""
+
+
+class Cell(NamedTuple):
+    """An ordered crystal.
+
+    Attributes:
+        lattice: (3, 3) Å, rows a, b, c.
+        kinds: (N,) integers, the same for atoms of the same kind.
+        frac_coords: (N, 3) fractions of the cell.
+    """
+
+    lattice: Floats
+    kinds: Integers
+    frac_coords: Floats
+
+
+class ReductionError(ValueError):
+    """A cell that cannot be reduced; the message says why."""
+
+
+def niggli_cells(cells: Sequence[Cell]) -> list[Cell | ReductionError]:
+    """The crystals in their Niggli cells, atoms in the same order."""
+    results: list[Cell | ReductionError] = [_check(cell) or cell for cell in cells]
+    sane = [i for i, result in enumerate(results) if isinstance(result, Cell)]
+    if not sane:
+        return results
+    lattices = np.stack([cells[i].lattice for i in sane])
+    work = count_images(lattices, np.sqrt(np.sum(lattices**2, axis=2)).max(axis=1))
+    for chunk in _chunks(work, MAX_IMAGES):
+        for i, cell in zip(chunk, _niggli([cells[sane[i]] for i in chunk]), strict=True):
+            results[sane[i]] = cell
+    return results
+
+
+def primitive_cell(cell: Cell) -> Cell:
+    """The smallest cell that describes the crystal within 0.25 Å, Niggli-reduced; or the same cell.
+
+    Raises:
+        ReductionError: If a cell on the way has no Niggli cell.
+    """
+    kinds, counts = np.unique(cell.kinds, return_counts=True)
+    units = math.gcd(*counts.tolist())
+    if units == 1:
+        return cell
+    # pymatgen sorts by the names of the elements
+    groups = [np.flatnonzero(cell.kinds == kind) for kind in sorted(kinds, key=kind_name)]
+    tolerance = np.divide(TOLERANCE, parameters(cell.lattice[None])[0][0])
+    coords = [cell.frac_coords[group] for group in groups]
+    vectors = _candidate_periods(coords, 2 * tolerance)
+    if len(vectors) == 1 and units * tolerance.max() < 0.99:
+        return cell  # its one period, 0, is that of no smaller cell
+    smaller = _smaller_cell(cell.lattice, coords, vectors, tolerance, units)
+    if smaller is None:
+        return cell
+    lattice, coords = smaller
+    sizes = [len(group) for group in coords]
+    kinds = np.repeat([cell.kinds[group[0]] for group in groups], sizes)
+    primitive = primitive_cell(Cell(lattice, kinds, np.concatenate(coords)))
+    (reduced,) = niggli_cells([primitive])
+    if isinstance(reduced, ReductionError):
+        raise reduced
+    return reduced
+
+
+_NAMES: list[str] = []
+_KINDS: dict[str, int] = {}
+
+
+def kind_of(name: str) -> int:
+    """The number that stands for a species, `Fe` or `Fe3+`; for an element, its atomic number."""
+    if not _NAMES:
+        import gemmi
+
+        _NAMES.extend(gemmi.Element(z).name for z in range(119))
+        _KINDS.update((name, z) for z, name in enumerate(_NAMES))
+    if name not in _KINDS:
+        _KINDS[name] = len(_NAMES)
+        _NAMES.append(name)
+    return _KINDS[name]
+
+
+def kind_name(kind: int) -> str:
+    """The species that a number stands for."""
+    kind_of("H")
+    return _NAMES[kind]
+
+
+def _check(cell: Cell) -> ReductionError | None:
+    if not np.isfinite(cell.frac_coords).all():
+        return ReductionError("has coordinates that are not finite")
+    volume = abs(np.linalg.det(cell.lattice)) if np.isfinite(cell.lattice).all() else math.nan
+    if not 0 < volume < math.inf:
+        return ReductionError(f"has a cell of volume {volume} Å^3")
+    lengths = np.sqrt(np.sum(cell.lattice**2, axis=1))
+    try:
+        images = count_images(cell.lattice[None], lengths[None].max(axis=1))[0]
+    except np.linalg.LinAlgError:
+        return ReductionError(f"has a cell of volume {volume} Å^3")
+    if not images <= MAX_IMAGES:
+        return ReductionError(
+            f"has a cell so skewed that its reduction would look at {images:.3g} lattice points, "
+            f"over the limit of {MAX_IMAGES:,}"
+        )
+    return None
+
+
+def _chunks(work: Floats, limit: float) -> Iterator[range]:
+    """Ranges whose work together stays under the limit, or that hold one."""
+    start, total = 0, 0.0
+    for i, amount in enumerate(work.tolist()):
+        if i > start and total + amount > limit:
+            yield range(start, i)
+            start, total = i, 0.0
+        total += amount
+    yield range(start, len(work))
+
+
+def _niggli(cells: Sequence[Cell]) -> Iterator[Cell | ReductionError]:
+    lattices = np.stack([cell.lattice for cell in cells])
+    with np.errstate(all="ignore"):
+        reduced, done = niggli_reduce(lattices)
+    # pymatgen leaves a crystal untouched whose cell stays about the same
+    near = np.abs(reduced - lattices) <= 1e-8 + 1e-5 * np.abs(lattices)
+    same = near.all(axis=(1, 2))
+    sizes = [len(cell.kinds) for cell in cells]
+    owner = np.repeat(np.arange(len(cells)), sizes)
+    cartesian = rows_times(np.concatenate([cell.frac_coords for cell in cells]), lattices[owner])
+    coords = np.mod(rows_times(cartesian, np.linalg.inv(reduced)[owner]), 1)
+    for i, wrapped in enumerate(np.split(coords, np.cumsum(sizes)[:-1])):
+        if not done[i]:
+            yield ReductionError("has a cell of which no Niggli cell is found")
+        elif same[i]:
+            yield cells[i]
+        else:
+            yield Cell(reduced[i], cells[i].kinds, wrapped)
+
+
+def _candidate_periods(coords: Sequence[Floats], tolerance: Floats) -> Floats:
+    """Vectors between atoms of the rarest kind that lead from each atom to one of its kind.
+
+    Args:
+        coords: Of the atoms of each kind, (M, 3) fractions of the cell.
+        tolerance: (3,) fractions of the cell.
+
+    Returns:
+        (V, 3) fractions, the first of them 0.
+    """
+    first = min(coords, key=len)
+    vectors = first - first[0]
+    for group in sorted(coords, key=len):
+        if len(vectors) == 1:
+            break
+        between = group[None, :, :] - group[:, None, :]
+        difference = vectors[:, None, None, :] - between
+        difference -= np.round(difference)
+        near = (np.abs(difference) < tolerance).all(axis=3)
+        vectors = vectors[near.any(axis=2).all(axis=1)]
+    return vectors
+
+
+def _factors(number: int) -> list[int]:
+    return [i for i in range(1, number + 1) if number % i == 0]
+
+
+def _supercells(units: int) -> Iterator[tuple[int, Floats]]:
+    """Hermite normal forms by size and diagonal: each way in which a cell may hold smaller ones."""
+    for size in _factors(units)[1:]:
+        for a in _factors(size):
+            for e in _factors(size // a):
+                g = size // a // e
+                forms = [
+                    [[a, b, c], [0, e, f], [0, 0, g]]
+                    for b, c, f in itertools.product(range(a), range(a), range(e))
+                ]
+                yield size, np.array(forms, dtype=np.float64)
+
+
+def _smaller_cell(
+    lattice: Floats, coords: Sequence[Floats], vectors: Floats, tolerance: Floats, units: int
+) -> tuple[Floats, list[Floats]] | None:
+    """The first smaller cell in which the atoms coincide in groups of the right size."""
+    strangers = []
+    for group in coords:
+        difference = group[None] - group[:, None]
+        difference = np.abs(difference - np.round(difference))
+        apart = np.any(difference > 2 * tolerance, axis=2)
+        np.fill_diagonal(apart, val=True)
+        strangers.append(apart)
+    for size, forms in _supercells(units):
+        inverses = np.linalg.inv(forms)
+        difference = inverses[:, :, None, :] - vectors[None, None, :, :]
+        difference = np.abs(difference - np.round(difference))
+        good = (difference < tolerance).all(axis=3).any(axis=2).all(axis=1)
+        for inverse, form in zip(inverses[good], forms[good], strict=True):
+            found = _merge(np.dot(inverse, lattice), form, size, coords, strangers)
+            if found is not None:
+                return np.dot(np.linalg.inv(form), lattice), found
+    return None
+
+
+def _merge(
+    lattice: Floats,
+    form: Floats,
+    size: int,
+    coords: Sequence[Floats],
+    strangers: Sequence[Floats],
+) -> list[Floats] | None:
+    """The atoms of each kind in a smaller cell, averaged where they coincide; None if some do not.
+
+    Args:
+        lattice: The smaller cell.
+        form: The integer matrix that gives the large cell from it.
+        size: How many atoms have to coincide.
+        coords: Atoms of each kind in the large cell.
+        strangers: Which of them are too far apart in the large cell to be one atom; an atom and
+            itself count.
+    """
+    tolerance = np.divide(TOLERANCE, np.sqrt(np.sum(lattice**2, axis=1)))
+    merged = []
+    for group, apart in zip(coords, strangers, strict=True):
+        at = np.dot(group, form)
+        difference = at[None] - at[:, None]
+        difference = np.abs(difference - np.round(difference))
+        together = (difference < tolerance).all(axis=2) & apart
+        if not np.all(together.sum(axis=0) == size):
+            return None
+        if not all(together[members][:, members].all() for members in together):
+            return None
+        at = at % 1
+        added = np.zeros(len(at), dtype=bool)
+        new = []
+        for i, members in enumerate(together):
+            if added[i]:
+                continue
+            added[members] = True
+            indices = np.flatnonzero(members)
+            mean = at[indices[0]]
+            for count, index in enumerate(indices[1:]):
+                offset = at[index] - mean
+                mean += (offset - np.round(offset)) / (count + 2)
+            new.append(mean)
+        merged.append(np.array(new))
+    return merged
