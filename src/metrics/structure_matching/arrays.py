@@ -30,3 +30,20 @@ def dot(a: Floats, b: Floats) -> Floats:
 def rows_times(rows: Floats, matrices: Floats) -> Floats:
     """Each row (N, 3) times its matrix (N, 3, 3), or all times one (3, 3), rounded as `np.dot`."""
     return np.matmul(rows[:, None, :], matrices)[:, 0, :]
+
+
+def lists_times(rows: Floats, counts: Integers, matrices: Floats) -> Floats:
+    """Lists of rows, each list times its matrix, rounded as `np.dot`.
+
+    Args:
+        rows: (R, 3), the lists behind one another.
+        counts: (L,) rows of each list.
+        matrices: (L, 3, 3).
+    """
+    result = np.empty_like(rows)
+    starts = np.cumsum(counts) - counts
+    for count in np.unique(counts):
+        lists = np.flatnonzero(counts == count)
+        at = starts[lists, None] + np.arange(count)
+        result[at] = np.matmul(rows[at], matrices[lists])
+    return result

@@ -6,19 +6,29 @@ an atom of the rarest kind on the first such atom of the other crystal; atoms ar
 average of both lattices, so that the sum of squared distances is least; and what is left after the
 mean displacement is taken away counts.
 
-B pairs, C bases, K trials (a basis and a translation), N atoms of a crystal, E pairs of atoms of
-the same kind. Pairs whose kinds have the same numbers of atoms share arrays.
+Pairs differ in their numbers of atoms, bases and translations, so all arrays are flat lists of lists.
+B pairs, C bases, K trials (a basis and a translation), A atoms of all trials, E pairs of atoms of
+the same kind of all trials.
 """
 
+from __future__ import annotations
+
 import itertools
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
-from src.metrics.structure_matching.arrays import Booleans, Floats, Integers, dot
+from src.metrics.structure_matching.arrays import (
+    Booleans,
+    Floats,
+    Integers,
+    lists_times,
+    ragged,
+    rows_times,
+)
 from src.metrics.structure_matching.lattices import (
     count_images,
     find_mappings,
@@ -35,7 +45,7 @@ PERFECT = 1e-5
 
 _FORBIDDEN = 1e20  # Å^2, pymatgen's distance of what may not be assigned
 _TIE = 1e-8  # Å^2: distances as close as this may be one distance, rounded
-_MAX_ELEMENTS = 400_000  # of one array, so that it stays in the cache
+_MAX_ENTRIES = 150_000  # of one array, so that it stays in the cache
 _MAX_IMAGES = 2_000_000  # lattice points, for all pairs of a chunk
 _MAX_BRUTE = 4  # atoms of a kind whose permutations are all tried
 
@@ -68,37 +78,52 @@ class Outcome(NamedTuple):
 UNMATCHED = Outcome(None, None)
 
 
-class _Blocks:
-    """Which pairs of atoms are of the same kind, where atoms of a kind follow one another.
+class _Layout(NamedTuple):
+    """Which atoms of a pair are of the same kind, where atoms of a kind follow one another.
 
     Attributes:
+        num_atoms: Of each crystal.
+        num_translations: Atoms of the first kind.
+        rows, columns: Atom of the second crystal, and of the first, for each two of a kind.
+        widths: Entries in `rows` of each atom.
         sizes: Atoms of each kind.
-        rows, columns: (E,) atoms of the second and of the first crystal.
-        starts: (N,) where the pairs of each atom of the second crystal begin.
+        atoms, entries: Where each kind begins among the atoms, and among `rows`.
     """
 
-    def __init__(self, sizes: tuple[int, ...]) -> None:
-        self.sizes = sizes
-        self.num_atoms = sum(sizes)
-        rows, columns, width, offset = [], [], [], 0
-        for size in sizes:
-            atoms = np.arange(offset, offset + size)
-            rows.append(np.repeat(atoms, size))
-            columns.append(np.tile(atoms, size))
-            width += [size] * size
-            offset += size
-        self.rows, self.columns = np.concatenate(rows), np.concatenate(columns)
-        self.starts = np.cumsum(width) - width
-        self.num_entries = len(self.rows)
+    num_atoms: int
+    num_translations: int
+    rows: Integers
+    columns: Integers
+    widths: Integers
+    sizes: Integers
+    atoms: Integers
+    entries: Integers
+
+
+@lru_cache(maxsize=4096)
+def _layout(sizes: tuple[int, ...]) -> _Layout:
+    counts = np.array(sizes)
+    starts = np.cumsum(counts) - counts
+    return _Layout(
+        num_atoms=int(counts.sum()),
+        num_translations=sizes[0],
+        rows=np.concatenate([np.repeat(np.arange(s, s + n), n) for s, n in zip(starts, sizes)]),
+        columns=np.concatenate([np.tile(np.arange(s, s + n), n) for s, n in zip(starts, sizes)]),
+        widths=np.repeat(counts, counts),
+        sizes=counts,
+        atoms=starts,
+        entries=np.cumsum(counts**2) - counts**2,
+    )
 
 
 class _Pair(NamedTuple):
-    """A pair of crystals with the same composition.
+    """Two crystals of the same composition.
 
     Attributes:
         index: Its place among the pairs.
         first, second: The crystals.
         first_order, second_order: Atoms by kind, the kind of which there are fewest first.
+        layout: Of the sorted atoms.
     """
 
     index: int
@@ -106,6 +131,30 @@ class _Pair(NamedTuple):
     second: Cell
     first_order: Integers
     second_order: Integers
+    layout: _Layout
+
+
+def _sort_atoms(index: int, first: Cell, second: Cell) -> _Pair | None:
+    """The pair with its atoms sorted; None if compositions or sizes differ."""
+    if len(first.kinds) != len(second.kinds):
+        return None
+    first_order = np.argsort(first.kinds, kind="stable")
+    second_order = np.argsort(second.kinds, kind="stable")
+    kinds = second.kinds[second_order]
+    if not np.array_equal(first.kinds[first_order], kinds):
+        return None
+    starts = np.flatnonzero(np.diff(kinds, prepend=-1))
+    counts = np.diff(starts, append=len(kinds))
+    if len(starts) > 1:
+        # pymatgen translates by the rarest kind; of several, by that of the first atom
+        order = np.lexsort((second_order[starts], counts))
+        first_order, second_order = (
+            np.concatenate([atoms[starts[k] : starts[k] + counts[k]] for k in order])
+            for atoms in (first_order, second_order)
+        )
+        counts = counts[order]
+    layout = _layout(tuple(counts.tolist()))
+    return _Pair(index, first, second, first_order, second_order, layout)
 
 
 def search(
@@ -119,83 +168,38 @@ def search(
         max_work: See `Outcome.work`; what exceeds it is left unmatched, and says so.
     """
     outcomes: list[Outcome] = [UNMATCHED] * len(pairs)
-    groups: dict[tuple[int, ...], list[_Pair]] = defaultdict(list)
-    for index, (first, second) in enumerate(pairs):
-        sorted_pair = _sort_atoms(index, first, second)
-        if sorted_pair is not None:
-            groups[sorted_pair[0]].append(sorted_pair[1])
-    ordered = [(sizes, pair) for sizes, members in groups.items() for pair in members]
-    if not ordered:
+    sorted_pairs = [_sort_atoms(i, first, second) for i, (first, second) in enumerate(pairs)]
+    possible = [pair for pair in sorted_pairs if pair is not None]
+    if not possible:
         return outcomes
-    lattices = np.stack([(pair.first.lattice, pair.second.lattice) for _, pair in ordered])
-    first, second = lattices[:, 0], lattices[:, 1]
+    first = np.stack([pair.first.lattice for pair in possible])
+    second = np.stack([pair.second.lattice for pair in possible])
     ratio = ((volumes(second) / volumes(first)) ** (1 / 6))[:, None, None]
     first, second = first * ratio, second / ratio
     lengths, angles = parameters(second)
     images = count_images(first, lengths.max(axis=1) * (1 + tolerances.ltol))
-    for chunk in _slices(images, _MAX_IMAGES):
-        if not images[chunk.start] <= max(_MAX_IMAGES, 1):
-            outcomes[ordered[chunk.start][1].index] = Outcome(
-                None, None, float(images[chunk.start]), complete=False
-            )
+    for part in slices(images, _MAX_IMAGES):
+        if not images[part.start] <= _MAX_IMAGES:
+            index = possible[part.start].index
+            outcomes[index] = Outcome(None, None, float(images[part.start]), complete=False)
             continue
-        owner, bases, determinants = find_mappings(
-            first[chunk],
-            lengths[chunk],
-            angles[chunk],
-            np.full(chunk.stop - chunk.start, tolerances.ltol),
+        found = find_mappings(
+            first[part],
+            lengths[part],
+            angles[part],
+            np.full(part.stop - part.start, tolerances.ltol),
             tolerances.angle_tol,
         )
-        same_volume = np.abs(np.abs(determinants) - 1) <= 0.5
-        owner, bases = owner[same_volume] + chunk.start, bases[same_volume]
-        cuts = np.searchsorted(owner, np.arange(chunk.start, chunk.stop + 1)) if len(owner) else []
-        if not len(owner):
-            continue
-        at = chunk.start
-        for sizes, members in itertools.groupby(ordered[chunk], key=lambda item: item[0]):
-            count = len(list(members))
-            span = slice(at, at + count)
-            part = slice(cuts[at - chunk.start], cuts[at - chunk.start + count])
-            at += count
-            _match_group(
-                _Blocks(sizes),
-                [pair for _, pair in ordered[span]],
-                first[span],
-                lengths[span],
-                angles[span],
-                second[span],
-                owner[part] - span.start,
-                bases[part],
-                tolerances,
-                max_work,
-                outcomes,
-            )
+        same_volume = np.abs(np.abs(found.determinants) - 1) <= 0.5
+        batch = _Batch(possible[part], first[part], lengths[part], angles[part], tolerances)
+        results = batch.match(found.owner[same_volume], found.bases[same_volume], max_work)
+        for pair, outcome in zip(possible[part], results, strict=True):
+            outcomes[pair.index] = outcome
     return outcomes
 
 
-def _sort_atoms(index: int, first: Cell, second: Cell) -> tuple[tuple[int, ...], _Pair] | None:
-    """The numbers of atoms of each kind and the pair; None if compositions or sizes differ."""
-    if len(first.kinds) != len(second.kinds):
-        return None
-    kinds, start, inverse, counts = np.unique(
-        second.kinds, return_index=True, return_inverse=True, return_counts=True
-    )
-    first_order = np.argsort(first.kinds, kind="stable")
-    second_order = np.argsort(second.kinds, kind="stable")
-    if not np.array_equal(first.kinds[first_order], second.kinds[second_order]):
-        return None
-    if len(kinds) > 1:
-        # pymatgen translates by the rarest kind; of several, by that of the first atom
-        rank = np.empty(len(kinds), dtype=np.int64)
-        order = np.lexsort((start, counts))
-        rank[order] = np.arange(len(kinds))
-        second_order = np.argsort(rank[inverse], kind="stable")
-        first_order = np.argsort(rank[np.searchsorted(kinds, first.kinds)], kind="stable")
-        counts = counts[order]
-    return tuple(counts.tolist()), _Pair(index, first, second, first_order, second_order)
-
-
-def _slices(work: Floats, limit: float) -> Iterator[slice]:
+def slices(work: Floats, limit: float) -> Iterator[slice]:
+    """Slices whose work together stays under the limit, or that hold one."""
     start, total = 0, 0.0
     for i, amount in enumerate(work.tolist()):
         if i > start and not total + amount <= limit:
@@ -205,214 +209,289 @@ def _slices(work: Floats, limit: float) -> Iterator[slice]:
     yield slice(start, len(work))
 
 
-def _match_group(
-    blocks: _Blocks,
-    pairs: Sequence[_Pair],
-    first: Floats,
-    lengths: Floats,
-    angles: Floats,
-    second: Floats,
-    owner: Integers,
-    bases: Floats,
-    tolerances: Tolerances,
-    max_work: float,
-    outcomes: list[Outcome],
-) -> None:
-    """Match pairs of one kind of composition, given the bases to try for each; fill `outcomes`."""
-    cartesian = np.stack(
-        [
-            # row by row, as pymatgen's sites do it
-            np.matmul(pair.first.frac_coords[:, None, :], lattice)[:, 0]
-            for pair, lattice in zip(pairs, first, strict=True)
-        ]
-    )
-    coords = np.stack([pair.second.frac_coords[pair.second_order] for pair in pairs])
-    first_orders = np.stack([pair.first_order for pair in pairs])
-    translations = blocks.sizes[0]
-    work_of_basis = translations * blocks.num_entries
-    work = np.bincount(owner, minlength=len(pairs)) * float(work_of_basis)
-    for i in np.flatnonzero(work > max_work):
-        outcomes[pairs[i].index] = Outcome(None, None, float(work[i]), complete=False)
-    allowed = ~(work > max_work)[owner]
-    owner, bases = owner[allowed], bases[allowed]
+class _Batch:
+    """Pairs that are matched together, laid out as flat arrays."""
 
-    rms = np.full(len(pairs), np.inf)
-    maxima = np.full(len(pairs), np.inf)
-    perfect = np.zeros(len(pairs), dtype=bool)
-    step = max(1, _MAX_ELEMENTS // work_of_basis)
-    for start in range(0, len(owner), step):
-        part = slice(start, start + step)
-        now = ~perfect[owner[part]]
-        if not now.any():
-            continue
-        trial_owner, values, largest = _try_bases(
-            blocks,
-            owner[part][now],
-            bases[part][now],
-            cartesian,
-            coords,
-            first_orders,
-            [pair.second_order for pair in pairs],
-            lengths,
-            angles,
-            tolerances,
-        )
-        if not len(values):
-            continue
-        np.minimum.at(maxima, trial_owner, largest)
-        done = np.flatnonzero(values < PERFECT)
-        best = np.full(len(pairs), np.inf)
-        np.minimum.at(best, trial_owner, values)
-        for k in done[::-1]:
-            best[trial_owner[k]] = values[k]  # in the end the first of them
-        rms = np.where(perfect, rms, np.minimum(rms, best))
-        perfect[trial_owner[done]] = True
-    for i, pair in enumerate(pairs):
-        if outcomes[pair.index].complete:
-            outcomes[pair.index] = Outcome(
-                float(rms[i]) if rms[i] < tolerances.stol else None,
-                float(maxima[i]) if maxima[i] < tolerances.stol else None,
+    def __init__(
+        self,
+        pairs: Sequence[_Pair],
+        lattices: Floats,
+        lengths: Floats,
+        angles: Floats,
+        tolerances: Tolerances,
+    ) -> None:
+        """`lattices` are those of the first crystals, `lengths` and `angles` of the second."""
+        self.pairs, self.lengths, self.angles, self.tolerances = pairs, lengths, angles, tolerances
+        layouts = [pair.layout for pair in pairs]
+        self.num_atoms = np.array([layout.num_atoms for layout in layouts])
+        self.num_translations = np.array([layout.num_translations for layout in layouts])
+        self.num_entries = np.array([len(layout.rows) for layout in layouts])
+        self.num_kinds = np.array([len(layout.sizes) for layout in layouts])
+        self.rows = np.concatenate([layout.rows for layout in layouts])
+        self.columns = np.concatenate([layout.columns for layout in layouts])
+        self.widths = np.concatenate([layout.widths for layout in layouts])
+        self.sizes = np.concatenate([layout.sizes for layout in layouts])
+        self.kind_atoms = np.concatenate([layout.atoms for layout in layouts])
+        self.kind_entries = np.concatenate([layout.entries for layout in layouts])
+        self.atom_starts = np.cumsum(self.num_atoms) - self.num_atoms
+        self.entry_starts = np.cumsum(self.num_entries) - self.num_entries
+        self.kind_starts = np.cumsum(self.num_kinds) - self.num_kinds
+        owner = np.repeat(np.arange(len(pairs)), self.num_atoms)
+        first = np.concatenate([pair.first.frac_coords[pair.first_order] for pair in pairs])
+        self.cartesian = rows_times(first, lattices[owner])
+        self.target = np.concatenate([p.second.frac_coords[p.second_order] for p in pairs])
+
+    def match(self, owner: Integers, bases: Floats, max_work: float) -> list[Outcome]:
+        """The outcome of each pair, given the bases to try, (C,) and (C, 3, 3)."""
+        effort = (self.num_translations * self.num_entries).astype(np.float64)
+        work = np.bincount(owner, minlength=len(self.pairs)) * effort
+        feasible = ~(work > max_work)
+        owner, bases = owner[feasible[owner]], bases[feasible[owner]]
+        rms, maxima = np.full((2, len(self.pairs)), np.inf)
+        perfect = np.zeros(len(self.pairs), dtype=bool)
+        for part in slices(effort[owner], _MAX_ENTRIES) if len(owner) else ():
+            now = ~perfect[owner[part]]
+            if not now.any():
+                continue
+            pair, values, largest = self._try(owner[part][now], bases[part][now])
+            np.minimum.at(maxima, pair, largest)
+            # pymatgen stops at the first that is perfect, not at the best
+            order = np.flatnonzero(values < PERFECT)
+            pair_of_perfect, first = np.unique(pair[order], return_index=True)
+            np.minimum.at(rms, pair, values)
+            rms[pair_of_perfect] = values[order[first]]
+            perfect[pair_of_perfect] = True
+        stol = self.tolerances.stol
+        return [
+            Outcome(
+                float(rms[i]) if rms[i] < stol else None,
+                float(maxima[i]) if maxima[i] < stol else None,
                 float(work[i]),
+                bool(feasible[i]),
             )
+            for i in range(len(self.pairs))
+        ]
 
+    def _try(self, owner: Integers, bases: Floats) -> tuple[Integers, Floats, Floats]:
+        """Try each translation with each basis.
 
-def _try_bases(
-    blocks: _Blocks,
-    owner: Integers,
-    bases: Floats,
-    cartesian: Floats,
-    coords: Floats,
-    first_orders: Integers,
-    second_orders: Sequence[Integers],
-    lengths: Floats,
-    angles: Floats,
-    tolerances: Tolerances,
-) -> tuple[Integers, Floats, Floats]:
-    """Try each translation with each basis.
+        Returns:
+            Of the trials in which each atom has a partner near by: the pair, rms and maximum.
+        """
+        counts = self.num_atoms[owner]
+        basis, local = ragged(counts)
+        cartesian = self.cartesian[self.atom_starts[owner][basis] + local]
+        moving = lists_times(cartesian, counts, np.linalg.inv(bases))
+        moving -= np.floor(moving)
+        starts = np.cumsum(counts) - counts
 
-    Returns:
-        Of the trials in which each atom has a partner near by: the pair, the rms and the maximum.
-    """
-    num_atoms = blocks.num_atoms
-    translations = blocks.sizes[0]
-    inverses = np.linalg.inv(bases)
-    fractional = np.matmul(cartesian[owner], inverses)
-    fractional -= np.floor(fractional)
-    fractional = np.take_along_axis(fractional, first_orders[owner][:, :, None], axis=1)
-    basis_lengths, basis_angles = parameters(bases)
-    average = from_parameters(
-        (basis_lengths + lengths[owner]) / 2, (basis_angles + angles[owner]) / 2
-    )
-    normalization = (num_atoms / volumes(average)) ** (1 / 3)
-    scale = 2 * tolerances.stol / normalization[:, None]
-    near = inverse_heights(average) * scale
-
-    target = coords[owner]
-    shift = fractional[:, :translations] - target[:, :1]  # (C, T, 3)
-    moved = target[:, None] + shift[:, :, None]  # (C, T, N, 3)
-    moved = moved.reshape(-1, num_atoms, 3)
-    basis = np.repeat(np.arange(len(owner)), translations)
-    first = np.ascontiguousarray(fractional.transpose(2, 0, 1))  # (3, C, N)
-    second = np.ascontiguousarray(moved.transpose(2, 0, 1))  # (3, K, N)
-    trials = np.flatnonzero(_have_partners(blocks, first, second, basis, near))
-    if not len(trials):
-        return np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0)
-    basis = basis[trials]
-    used, basis = np.unique(basis, return_inverse=True)
-    reduced, mapping = lll_reduce(average[used])
-    to_reduced = np.linalg.inv(mapping)
-    near = inverse_heights(reduced) * scale[used]
-    first = np.matmul(fractional[used], to_reduced)[basis].transpose(2, 0, 1)
-    second = np.matmul(moved[trials], to_reduced[basis]).transpose(2, 0, 1)
-    vectors, feasible = _displacements(
-        blocks,
-        np.mod(first, 1),
-        np.mod(second, 1),
-        reduced[basis],
-        near[basis],
-        lambda k: (first_orders[owner[used[basis[k]]]], second_orders[owner[used[basis[k]]]]),
-    )
-    vectors -= vectors.mean(axis=2, keepdims=True)
-    squares = (vectors**2).sum(axis=0)
-    factor = normalization[used][basis]
-    rms = np.sqrt(squares.mean(axis=1)) * factor
-    largest = np.sqrt(squares.max(axis=1)) * factor
-    rms[~feasible] = largest[~feasible] = np.inf
-    return owner[used[basis]], rms, largest
-
-
-def _have_partners(
-    blocks: _Blocks, first: Floats, second: Floats, basis: Integers, near: Floats
-) -> Booleans:
-    """(K,) whether each atom of the second crystal has one of its kind near by in the first."""
-    if near.min() >= 0.5:
-        return np.ones(second.shape[1], dtype=bool)
-    close = None
-    for axis in range(3):
-        difference = second[axis][:, blocks.rows]
-        difference -= first[axis][:, blocks.columns][basis]
-        difference -= np.round(difference)
-        good = np.abs(difference, out=difference) <= near[basis, axis, None]
-        close = good if close is None else np.logical_and(close, good, out=close)
-    return np.logical_or.reduceat(close, blocks.starts, axis=1).all(axis=1)
-
-
-def _displacements(
-    blocks: _Blocks, first: Floats, second: Floats, lattices: Floats, near: Floats, orders
-) -> tuple[Floats, Booleans]:
-    """Vectors in Å from each atom of the second crystal to its partner in the first.
-
-    Args:
-        blocks: Which atoms may be partners.
-        first, second: (3, K, N) fractions of the LLL-reduced average lattices, 0 to 1.
-        lattices: (K, 3, 3) these.
-        near: (K, 3) how far partners may be apart, in fractions.
-        orders: Of a trial, the places of the sorted atoms in both crystals.
-
-    Returns:
-        (3, K, N) and whether all atoms have a partner, (K,).
-    """
-    between = first[:, :, blocks.columns] - second[:, :, blocks.rows]  # (3, K, E)
-    squares, shortest = _squared_distances(between, lattices)
-    if near.min() < 0.5:
-        far = None
-        for axis in range(3):
-            difference = between[axis] - np.round(between[axis])
-            now = np.abs(difference, out=difference) > near[:, axis, None]
-            far = now if far is None else np.logical_or(far, now, out=far)
-        squares[far] = _FORBIDDEN
-    partners, cost, unsure = _assign(blocks, squares)
-    start, end = (
-        sum(part[axis][:, :, None] * lattices[:, None, axis, :] for axis in range(3))
-        for part in (second, first)
-    )  # (K, N, 3)
-    for k in np.flatnonzero(unsure):
-        partners[k] = _assign_as_pymatgen(
-            blocks, first[:, k], second[:, k], start[k], end[k], lattices[k], near[k], *orders(k)
+        lengths, angles = parameters(bases)
+        average = from_parameters(
+            (lengths + self.lengths[owner]) / 2, (angles + self.angles[owner]) / 2
         )
-    rows = np.arange(len(partners))[:, None]
-    chosen = np.take_along_axis(first, partners[None], axis=2) - second
-    cells = -np.round(chosen)
-    image = sum(cells[axis][:, :, None] * lattices[:, None, axis, :] for axis in range(3))
-    straight = end[rows, partners] - start
-    vectors = straight + image
-    sure = (vectors**2).sum(axis=2) < 0.2499 * shortest[:, None]
-    if not sure.all():
-        at = np.nonzero(~sure)
-        vectors[at] = _shortest_images(straight[at], _images(lattices)[at[0]])
-    return vectors.transpose(2, 0, 1), cost < _FORBIDDEN / 2
+        normalization = (counts / volumes(average)) ** (1 / 3)
+        scale = 2 * self.tolerances.stol / normalization[:, None]
+        near = inverse_heights(average) * scale
+
+        basis, local = ragged(self.num_translations[owner])
+        pair = owner[basis]
+        shift = moving[starts[basis] + local] - self.target[self.atom_starts[pair]]
+        trials = _Trials(self, pair, basis, starts[basis], self._moved(pair, shift))
+        keep = np.flatnonzero(self._have_partners(trials, moving, near))
+        pair, basis = pair[keep], basis[keep]
+        if len(keep) < len(trials.pair):
+            moved = self._moved(pair, shift[keep])
+            trials = _Trials(self, pair, basis, starts[basis], moved)
+
+        reduced, mapping = lll_reduce(average)
+        near = inverse_heights(reduced) * scale
+        changed = (mapping != np.eye(3)).any(axis=(1, 2))
+        second = trials.moved
+        if changed.any():
+            inverse = np.linalg.inv(mapping)
+            moving = lists_times(moving, counts, inverse)
+            second = lists_times(second, trials.counts, inverse[basis])
+        vectors, possible = self._displacements(
+            trials, np.mod(moving, 1), np.mod(second, 1), reduced, near, counts
+        )
+        sums = np.add.reduceat(vectors, trials.starts, axis=0) if len(keep) else vectors
+        vectors -= np.repeat(sums / trials.counts[:, None], trials.counts, axis=0)
+        squares = (vectors**2).sum(axis=1)
+        factor = normalization[basis]
+        if len(keep):
+            rms = np.sqrt(np.add.reduceat(squares, trials.starts) / trials.counts) * factor
+            largest = np.sqrt(np.maximum.reduceat(squares, trials.starts)) * factor
+        else:
+            rms = largest = np.zeros(0)
+        return pair, np.where(possible, rms, np.inf), np.where(possible, largest, np.inf)
+
+    def _moved(self, pair: Integers, shift: Floats) -> Floats:
+        """Atoms of the second crystals after translations, (A, 3)."""
+        trial, local = ragged(self.num_atoms[pair])
+        return self.target[self.atom_starts[pair][trial] + local] + shift[trial]
+
+    def _have_partners(self, trials: _Trials, moving: Floats, near: Floats) -> Booleans:
+        """(K,) whether each atom of the second crystal has one of its kind near by in the first."""
+        result = np.ones(len(trials.pair), dtype=bool)
+        strict = np.flatnonzero((near < 0.5).any(axis=1)[trials.basis])
+        if not len(strict):
+            return result
+        trial, rows, columns, widths = trials.entries(strict)
+        close = np.ones(len(trial), dtype=bool)
+        for axis in range(3):
+            difference = trials.moved[rows, axis]
+            difference -= moving[columns, axis]
+            difference -= np.round(difference)
+            close &= np.abs(difference, out=difference) <= near[trials.basis[trial], axis]
+        atoms = np.logical_or.reduceat(close, np.cumsum(widths) - widths)
+        counts = trials.counts[strict]
+        result[strict] = np.logical_and.reduceat(atoms, np.cumsum(counts) - counts)
+        return result
+
+    def _displacements(
+        self,
+        trials: _Trials,
+        first: Floats,
+        second: Floats,
+        lattices: Floats,
+        near: Floats,
+        basis_counts: Integers,
+    ) -> tuple[Floats, Booleans]:
+        """Vectors in Å from each atom of the second crystal to its partner in the first.
+
+        Args:
+            trials: To be considered.
+            first: Atoms of the first crystal for each basis, fractions of the LLL-reduced average
+                lattice from 0 to 1.
+            second: (A, 3), the same of the second crystal for each trial.
+            lattices: (C, 3, 3) average lattices, LLL-reduced.
+            near: (C, 3) how far partners may be apart, in fractions.
+            basis_counts: (C,) atoms of each basis.
+
+        Returns:
+            (A, 3) and whether all atoms have a partner, (K,).
+        """
+        trial, rows, columns, _ = trials.entries(np.arange(len(trials.pair)))
+        basis = trials.basis
+        between = [first[columns, axis] - second[rows, axis] for axis in range(3)]
+        counts = self.num_entries[trials.pair]
+        squares, shortest = _squared_distances(between, lattices, basis, counts)
+        if near.min() < 0.5:
+            for axis in range(3):
+                if near[:, axis].min() < 0.5:
+                    difference = between[axis]
+                    difference -= np.round(difference)
+                    np.abs(difference, out=difference)
+                    far = difference > np.repeat(near[basis, axis], counts)
+                    squares[far] = _FORBIDDEN
+        partners, cost, unsure = self._assign(trials, squares, counts)
+        start = _cartesian(second, lattices[np.repeat(basis, trials.counts)])
+        end = _cartesian(first, np.repeat(lattices, basis_counts, axis=0))
+        for k in np.flatnonzero(unsure):
+            pair = self.pairs[trials.pair[k]]
+            n = pair.layout.num_atoms
+            mine = slice(trials.starts[k], trials.starts[k] + n)
+            other = slice(trials.basis_starts[k], trials.basis_starts[k] + n)
+            partners[mine] = trials.basis_starts[k] + _assign_as_pymatgen(
+                pair, first[other], second[mine], start[mine], end[other],
+                lattices[basis[k]], near[basis[k]],
+            )  # fmt: skip
+        which = np.repeat(basis, trials.counts)
+        cells = -np.round(first[partners] - second)
+        straight = end[partners] - start
+        vectors = straight + _cartesian(cells, lattices[which])
+        sure = (vectors**2).sum(axis=1) < 0.2499 * shortest[which]
+        if not sure.all():
+            at = np.flatnonzero(~sure)
+            vectors[at] = _shortest_images(straight[at], _images(lattices)[which[at]])
+        return vectors, cost < _FORBIDDEN / 2
+
+    def _assign(
+        self, trials: _Trials, squares: Floats, counts: Integers
+    ) -> tuple[Integers, Floats, Booleans]:
+        """Partners for which the sum of squared distances is least.
+
+        Args:
+            trials: To be considered.
+            squares: Å^2 of the entries of all trials.
+            counts: (K,) entries of each trial.
+
+        Returns:
+            The partner of each atom (A,), the sum (K,), whether another choice may be as good (K,).
+        """
+        trial, local = ragged(self.num_kinds[trials.pair])
+        kind = self.kind_starts[trials.pair][trial] + local
+        sizes = self.sizes[kind]
+        entry = (np.cumsum(counts) - counts)[trial] + self.kind_entries[kind]
+        atom = trials.starts[trial] + self.kind_atoms[kind]
+        base = trials.basis_starts[trial] + self.kind_atoms[kind]
+        partners = np.empty(len(trials.moved), dtype=np.int64)
+        cost = np.zeros(len(trial))
+        open_ = np.zeros(len(trial), dtype=bool)
+        for size in np.unique(sizes):
+            at = np.flatnonzero(sizes == size)
+            if size == 1:
+                partners[atom[at]] = base[at]
+                cost[at] = squares[entry[at]]
+                continue
+            matrix = squares[entry[at, None] + np.arange(size * size)].reshape(-1, size, size)
+            columns, cost[at], open_[at] = _assign_kind(matrix)
+            partners[atom[at, None] + np.arange(size)] = columns + base[at, None]
+        total = np.bincount(trial, cost, len(trials.pair))
+        unsure = np.bincount(trial, open_, len(trials.pair)) > 0
+        return partners, total, unsure & (total < _FORBIDDEN / 2)
+
+
+class _Trials:
+    """Trials of a batch: a basis and a translation each.
+
+    Attributes:
+        pair, basis: (K,) which pair, and which basis.
+        moved: (A, 3) atoms of the second crystal after the translation, fractions of the basis.
+        counts, starts: (K,) atoms of each trial, and where they begin in `moved`.
+        basis_starts: (K,) where the atoms of the first crystal begin among those of all bases.
+    """
+
+    def __init__(
+        self, batch: _Batch, pair: Integers, basis: Integers, starts: Integers, moved: Floats
+    ) -> None:
+        self.pair, self.basis, self.moved, self.basis_starts = pair, basis, moved, starts
+        self.counts = batch.num_atoms[pair]
+        self.starts = np.cumsum(self.counts) - self.counts
+        self._batch = batch
+
+    def entries(self, which: Integers) -> tuple[Integers, Integers, Integers, Integers]:
+        """The pairs of atoms that may be partners, for some trials.
+
+        Returns:
+            Of each entry: its trial, its place in `moved`, and that among the atoms of all bases;
+            and the number of entries of each atom in `moved`.
+        """
+        batch, pair = self._batch, self.pair[which]
+        trial, local = ragged(batch.num_entries[pair])
+        entry = batch.entry_starts[pair][trial] + local
+        rows = self.starts[which][trial] + batch.rows[entry]
+        columns = self.basis_starts[which][trial] + batch.columns[entry]
+        atom, local = ragged(self.counts[which])
+        widths = batch.widths[batch.atom_starts[pair][atom] + local]
+        return which[trial], rows, columns, widths
 
 
 _CELLS = np.array(list(itertools.product((-1.0, 0.0, 1.0), repeat=3)))
 
 
+def _cartesian(coords: Floats, lattices: Floats) -> Floats:
+    """Fractions (M, 3) of lattices (M, 3, 3) in Å, summed in pymatgen's order."""
+    result = coords[:, 0, None] * lattices[:, 0]
+    result += coords[:, 1, None] * lattices[:, 1]
+    result += coords[:, 2, None] * lattices[:, 2]
+    return result
+
+
 def _images(lattices: Floats) -> Floats:
-    """The (27, 3) nearest lattice points of each lattice, as pymatgen sums them."""
-    return (
-        _CELLS[:, 0, None] * lattices[:, None, 0]
-        + _CELLS[:, 1, None] * lattices[:, None, 1]
-        + _CELLS[:, 2, None] * lattices[:, None, 2]
-    )
+    """The (27, 3) nearest lattice points of each lattice, in pymatgen's order."""
+    cells = np.tile(_CELLS, (len(lattices), 1))
+    return _cartesian(cells, np.repeat(lattices, 27, axis=0)).reshape(-1, 27, 3)
 
 
 def _shortest_images(vectors: Floats, images: Floats) -> Floats:
@@ -423,78 +502,57 @@ def _shortest_images(vectors: Floats, images: Floats) -> Floats:
     return candidates[np.arange(len(vectors)), best]
 
 
-def _squared_distances(between: Floats, lattices: Floats) -> tuple[Floats, Floats]:
-    """Squared lengths of the shortest of 27 images, and of the shortest lattice vector.
+def _squared_distances(
+    between: Sequence[Floats], lattices: Floats, basis: Integers, counts: Integers
+) -> tuple[Floats, Floats]:
+    """Squared lengths of the shortest of 27 images, and of the shortest lattice vectors.
 
     Args:
-        between: (3, K, E) fractions.
-        lattices: (K, 3, 3) Å.
+        between: Three arrays of the entries of all trials, fractions of the lattice.
+        lattices: (C, 3, 3) Å.
+        basis: (K,) the lattice of each trial.
+        counts: (K,) entries of each trial.
 
     Returns:
-        (K, E) and (K,) in Å^2.
+        Of the entries, and (C,), in Å^2.
     """
     metric = np.matmul(lattices, lattices.transpose(0, 2, 1))
-    g = metric[:, :, :, None]
+    g = {
+        (i, j): np.repeat(metric[basis, i, j], counts) for i in range(3) for j in range(i, 3)
+    }
     x, y, z = between
-    u = g[:, 0, 0] * x + g[:, 0, 1] * y + g[:, 0, 2] * z
-    v = g[:, 0, 1] * x + g[:, 1, 1] * y + g[:, 1, 2] * z
-    w = g[:, 0, 2] * x + g[:, 1, 2] * y + g[:, 2, 2] * z
-    squares = x * u + y * v + z * w
+    u = g[0, 0] * x
+    u += g[0, 1] * y
+    u += g[0, 2] * z
+    v = g[0, 1] * x
+    v += g[1, 1] * y
+    v += g[1, 2] * z
+    w = g[0, 2] * x
+    w += g[1, 2] * y
+    w += g[2, 2] * z
+    squares = x * u
+    squares += y * v
+    squares += z * w
     # |d + k|^2 = |d|^2 + 2 k.d + |k|^2, for k and -k at once
     gain = np.zeros_like(squares)
     shortest = np.full(len(lattices), np.inf)
-    halves = [cell for cell in _CELLS[14:].astype(int).tolist()]
-    parts = {(0, 0): None}
-    for i, j in ((1, 0), (0, 1), (1, 1), (1, -1)):
-        parts[i, j] = u * i + v * j if i and j else (u if i else v)
-    for i, j, k in halves:
-        vector = np.array([i, j, k], dtype=np.float64)
-        norm = np.einsum("i,lij,j->l", vector, metric, vector)
+    plane = {(1, 0): u, (0, 1): v, (1, 1): u + v, (1, -1): u - v}
+    for cell in _CELLS[14:]:
+        norm = np.matmul(np.matmul(metric, cell), cell)
         np.minimum(shortest, norm, out=shortest)
-        part = parts[i, j]
-        if part is None:
+        i, j, k = cell
+        if not i and not j:
             along = np.abs(w)
-        elif k == 0:
-            along = np.abs(part)
+        elif not k:
+            along = np.abs(plane[i, j])
         else:
-            along = part + w if k > 0 else part - w
+            along = plane[i, j] + w if k > 0 else plane[i, j] - w
             np.abs(along, out=along)
         along *= -2
-        along += norm[:, None]
+        along += np.repeat(norm[basis], counts)
         np.minimum(gain, along, out=gain)
     squares += gain
     return squares, shortest
-
-
-def _assign(blocks: _Blocks, squares: Floats) -> tuple[Integers, Floats, Booleans]:
-    """Partners for which the sum of squared distances is least.
-
-    Args:
-        blocks: Which entries belong to which pairs of atoms.
-        squares: (K, E) Å^2.
-
-    Returns:
-        The partner of each atom (K, N), the sum (K,), and whether another choice may be as good.
-    """
-    num_trials = len(squares)
-    partners = np.empty((num_trials, blocks.num_atoms), dtype=np.int64)
-    cost = np.zeros(num_trials)
-    unsure = np.zeros(num_trials, dtype=bool)
-    entry = atom = 0
-    for size in blocks.sizes:
-        matrix = squares[:, entry : entry + size * size].reshape(num_trials, size, size)
-        entry += size * size
-        here = partners[:, atom : atom + size]
-        if size == 1:
-            here[:] = atom
-            cost += matrix[:, 0, 0]
-        else:
-            columns, total, open_ = _assign_block(matrix)
-            here[:] = columns + atom
-            cost += total
-            unsure |= open_ & (total < _FORBIDDEN / 2)
-        atom += size
-    return partners, cost, unsure & (cost < _FORBIDDEN / 2)
 
 
 _PERMUTATIONS = {
@@ -502,56 +560,70 @@ _PERMUTATIONS = {
 }
 
 
-def _assign_block(matrix: Floats) -> tuple[Integers, Floats, Booleans]:
-    """`_assign` for atoms of one kind: (K, M, M) to (K, M), (K,) and (K,)."""
-    num_trials, size, _ = matrix.shape
+def _assign_kind(matrix: Floats) -> tuple[Integers, Floats, Booleans]:
+    """The choice of columns for which the sum is least.
+
+    Args:
+        matrix: (L, M, M).
+
+    Returns:
+        Columns (L, M), their sum (L,), and whether another choice may be as good (L,).
+    """
+    size = matrix.shape[1]
+    if size <= _MAX_BRUTE:
+        permutations = _PERMUTATIONS[size]
+        sums = matrix[:, 0, permutations[:, 0]]
+        for k in range(1, size):
+            sums += matrix[:, k, permutations[:, k]]
+        best = sums.argmin(axis=1)
+        total = sums[np.arange(len(sums)), best]
+        return permutations[best], total, (sums <= total[:, None] + _TIE).sum(axis=1) > 1
     columns = matrix.argmin(axis=2)
     lowest = matrix.min(axis=2)
     total = lowest.sum(axis=1)
     unsure = (matrix <= lowest[:, :, None] + _TIE).sum(axis=(1, 2)) > size
     # each atom's nearest is the best choice if no two atoms have the same
-    ordered = np.sort(columns, axis=1)
-    for k in [np.flatnonzero((ordered != np.arange(size)).any(axis=1) | unsure)]:
-        if not len(k):
-            break
-        if size <= _MAX_BRUTE:
-            permutations = _PERMUTATIONS[size]
-            sums = matrix[k][:, np.arange(size), permutations].sum(axis=2)
-            columns[k] = permutations[sums.argmin(axis=1)]
-            total[k] = sums.min(axis=1)
-            unsure[k] = (sums <= total[k, None] + _TIE).sum(axis=1) > 1
-        else:
-            from scipy.optimize import linear_sum_assignment
+    taken = (np.sort(columns, axis=1) != np.arange(size)).any(axis=1)
+    if taken.any():
+        from scipy.optimize import linear_sum_assignment
 
-            for i in k:
-                row, columns[i] = linear_sum_assignment(matrix[i])
-                total[i] = matrix[i, row, columns[i]].sum()
+        for i in np.flatnonzero(taken):
+            row, columns[i] = linear_sum_assignment(matrix[i])
+            total[i] = matrix[i, row, columns[i]].sum()
     return columns, total, unsure
 
 
 def _assign_as_pymatgen(
-    blocks: _Blocks,
+    pair: _Pair,
     first: Floats,
     second: Floats,
     start: Floats,
     end: Floats,
     lattice: Floats,
     near: Floats,
-    first_order: Integers,
-    second_order: Integers,
 ) -> Integers:
-    """The choice among equally good partners that pymatgen's order of operations makes."""
+    """The choice among equally good partners that pymatgen's order of operations makes.
+
+    Args:
+        pair: Which has N atoms.
+        first, second: (N, 3) fractions of the lattice, of one trial.
+        start, end: The same of the second and first crystal in Å.
+        lattice, near: As for `_Batch._displacements`, (3, 3) and (3,).
+
+    Returns:
+        Of each atom of the second crystal, its partner among those of the first, (N,).
+    """
     from scipy.optimize import linear_sum_assignment
 
-    rows, columns = blocks.rows, blocks.columns
+    rows, columns = pair.layout.rows, pair.layout.columns
     straight = end[columns] - start[rows]
     candidates = straight[:, None] + _images(lattice[None])[0]
     x, y, z = candidates[..., 0], candidates[..., 1], candidates[..., 2]
     squares = (x * x + y * y + z * z).min(axis=1)
-    between = (first[:, columns] - second[:, rows]).T
+    between = first[columns] - second[rows]
     squares[(np.abs(between - np.round(between)) > near).any(axis=1)] = _FORBIDDEN
-    matrix = np.full((blocks.num_atoms, blocks.num_atoms), _FORBIDDEN)
-    matrix[second_order[rows], first_order[columns]] = squares
+    matrix = np.full((len(first), len(first)), _FORBIDDEN)
+    matrix[pair.second_order[rows], pair.first_order[columns]] = squares
     _, found = linear_sum_assignment(matrix)
-    place = np.argsort(first_order)
-    return place[found[second_order]]
+    place = np.argsort(pair.first_order)
+    return place[found[pair.second_order]]
