@@ -14,7 +14,7 @@ the same kind of all trials.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -158,7 +158,10 @@ def _sort_atoms(index: int, first: Cell, second: Cell) -> _Pair | None:
 
 
 def search(
-    pairs: Sequence[tuple[Cell, Cell]], tolerances: Tolerances, max_work: float = np.inf
+    pairs: Sequence[tuple[Cell, Cell]],
+    tolerances: Tolerances,
+    max_work: float = np.inf,
+    compiled: bool | None = None,
 ) -> list[Outcome]:
     """Match reduced crystals.
 
@@ -166,6 +169,7 @@ def search(
         pairs: Cells that `niggli_cells` or `primitive_cell` gave.
         tolerances: As `StructureMatcher` takes them.
         max_work: See `Outcome.work`; what exceeds it is left unmatched, and says so.
+        compiled: Whether Numba's loops do the work, or NumPy's; None for Numba's if installed.
     """
     outcomes: list[Outcome] = [UNMATCHED] * len(pairs)
     sorted_pairs = [_sort_atoms(i, first, second) for i, (first, second) in enumerate(pairs)]
@@ -191,11 +195,23 @@ def search(
             tolerances.angle_tol,
         )
         same_volume = np.abs(np.abs(found.determinants) - 1) <= 0.5
-        batch = _Batch(possible[part], first[part], lengths[part], angles[part], tolerances)
+        batch = _Batch(
+            possible[part], first[part], lengths[part], angles[part], tolerances, compiled
+        )
         results = batch.match(found.owner[same_volume], found.bases[same_volume], max_work)
         for pair, outcome in zip(possible[part], results, strict=True):
             outcomes[pair.index] = outcome
     return outcomes
+
+
+@lru_cache(maxsize=1)
+def _compiled_kernel() -> Callable[..., None] | None:
+    """None without Numba."""
+    try:
+        from src.metrics.structure_matching.kernel import evaluate
+    except ImportError:
+        return None
+    return evaluate
 
 
 def slices(work: Floats, limit: float) -> Iterator[slice]:
@@ -219,9 +235,11 @@ class _Batch:
         lengths: Floats,
         angles: Floats,
         tolerances: Tolerances,
+        compiled: bool | None,
     ) -> None:
         """`lattices` are those of the first crystals, `lengths` and `angles` of the second."""
         self.pairs, self.lengths, self.angles, self.tolerances = pairs, lengths, angles, tolerances
+        self.kernel = _compiled_kernel() if compiled in (None, True) else None
         layouts = [pair.layout for pair in pairs]
         self.num_atoms = np.array([layout.num_atoms for layout in layouts])
         self.num_translations = np.array([layout.num_translations for layout in layouts])
@@ -278,52 +296,107 @@ class _Batch:
         Returns:
             Of the trials in which each atom has a partner near by: the pair, rms and maximum.
         """
+        prepared = self._prepare(owner, bases)
+        if self.kernel is None:
+            pair, _, rms, largest = self._try_arrays(owner, prepared)
+            return pair, rms, largest
+        counts = self.num_translations[owner]
+        starts = np.cumsum(counts) - counts
+        rms, largest = np.empty((2, counts.sum()))
+        unsure = np.zeros(len(rms), dtype=bool)
+        self.kernel(
+            owner,
+            prepared.starts,
+            prepared.moving,
+            prepared.reduced_moving,
+            self.target,
+            self.atom_starts,
+            self.num_atoms,
+            self.kind_starts,
+            self.num_kinds,
+            self.sizes,
+            prepared.to_reduced,
+            prepared.reduced,
+            prepared.near,
+            prepared.near_reduced,
+            prepared.normalization,
+            starts,
+            np.zeros(len(self.pairs), dtype=bool),
+            rms,
+            largest,
+            unsure,
+        )
+        basis, local = ragged(counts)
+        if unsure.any():
+            again = np.unique(basis[unsure])
+            _, trial, exact, exact_largest = self._try_arrays(
+                owner[again], self._prepare(owner[again], bases[again])
+            )
+            places = np.flatnonzero(np.isin(basis, again))
+            rms[places] = largest[places] = np.inf
+            rms[places[trial]], largest[places[trial]] = exact, exact_largest
+        found = np.flatnonzero(np.isfinite(rms))
+        return owner[basis[found]], rms[found], largest[found]
+
+    def _prepare(self, owner: Integers, bases: Floats) -> _Bases:
+        """Lay both crystals of each pair out on its bases."""
         counts = self.num_atoms[owner]
         basis, local = ragged(counts)
         cartesian = self.cartesian[self.atom_starts[owner][basis] + local]
         moving = lists_times(cartesian, counts, np.linalg.inv(bases))
         moving -= np.floor(moving)
-        starts = np.cumsum(counts) - counts
-
         lengths, angles = parameters(bases)
         average = from_parameters(
             (lengths + self.lengths[owner]) / 2, (angles + self.angles[owner]) / 2
         )
         normalization = (counts / volumes(average)) ** (1 / 3)
         scale = 2 * self.tolerances.stol / normalization[:, None]
-        near = inverse_heights(average) * scale
+        reduced, mapping = lll_reduce(average)
+        to_reduced = np.linalg.inv(mapping)
+        changed = (mapping != np.eye(3)).any(axis=(1, 2))
+        reduced_moving = lists_times(moving, counts, to_reduced) if changed.any() else moving
+        return _Bases(
+            counts=counts,
+            starts=np.cumsum(counts) - counts,
+            moving=moving,
+            reduced_moving=np.mod(reduced_moving, 1),
+            normalization=normalization,
+            reduced=reduced,
+            to_reduced=to_reduced,
+            near=inverse_heights(average) * scale,
+            near_reduced=inverse_heights(reduced) * scale,
+        )
 
+    def _try_arrays(
+        self, owner: Integers, bases: _Bases
+    ) -> tuple[Integers, Integers, Floats, Floats]:
+        """Try each translation with each basis, all of them at once.
+
+        Returns:
+            Of the trials in which each atom has a partner near by: the pair, the place among all
+            trials, rms and maximum.
+        """
         basis, local = ragged(self.num_translations[owner])
         pair = owner[basis]
-        shift = moving[starts[basis] + local] - self.target[self.atom_starts[pair]]
+        starts = bases.starts
+        shift = bases.moving[starts[basis] + local] - self.target[self.atom_starts[pair]]
         trials = _Trials(self, pair, basis, starts[basis], self._moved(pair, shift))
-        keep = np.flatnonzero(self._have_partners(trials, moving, near))
+        keep = np.flatnonzero(self._have_partners(trials, bases.moving, bases.near))
+        if not len(keep):
+            return keep, keep, np.zeros(0), np.zeros(0)
         pair, basis = pair[keep], basis[keep]
         if len(keep) < len(trials.pair):
             moved = self._moved(pair, shift[keep])
             trials = _Trials(self, pair, basis, starts[basis], moved)
-
-        reduced, mapping = lll_reduce(average)
-        near = inverse_heights(reduced) * scale
-        changed = (mapping != np.eye(3)).any(axis=(1, 2))
-        second = trials.moved
-        if changed.any():
-            inverse = np.linalg.inv(mapping)
-            moving = lists_times(moving, counts, inverse)
-            second = lists_times(second, trials.counts, inverse[basis])
-        vectors, possible = self._displacements(
-            trials, np.mod(moving, 1), np.mod(second, 1), reduced, near, counts
-        )
-        sums = np.add.reduceat(vectors, trials.starts, axis=0) if len(keep) else vectors
+        second = lists_times(trials.moved, trials.counts, bases.to_reduced[basis])
+        vectors, possible = self._displacements(trials, bases, np.mod(second, 1))
+        sums = np.add.reduceat(vectors, trials.starts, axis=0)
         vectors -= np.repeat(sums / trials.counts[:, None], trials.counts, axis=0)
         squares = (vectors**2).sum(axis=1)
-        factor = normalization[basis]
-        if len(keep):
-            rms = np.sqrt(np.add.reduceat(squares, trials.starts) / trials.counts) * factor
-            largest = np.sqrt(np.maximum.reduceat(squares, trials.starts)) * factor
-        else:
-            rms = largest = np.zeros(0)
-        return pair, np.where(possible, rms, np.inf), np.where(possible, largest, np.inf)
+        factor = bases.normalization[basis]
+        rms = np.sqrt(np.add.reduceat(squares, trials.starts) / trials.counts) * factor
+        largest = np.sqrt(np.maximum.reduceat(squares, trials.starts)) * factor
+        return pair[possible], keep[possible], rms[possible], largest[possible]
 
     def _moved(self, pair: Integers, shift: Floats) -> Floats:
         """Atoms of the second crystals after translations, (A, 3)."""
@@ -349,28 +422,20 @@ class _Batch:
         return result
 
     def _displacements(
-        self,
-        trials: _Trials,
-        first: Floats,
-        second: Floats,
-        lattices: Floats,
-        near: Floats,
-        basis_counts: Integers,
+        self, trials: _Trials, bases: _Bases, second: Floats
     ) -> tuple[Floats, Booleans]:
         """Vectors in Å from each atom of the second crystal to its partner in the first.
 
         Args:
             trials: To be considered.
-            first: Atoms of the first crystal for each basis, fractions of the LLL-reduced average
-                lattice from 0 to 1.
-            second: (A, 3), the same of the second crystal for each trial.
-            lattices: (C, 3, 3) average lattices, LLL-reduced.
-            near: (C, 3) how far partners may be apart, in fractions.
-            basis_counts: (C,) atoms of each basis.
+            bases: All.
+            second: (A, 3) atoms of the second crystal for each trial, fractions of the LLL-reduced
+                average lattice from 0 to 1.
 
         Returns:
             (A, 3) and whether all atoms have a partner, (K,).
         """
+        first, lattices, near = bases.reduced_moving, bases.reduced, bases.near_reduced
         trial, rows, columns, _ = trials.entries(np.arange(len(trials.pair)))
         basis = trials.basis
         between = [first[columns, axis] - second[rows, axis] for axis in range(3)]
@@ -386,7 +451,7 @@ class _Batch:
                     squares[far] = _FORBIDDEN
         partners, cost, unsure = self._assign(trials, squares, counts)
         start = _cartesian(second, lattices[np.repeat(basis, trials.counts)])
-        end = _cartesian(first, np.repeat(lattices, basis_counts, axis=0))
+        end = _cartesian(first, np.repeat(lattices, bases.counts, axis=0))
         for k in np.flatnonzero(unsure):
             pair = self.pairs[trials.pair[k]]
             n = pair.layout.num_atoms
@@ -440,6 +505,30 @@ class _Batch:
         total = np.bincount(trial, cost, len(trials.pair))
         unsure = np.bincount(trial, open_, len(trials.pair)) > 0
         return partners, total, unsure & (total < _FORBIDDEN / 2)
+
+
+class _Bases(NamedTuple):
+    """Pairs of crystals laid out on bases.
+
+    Attributes:
+        counts, starts: (C,) atoms of a crystal, and where they begin in `moving`.
+        moving: Atoms of the first crystal for each basis, fractions of it.
+        reduced_moving: The same as fractions of `reduced`, 0 to 1.
+        normalization: (C,) inverse of the free length of an atom on the average lattice, 1/Å.
+        reduced: (C, 3, 3) LLL-reduced averages of the bases and the second lattices, Å.
+        to_reduced: (C, 3, 3) takes fractions of a basis to those of `reduced`.
+        near, near_reduced: (C, 3) how far partners may be apart, in fractions of either.
+    """
+
+    counts: Integers
+    starts: Integers
+    moving: Floats
+    reduced_moving: Floats
+    normalization: Floats
+    reduced: Floats
+    to_reduced: Floats
+    near: Floats
+    near_reduced: Floats
 
 
 class _Trials:

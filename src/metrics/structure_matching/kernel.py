@@ -1,0 +1,352 @@
+"""The innermost loops of the search, compiled by Numba where it is installed.
+
+It does for each trial what `search._Batch._try` does with arrays, several times as fast. What it
+cannot decide without a doubt, because two choices are equally good within rounding, it leaves to
+those arrays, which follow pymatgen's order of operations.
+"""
+
+import math
+
+import numpy as np
+from numba import njit
+
+_FORBIDDEN = 1e20
+_TIE = 1e-8
+_PERFECT = 1e-5
+
+
+@njit(cache=True)
+def evaluate(
+    owner,
+    basis_starts,
+    moving,
+    reduced_moving,
+    target,
+    atom_starts,
+    num_atoms,
+    kind_starts,
+    num_kinds,
+    sizes,
+    to_reduced,
+    lattices,
+    near,
+    near_reduced,
+    normalization,
+    trial_starts,
+    perfect,
+    rms,
+    largest,
+    unsure,
+):
+    """Fill in the rms and the largest displacement of each trial, and whether to doubt them.
+
+    Args:
+        owner: (C,) the pair of each basis.
+        basis_starts: (C,) where the atoms of the first crystal begin for each basis.
+        moving: Atoms of the first crystal for each basis, fractions of it.
+        reduced_moving: The same as fractions of the LLL-reduced average lattices, 0 to 1.
+        target: Atoms of the second crystals.
+        atom_starts, num_atoms: (B,) where they begin, and how many there are.
+        kind_starts, num_kinds: (B,) where the kinds of a pair begin in `sizes`, and how many.
+        sizes: Atoms of each kind.
+        to_reduced: (C, 3, 3) takes fractions of a basis to those of the reduced average lattice.
+        lattices: (C, 3, 3) these lattices in Å.
+        near, near_reduced: (C, 3) how far partners may be apart, in fractions of either.
+        normalization: (C,) inverse of the free length of an atom, 1/Å.
+        trial_starts: (C,) where the trials of a basis begin.
+        perfect: (B,) pairs that need no further look; filled.
+        rms, largest: (K,) filled, infinite where an atom has no partner.
+        unsure: (K,) filled.
+    """
+    most = num_atoms.max()
+    moved, second = np.empty((most, 3)), np.empty((most, 3))
+    start, end, vectors = np.empty((most, 3)), np.empty((most, 3)), np.empty((most, 3))
+    cost, columns = np.empty((most, most)), np.empty(most, dtype=np.int64)
+    images, norms, metric = np.empty((27, 3)), np.empty(13), np.empty((3, 3))
+    for c in range(len(owner)):
+        pair = owner[c]
+        translations = sizes[kind_starts[pair]]
+        first_trial = trial_starts[c]
+        prepared = False
+        shortest = 0.0
+        for t in range(translations):
+            trial = first_trial + t
+            rms[trial] = largest[trial] = np.inf
+            unsure[trial] = False
+            if perfect[pair]:
+                continue
+            n, a, f = num_atoms[pair], atom_starts[pair], basis_starts[c]
+            for i in range(n):
+                for k in range(3):
+                    moved[i, k] = target[a + i, k] + (moving[f + t, k] - target[a, k])
+            if not _have_partners(
+                moved, moving, f, near[c], sizes, kind_starts[pair], num_kinds[pair]
+            ):
+                continue
+            lattice = lattices[c]
+            if not prepared:
+                prepared = True
+                shortest = _prepare(lattice, images, norms, metric)
+                for j in range(n):
+                    _to_cartesian(reduced_moving[f + j], lattice, end[j])
+            for i in range(n):
+                for k in range(3):
+                    x = (
+                        moved[i, 0] * to_reduced[c, 0, k]
+                        + moved[i, 1] * to_reduced[c, 1, k]
+                        + moved[i, 2] * to_reduced[c, 2, k]
+                    )
+                    second[i, k] = x % 1.0
+                _to_cartesian(second[i], lattice, start[i])
+            offset = 0
+            possible = True
+            doubt = False
+            for kind in range(kind_starts[pair], kind_starts[pair] + num_kinds[pair]):
+                size = sizes[kind]
+                for i in range(size):
+                    for j in range(size):
+                        cost[i, j] = _squared_distance(
+                            reduced_moving[f + offset + j],
+                            second[offset + i],
+                            near_reduced[c],
+                            lattice,
+                            metric,
+                            norms,
+                            shortest,
+                        )
+                doubt |= _assign(cost, size, columns)
+                for i in range(size):
+                    j = columns[i]
+                    if cost[i, j] > 0.5 * _FORBIDDEN:
+                        possible = False
+                        break
+                    _shortest(start[offset + i], end[offset + j], images, vectors[offset + i])
+                if not possible:
+                    break
+                offset += size
+            if not possible:
+                continue
+            unsure[trial] = doubt
+            mean_x = mean_y = mean_z = 0.0
+            for i in range(n):
+                mean_x += vectors[i, 0]
+                mean_y += vectors[i, 1]
+                mean_z += vectors[i, 2]
+            mean_x, mean_y, mean_z = mean_x / n, mean_y / n, mean_z / n
+            total = highest = 0.0
+            for i in range(n):
+                x, y, z = vectors[i, 0] - mean_x, vectors[i, 1] - mean_y, vectors[i, 2] - mean_z
+                square = x * x + y * y + z * z
+                total += square
+                highest = max(highest, square)
+            rms[trial] = math.sqrt(total / n) * normalization[c]
+            largest[trial] = math.sqrt(highest) * normalization[c]
+            if rms[trial] < _PERFECT and not doubt:
+                perfect[pair] = True
+
+
+@njit(cache=True)
+def _have_partners(moved, moving, f, near, sizes, first_kind, num_kinds):
+    offset = 0
+    for kind in range(first_kind, first_kind + num_kinds):
+        size = sizes[kind]
+        for i in range(offset, offset + size):
+            found = False
+            for j in range(offset, offset + size):
+                found = True
+                for k in range(3):
+                    x = moved[i, k] - moving[f + j, k]
+                    if abs(x - np.rint(x)) > near[k]:
+                        found = False
+                        break
+                if found:
+                    break
+            if not found:
+                return False
+        offset += size
+    return True
+
+
+@njit(cache=True)
+def _to_cartesian(coords, lattice, out):
+    for k in range(3):
+        x = coords[0] * lattice[0, k]
+        x += coords[1] * lattice[1, k]
+        x += coords[2] * lattice[2, k]
+        out[k] = x
+
+
+@njit(cache=True)
+def _prepare(lattice, images, norms, metric):
+    """Fill in 27 lattice points, squared lengths of 13, and the metric; the least of the 13."""
+    for i in range(3):
+        for j in range(3):
+            metric[i, j] = (
+                lattice[i, 0] * lattice[j, 0]
+                + lattice[i, 1] * lattice[j, 1]
+                + lattice[i, 2] * lattice[j, 2]
+            )
+    image = 0
+    shortest = np.inf
+    for i in range(-1, 2):
+        for j in range(-1, 2):
+            for k in range(-1, 2):
+                square = 0.0
+                for axis in range(3):
+                    x = i * lattice[0, axis]
+                    x += j * lattice[1, axis]
+                    x += k * lattice[2, axis]
+                    images[image, axis] = x
+                    square += x * x
+                if image > 13:
+                    norms[image - 14] = square
+                    shortest = min(shortest, square)
+                image += 1
+    return shortest
+
+
+@njit(cache=True)
+def _squared_distance(first, second, near, lattice, metric, norms, shortest):
+    """Between two points, to the nearest of 27 images; or pymatgen's for what is not near."""
+    a, b, c = first[0] - second[0], first[1] - second[1], first[2] - second[2]
+    i, j, k = np.rint(a), np.rint(b), np.rint(c)
+    p, q, r = a - i, b - j, c - k
+    if abs(p) > near[0] or abs(q) > near[1] or abs(r) > near[2]:
+        return _FORBIDDEN
+    x = p * lattice[0, 0] + q * lattice[1, 0] + r * lattice[2, 0]
+    y = p * lattice[0, 1] + q * lattice[1, 1] + r * lattice[2, 1]
+    z = p * lattice[0, 2] + q * lattice[1, 2] + r * lattice[2, 2]
+    square = x * x + y * y + z * z
+    if square < 0.2499 * shortest:
+        return square
+    # |d + k|^2 = |d|^2 + 2 k.d + |k|^2, for k and -k at once
+    u = 2 * (metric[0, 0] * a + metric[0, 1] * b + metric[0, 2] * c)
+    v = 2 * (metric[0, 1] * a + metric[1, 1] * b + metric[1, 2] * c)
+    w = 2 * (metric[0, 2] * a + metric[1, 2] * b + metric[2, 2] * c)
+    gain = min(0.0, norms[0] - abs(w))
+    gain = min(gain, norms[1] - abs(v - w))
+    gain = min(gain, norms[2] - abs(v))
+    gain = min(gain, norms[3] - abs(v + w))
+    gain = min(gain, norms[4] - abs(u - v - w))
+    gain = min(gain, norms[5] - abs(u - v))
+    gain = min(gain, norms[6] - abs(u - v + w))
+    gain = min(gain, norms[7] - abs(u - w))
+    gain = min(gain, norms[8] - abs(u))
+    gain = min(gain, norms[9] - abs(u + w))
+    gain = min(gain, norms[10] - abs(u + v - w))
+    gain = min(gain, norms[11] - abs(u + v))
+    gain = min(gain, norms[12] - abs(u + v + w))
+    return 0.5 * (a * u + b * v + c * w) + gain
+
+
+@njit(cache=True)
+def _shortest(start, end, images, out):
+    """Fill in the first shortest of the vectors between two points and their images."""
+    x, y, z = end[0] - start[0], end[1] - start[1], end[2] - start[2]
+    best, image = np.inf, 0
+    for k in range(27):
+        a, b, c = x + images[k, 0], y + images[k, 1], z + images[k, 2]
+        square = a * a + b * b + c * c
+        if square < best:
+            best, image = square, k
+    out[0], out[1], out[2] = x + images[image, 0], y + images[image, 1], z + images[image, 2]
+
+
+@njit(cache=True)
+def _assign(cost, size, columns):
+    """Fill in the columns whose sum is least; whether another choice is as good."""
+    if size == 1:
+        columns[0] = 0
+        return False
+    if size == 2:
+        straight, crossed = cost[0, 0] + cost[1, 1], cost[0, 1] + cost[1, 0]
+        columns[0] = 0 if straight <= crossed else 1
+        columns[1] = 1 - columns[0]
+        return abs(straight - crossed) < _TIE
+    # each row's least is the best choice if no two rows have the same
+    taken = np.zeros(size, dtype=np.bool_)
+    distinct = True
+    doubt = False
+    for i in range(size):
+        least, second, column = np.inf, np.inf, 0
+        for j in range(size):
+            x = cost[i, j]
+            if x < least:
+                least, second, column = x, least, j
+            elif x < second:
+                second = x
+        columns[i] = column
+        if second - least < _TIE:
+            doubt = True
+        if taken[column]:
+            distinct = False
+            break
+        taken[column] = True
+    if distinct and not doubt:
+        return False
+    return _assign_by_paths(cost, size, columns)
+
+
+@njit(cache=True)
+def _assign_by_paths(cost, size, columns):
+    """The same for any costs, by shortest augmenting paths."""
+    u, v = np.zeros(size), np.zeros(size)
+    row_of = np.full(size, -1)
+    for i in range(size):
+        columns[i] = -1
+    distance, before = np.empty(size), np.empty(size, dtype=np.int64)
+    for new in range(size):
+        seen_rows, seen = np.zeros(size, dtype=np.bool_), np.zeros(size, dtype=np.bool_)
+        distance[:] = np.inf
+        row, sink, least = new, -1, 0.0
+        while sink == -1:
+            seen_rows[row] = True
+            nearest, lowest = -1, np.inf
+            for j in range(size):
+                if seen[j]:
+                    continue
+                reach = least + cost[row, j] - u[row] - v[j]
+                if reach < distance[j]:
+                    distance[j], before[j] = reach, row
+                if distance[j] < lowest or (distance[j] == lowest and row_of[j] == -1):
+                    nearest, lowest = j, distance[j]
+            least = lowest
+            seen[nearest] = True
+            if row_of[nearest] == -1:
+                sink = nearest
+            else:
+                row = row_of[nearest]
+        u[new] += least
+        for i in range(size):
+            if seen_rows[i] and i != new:
+                u[i] += least - distance[columns[i]]
+        for j in range(size):
+            if seen[j]:
+                v[j] -= least - distance[j]
+        column = sink
+        while True:
+            row = before[column]
+            row_of[column] = row
+            columns[row], column = column, columns[row]
+            if row == new:
+                break
+    # another choice is as good if rows can pass on their columns in a circle at no cost
+    left = size
+    alive = np.ones(size, dtype=np.bool_)
+    changed = True
+    while changed and left:
+        changed = False
+        for i in range(size):
+            if not alive[i]:
+                continue
+            free = True
+            for j in range(size):
+                other = row_of[j]
+                if other != i and alive[other] and cost[i, j] - u[i] - v[j] < _TIE:
+                    free = False
+                    break
+            if free:
+                alive[i] = False
+                left -= 1
+                changed = True
+    return left > 0
