@@ -33,6 +33,8 @@ def evaluate(
     near_reduced,
     normalization,
     trial_starts,
+    best,
+    fit,
     perfect,
     rms,
     largest,
@@ -54,8 +56,10 @@ def evaluate(
         near, near_reduced: (C, 3) how far partners may be apart, in fractions of either.
         normalization: (C,) inverse of the free length of an atom, 1/Å.
         trial_starts: (C,) where the trials of a basis begin.
+        best: (B,) the least rms so far, or what it has to be below; filled.
+        fit: Whether to stop at a trial whose largest displacement is below `best`, instead.
         perfect: (B,) pairs that need no further look; filled.
-        rms, largest: (K,) filled, infinite where an atom has no partner.
+        rms, largest: (K,) filled, infinite where an atom has no partner or another trial is better.
         unsure: (K,) filled.
     """
     most = num_atoms.max()
@@ -65,66 +69,81 @@ def evaluate(
     images, norms, metric = np.empty((27, 3)), np.empty(13), np.empty((3, 3))
     for c in range(len(owner)):
         pair = owner[c]
-        translations = sizes[kind_starts[pair]]
-        first_trial = trial_starts[c]
+        n, a, f = num_atoms[pair], atom_starts[pair], basis_starts[c]
+        first_kind, last_kind = kind_starts[pair], kind_starts[pair] + num_kinds[pair]
         prepared = False
         shortest = 0.0
-        for t in range(translations):
-            trial = first_trial + t
+        for t in range(sizes[first_kind]):
+            trial = trial_starts[c] + t
             rms[trial] = largest[trial] = np.inf
             unsure[trial] = False
             if perfect[pair]:
                 continue
-            n, a, f = num_atoms[pair], atom_starts[pair], basis_starts[c]
+            shift_x = moving[f + t, 0] - target[a, 0]
+            shift_y = moving[f + t, 1] - target[a, 1]
+            shift_z = moving[f + t, 2] - target[a, 2]
             for i in range(n):
-                for k in range(3):
-                    moved[i, k] = target[a + i, k] + (moving[f + t, k] - target[a, k])
-            if not _have_partners(
-                moved, moving, f, near[c], sizes, kind_starts[pair], num_kinds[pair]
-            ):
+                moved[i, 0] = target[a + i, 0] + shift_x
+                moved[i, 1] = target[a + i, 1] + shift_y
+                moved[i, 2] = target[a + i, 2] + shift_z
+            if not _have_partners(moved, moving, f, near, c, sizes, first_kind, last_kind):
                 continue
-            lattice = lattices[c]
             if not prepared:
                 prepared = True
-                shortest = _prepare(lattice, images, norms, metric)
+                shortest = _prepare(lattices[c], images, norms, metric)
                 for j in range(n):
-                    _to_cartesian(reduced_moving[f + j], lattice, end[j])
-            for i in range(n):
-                for k in range(3):
-                    x = (
-                        moved[i, 0] * to_reduced[c, 0, k]
-                        + moved[i, 1] * to_reduced[c, 1, k]
-                        + moved[i, 2] * to_reduced[c, 2, k]
-                    )
-                    second[i, k] = x % 1.0
-                _to_cartesian(second[i], lattice, start[i])
+                    _to_cartesian(reduced_moving, f + j, lattices, c, end, j)
+            # More than this sum of squares is of no use: the best so far, or what is allowed.
+            limit = n * (best[pair] / normalization[c]) ** 2 * (1 + 1e-9) + 1e-12
+            sum_x = sum_y = sum_z = squares = 0.0
+            known = 0
             offset = 0
-            possible = True
+            useful = True
             doubt = False
-            for kind in range(kind_starts[pair], kind_starts[pair] + num_kinds[pair]):
+            for kind in range(first_kind, last_kind):
                 size = sizes[kind]
-                for i in range(size):
+                for i in range(offset, offset + size):
+                    for k in range(3):
+                        x = moved[i, 0] * to_reduced[c, 0, k]
+                        x += moved[i, 1] * to_reduced[c, 1, k]
+                        x += moved[i, 2] * to_reduced[c, 2, k]
+                        second[i, k] = x - math.floor(x)
+                        if second[i, k] >= 1.0:
+                            second[i, k] = 0.0
+                    _to_cartesian(second, i, lattices, c, start, i)
                     for j in range(size):
-                        cost[i, j] = _squared_distance(
-                            reduced_moving[f + offset + j],
-                            second[offset + i],
-                            near_reduced[c],
-                            lattice,
-                            metric,
-                            norms,
-                            shortest,
+                        cost[i - offset, j] = _squared_distance(
+                            reduced_moving, f + offset + j, second, i, near_reduced, lattices, c,
+                            metric, norms, shortest,
                         )
-                doubt |= _assign(cost, size, columns)
+                doubtful = _assign(cost, size, columns)
+                doubt |= doubtful
                 for i in range(size):
                     j = columns[i]
                     if cost[i, j] > 0.5 * _FORBIDDEN:
-                        possible = False
+                        useful = False
                         break
-                    _shortest(start[offset + i], end[offset + j], images, vectors[offset + i])
-                if not possible:
+                    _shortest(
+                        reduced_moving, f + offset + j, second, offset + i, end, offset + j,
+                        start, images, shortest, vectors,
+                    )
+                    if not doubtful:
+                        x, y, z = (
+                            vectors[offset + i, 0], vectors[offset + i, 1], vectors[offset + i, 2]
+                        )
+                        sum_x, sum_y, sum_z = sum_x + x, sum_y + y, sum_z + z
+                        squares += x * x + y * y + z * z
+                        known += 1
+                if not useful:
                     break
                 offset += size
-            if not possible:
+                # The displacements known so far, about their own mean, are part of the sum.
+                if known:
+                    part = squares - (sum_x * sum_x + sum_y * sum_y + sum_z * sum_z) / known
+                    if part > limit:
+                        useful = False
+                        break
+            if not useful:
                 continue
             unsure[trial] = doubt
             mean_x = mean_y = mean_z = 0.0
@@ -141,25 +160,35 @@ def evaluate(
                 highest = max(highest, square)
             rms[trial] = math.sqrt(total / n) * normalization[c]
             largest[trial] = math.sqrt(highest) * normalization[c]
-            if rms[trial] < _PERFECT and not doubt:
-                perfect[pair] = True
+            if doubt:
+                continue
+            if fit:
+                perfect[pair] = largest[trial] < best[pair]
+            else:
+                best[pair] = min(best[pair], rms[trial])
+                perfect[pair] = rms[trial] < _PERFECT
 
 
 @njit(cache=True)
-def _have_partners(moved, moving, f, near, sizes, first_kind, num_kinds):
+def _have_partners(moved, moving, f, near, c, sizes, first_kind, last_kind):
+    limit_x, limit_y, limit_z = near[c, 0], near[c, 1], near[c, 2]
+    if limit_x >= 0.5 and limit_y >= 0.5 and limit_z >= 0.5:
+        return True
     offset = 0
-    for kind in range(first_kind, first_kind + num_kinds):
+    for kind in range(first_kind, last_kind):
         size = sizes[kind]
         for i in range(offset, offset + size):
             found = False
-            for j in range(offset, offset + size):
-                found = True
-                for k in range(3):
-                    x = moved[i, k] - moving[f + j, k]
-                    if abs(x - np.rint(x)) > near[k]:
-                        found = False
-                        break
-                if found:
+            for j in range(f + offset, f + offset + size):
+                x = moved[i, 0] - moving[j, 0]
+                y = moved[i, 1] - moving[j, 1]
+                z = moved[i, 2] - moving[j, 2]
+                if (
+                    abs(x - np.rint(x)) <= limit_x
+                    and abs(y - np.rint(y)) <= limit_y
+                    and abs(z - np.rint(z)) <= limit_z
+                ):
+                    found = True
                     break
             if not found:
                 return False
@@ -168,12 +197,12 @@ def _have_partners(moved, moving, f, near, sizes, first_kind, num_kinds):
 
 
 @njit(cache=True)
-def _to_cartesian(coords, lattice, out):
+def _to_cartesian(coords, i, lattices, c, out, j):
     for k in range(3):
-        x = coords[0] * lattice[0, k]
-        x += coords[1] * lattice[1, k]
-        x += coords[2] * lattice[2, k]
-        out[k] = x
+        x = coords[i, 0] * lattices[c, 0, k]
+        x += coords[i, 1] * lattices[c, 1, k]
+        x += coords[i, 2] * lattices[c, 2, k]
+        out[j, k] = x
 
 
 @njit(cache=True)
@@ -206,16 +235,17 @@ def _prepare(lattice, images, norms, metric):
 
 
 @njit(cache=True)
-def _squared_distance(first, second, near, lattice, metric, norms, shortest):
+def _squared_distance(first, j, second, i, near, lattices, at, metric, norms, shortest):
     """Between two points, to the nearest of 27 images; or pymatgen's for what is not near."""
-    a, b, c = first[0] - second[0], first[1] - second[1], first[2] - second[2]
-    i, j, k = np.rint(a), np.rint(b), np.rint(c)
-    p, q, r = a - i, b - j, c - k
-    if abs(p) > near[0] or abs(q) > near[1] or abs(r) > near[2]:
+    a = first[j, 0] - second[i, 0]
+    b = first[j, 1] - second[i, 1]
+    c = first[j, 2] - second[i, 2]
+    p, q, r = a - np.rint(a), b - np.rint(b), c - np.rint(c)
+    if abs(p) > near[at, 0] or abs(q) > near[at, 1] or abs(r) > near[at, 2]:
         return _FORBIDDEN
-    x = p * lattice[0, 0] + q * lattice[1, 0] + r * lattice[2, 0]
-    y = p * lattice[0, 1] + q * lattice[1, 1] + r * lattice[2, 1]
-    z = p * lattice[0, 2] + q * lattice[1, 2] + r * lattice[2, 2]
+    x = p * lattices[at, 0, 0] + q * lattices[at, 1, 0] + r * lattices[at, 2, 0]
+    y = p * lattices[at, 0, 1] + q * lattices[at, 1, 1] + r * lattices[at, 2, 1]
+    z = p * lattices[at, 0, 2] + q * lattices[at, 1, 2] + r * lattices[at, 2, 2]
     square = x * x + y * y + z * z
     if square < 0.2499 * shortest:
         return square
@@ -240,16 +270,22 @@ def _squared_distance(first, second, near, lattice, metric, norms, shortest):
 
 
 @njit(cache=True)
-def _shortest(start, end, images, out):
+def _shortest(first, j, second, i, end, at, start, images, shortest, out):
     """Fill in the first shortest of the vectors between two points and their images."""
-    x, y, z = end[0] - start[0], end[1] - start[1], end[2] - start[2]
-    best, image = np.inf, 0
-    for k in range(27):
-        a, b, c = x + images[k, 0], y + images[k, 1], z + images[k, 2]
-        square = a * a + b * b + c * c
-        if square < best:
-            best, image = square, k
-    out[0], out[1], out[2] = x + images[image, 0], y + images[image, 1], z + images[image, 2]
+    x, y, z = end[at, 0] - start[i, 0], end[at, 1] - start[i, 1], end[at, 2] - start[i, 2]
+    a = 1 - int(np.rint(first[j, 0] - second[i, 0]))
+    b = 1 - int(np.rint(first[j, 1] - second[i, 1]))
+    c = 1 - int(np.rint(first[j, 2] - second[i, 2]))
+    image = 9 * a + 3 * b + c
+    u, v, w = x + images[image, 0], y + images[image, 1], z + images[image, 2]
+    if u * u + v * v + w * w > 0.2499 * shortest:  # else no other can be as short
+        best = np.inf
+        for k in range(27):
+            u, v, w = x + images[k, 0], y + images[k, 1], z + images[k, 2]
+            square = u * u + v * v + w * w
+            if square < best:
+                best, image = square, k
+    out[i, 0], out[i, 1], out[i, 2] = x + images[image, 0], y + images[image, 1], z + images[image, 2]
 
 
 @njit(cache=True)

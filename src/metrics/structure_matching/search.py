@@ -63,19 +63,20 @@ class Outcome(NamedTuple):
     """What became of a pair.
 
     Attributes:
-        rms: The smallest root-mean-square displacement over (V/N)^(1/3), None unless below `stol`.
-        maximum: The smallest maximum displacement in the same unit, None unless below `stol`.
+        rms: The least root-mean-square displacement over (V/N)^(1/3); None unless below `stol`, and
+            None where only a fit was asked for.
+        matched: Whether the rms, or for a fit the largest displacement, is below `stol`.
         work: Trials times pairs of atoms of the same kind; what the time for a pair is made of.
         complete: False if the work was over the limit and the search was not done.
     """
 
     rms: float | None
-    maximum: float | None
+    matched: bool
     work: float = 0.0
     complete: bool = True
 
 
-UNMATCHED = Outcome(None, None)
+UNMATCHED = Outcome(None, False)
 
 
 class _Layout(NamedTuple):
@@ -161,6 +162,7 @@ def search(
     pairs: Sequence[tuple[Cell, Cell]],
     tolerances: Tolerances,
     max_work: float = np.inf,
+    fit: bool = False,
     compiled: bool | None = None,
 ) -> list[Outcome]:
     """Match reduced crystals.
@@ -169,6 +171,8 @@ def search(
         pairs: Cells that `niggli_cells` or `primitive_cell` gave.
         tolerances: As `StructureMatcher` takes them.
         max_work: See `Outcome.work`; what exceeds it is left unmatched, and says so.
+        fit: Do as `StructureMatcher.fit`, whose verdict is on the largest displacement, instead of
+            `get_rms_dist`.
         compiled: Whether Numba's loops do the work, or NumPy's; None for Numba's if installed.
     """
     outcomes: list[Outcome] = [UNMATCHED] * len(pairs)
@@ -185,7 +189,7 @@ def search(
     for part in slices(images, _MAX_IMAGES):
         if not images[part.start] <= _MAX_IMAGES:
             index = possible[part.start].index
-            outcomes[index] = Outcome(None, None, float(images[part.start]), complete=False)
+            outcomes[index] = Outcome(None, False, float(images[part.start]), complete=False)
             continue
         found = find_mappings(
             first[part],
@@ -196,7 +200,7 @@ def search(
         )
         same_volume = np.abs(np.abs(found.determinants) - 1) <= 0.5
         batch = _Batch(
-            possible[part], first[part], lengths[part], angles[part], tolerances, compiled
+            possible[part], first[part], lengths[part], angles[part], tolerances, fit, compiled
         )
         results = batch.match(found.owner[same_volume], found.bases[same_volume], max_work)
         for pair, outcome in zip(possible[part], results, strict=True):
@@ -235,10 +239,14 @@ class _Batch:
         lengths: Floats,
         angles: Floats,
         tolerances: Tolerances,
+        fit: bool,
         compiled: bool | None,
     ) -> None:
         """`lattices` are those of the first crystals, `lengths` and `angles` of the second."""
         self.pairs, self.lengths, self.angles, self.tolerances = pairs, lengths, angles, tolerances
+        self.fit = fit
+        self.best = np.full(len(pairs), tolerances.stol)
+        self.done = np.zeros(len(pairs), dtype=bool)
         self.kernel = _compiled_kernel() if compiled in (None, True) else None
         layouts = [pair.layout for pair in pairs]
         self.num_atoms = np.array([layout.num_atoms for layout in layouts])
@@ -265,25 +273,28 @@ class _Batch:
         work = np.bincount(owner, minlength=len(self.pairs)) * effort
         feasible = ~(work > max_work)
         owner, bases = owner[feasible[owner]], bases[feasible[owner]]
-        rms, maxima = np.full((2, len(self.pairs)), np.inf)
-        perfect = np.zeros(len(self.pairs), dtype=bool)
+        rms, largest = np.full((2, len(self.pairs)), np.inf)
         for part in slices(effort[owner], _MAX_ENTRIES) if len(owner) else ():
-            now = ~perfect[owner[part]]
+            now = ~self.done[owner[part]]
             if not now.any():
                 continue
-            pair, values, largest = self._try(owner[part][now], bases[part][now])
-            np.minimum.at(maxima, pair, largest)
+            pair, values, maxima = self._try(owner[part][now], bases[part][now])
+            np.minimum.at(largest, pair, maxima)
             # pymatgen stops at the first that is perfect, not at the best
             order = np.flatnonzero(values < PERFECT)
-            pair_of_perfect, first = np.unique(pair[order], return_index=True)
+            perfect, first = np.unique(pair[order], return_index=True)
             np.minimum.at(rms, pair, values)
-            rms[pair_of_perfect] = values[order[first]]
-            perfect[pair_of_perfect] = True
+            rms[perfect] = values[order[first]]
+            if self.fit:
+                self.done |= largest < self.tolerances.stol
+            else:
+                self.done[perfect] = True
+                np.minimum(self.best, rms, out=self.best)
         stol = self.tolerances.stol
         return [
             Outcome(
-                float(rms[i]) if rms[i] < stol else None,
-                float(maxima[i]) if maxima[i] < stol else None,
+                None if self.fit or not rms[i] < stol else float(rms[i]),
+                bool((largest if self.fit else rms)[i] < stol),
                 float(work[i]),
                 bool(feasible[i]),
             )
@@ -321,7 +332,9 @@ class _Batch:
             prepared.near_reduced,
             prepared.normalization,
             starts,
-            np.zeros(len(self.pairs), dtype=bool),
+            self.best,
+            self.fit,
+            self.done,
             rms,
             largest,
             unsure,
