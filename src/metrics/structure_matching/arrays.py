@@ -1,5 +1,7 @@
 """Lists of different lengths in one flat array, and small linear algebra on stacks."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -47,3 +49,14 @@ def lists_times(rows: Floats, counts: Integers, matrices: Floats) -> Floats:
         at = starts[lists, None] + np.arange(count)
         result[at] = np.matmul(rows[at], matrices[lists])
     return result
+
+
+def slices(work: Floats, limit: float) -> Iterator[slice]:
+    """Slices whose work together stays under the limit, or that hold one."""
+    start, total = 0, 0.0
+    for i, amount in enumerate(work.tolist()):
+        if i > start and not total + amount <= limit:
+            yield slice(start, i)
+            start, total = i, 0.0
+        total += amount
+    yield slice(start, len(work))

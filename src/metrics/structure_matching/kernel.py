@@ -113,8 +113,16 @@ def evaluate(
                     _to_cartesian(second, i, lattices, c, start, i)
                     for j in range(size):
                         cost[i - offset, j] = _squared_distance(
-                            reduced_moving, f + offset + j, second, i, near_reduced, lattices, c,
-                            metric, norms, shortest,
+                            reduced_moving,
+                            f + offset + j,
+                            second,
+                            i,
+                            near_reduced,
+                            lattices,
+                            c,
+                            metric,
+                            norms,
+                            shortest,
                         )
                 doubtful = _assign(cost, size, columns)
                 doubt |= doubtful
@@ -124,12 +132,22 @@ def evaluate(
                         useful = False
                         break
                     _shortest(
-                        reduced_moving, f + offset + j, second, offset + i, end, offset + j,
-                        start, images, shortest, vectors,
+                        reduced_moving,
+                        f + offset + j,
+                        second,
+                        offset + i,
+                        end,
+                        offset + j,
+                        start,
+                        images,
+                        shortest,
+                        vectors,
                     )
                     if not doubtful:
                         x, y, z = (
-                            vectors[offset + i, 0], vectors[offset + i, 1], vectors[offset + i, 2]
+                            vectors[offset + i, 0],
+                            vectors[offset + i, 1],
+                            vectors[offset + i, 2],
                         )
                         sum_x, sum_y, sum_z = sum_x + x, sum_y + y, sum_z + z
                         squares += x * x + y * y + z * z
@@ -285,7 +303,11 @@ def _shortest(first, j, second, i, end, at, start, images, shortest, out):
             square = u * u + v * v + w * w
             if square < best:
                 best, image = square, k
-    out[i, 0], out[i, 1], out[i, 2] = x + images[image, 0], y + images[image, 1], z + images[image, 2]
+    out[i, 0], out[i, 1], out[i, 2] = (
+        x + images[image, 0],
+        y + images[image, 1],
+        z + images[image, 2],
+    )
 
 
 @njit(cache=True)

@@ -49,7 +49,14 @@ def volumes(lattices: Floats) -> Floats:
 
 def inverse_heights(lattices: Floats) -> Floats:
     """Inverse distances between the planes that a, b and c cross, (L, 3) in 1/Å."""
-    return np.sqrt(np.sum(np.linalg.inv(lattices) ** 2, axis=1))
+    crosses = np.empty_like(lattices)
+    for k in range(3):
+        (x, y, z), (u, v, w) = lattices[:, (k + 1) % 3].T, lattices[:, (k + 2) % 3].T
+        crosses[:, k, 0] = y * w - z * v
+        crosses[:, k, 1] = z * u - x * w
+        crosses[:, k, 2] = x * v - y * u
+    volume = np.abs((crosses[:, 0] * lattices[:, 0]).sum(axis=1))
+    return np.sqrt((crosses**2).sum(axis=2)) / volume[:, None]
 
 
 # Reduction after Lenstra, Lenstra and Lovász.
@@ -217,9 +224,7 @@ def find_mappings(
     return Mappings(lattice[good], points[corners[good]], determinants[good])
 
 
-def _points(
-    lattices: Floats, lengths: Floats, ltol: Floats
-) -> tuple[Integers, Floats, Floats]:
+def _points(lattices: Floats, lengths: Floats, ltol: Floats) -> tuple[Integers, Floats, Floats]:
     """Lattice points that are about as far from the origin as one of the lengths.
 
     Returns:

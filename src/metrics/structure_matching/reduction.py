@@ -7,20 +7,23 @@ sites that coincide.
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 
-from src.metrics.structure_matching.arrays import Floats, Integers, rows_times
-from src.metrics.structure_matching.lattices import count_images, niggli_reduce, parameters
+from src.metrics.structure_matching.arrays import Floats, Integers, rows_times, slices
+from src.metrics.structure_matching.lattices import count_images, niggli_reduce
 
 TOLERANCE = 0.25  # Å, pymatgen's default
 MAX_IMAGES = 500_000
 """Lattice points that a reduction may look at; a cell that needs more is hopelessly skewed."""
 
 
-class Cell(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Cell:
     """An ordered crystal.
 
     Attributes:
@@ -33,6 +36,34 @@ class Cell(NamedTuple):
     kinds: Integers
     frac_coords: Floats
 
+    @cached_property
+    def composition(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The kinds in ascending order, and the number of atoms of each."""
+        counts = Counter(self.kinds.tolist())
+        kinds = tuple(sorted(counts))
+        return kinds, tuple(counts[kind] for kind in kinds)
+
+    @cached_property
+    def ranking(self) -> tuple[int, ...]:
+        """Places of the kinds in `composition`, the rarest kind first; of several, that of the
+        first atom."""
+        kinds, counts = self.composition
+        first = self.kinds.tolist().index
+        return tuple(sorted(range(len(kinds)), key=lambda k: (counts[k], first(kinds[k]))))
+
+    def sorted_by(self, ranking: tuple[int, ...]) -> tuple[Integers, Floats]:
+        """The order that puts the atoms kind by kind, and their coordinates in that order."""
+        if self._sorted is None or self._sorted[0] != ranking:
+            order = np.argsort(np.argsort(ranking)[self._places], kind="stable")
+            object.__setattr__(self, "_sorted", (ranking, order, self.frac_coords[order]))
+        return self._sorted[1:]
+
+    _sorted = None
+
+    @cached_property
+    def _places(self) -> Integers:
+        return np.searchsorted(np.array(self.composition[0]), self.kinds)
+
 
 class ReductionError(ValueError):
     """A cell that cannot be reduced; the message says why."""
@@ -40,15 +71,28 @@ class ReductionError(ValueError):
 
 def niggli_cells(cells: Sequence[Cell]) -> list[Cell | ReductionError]:
     """The crystals in their Niggli cells, atoms in the same order."""
-    results: list[Cell | ReductionError] = [_check(cell) or cell for cell in cells]
+    if not cells:
+        return []
+    lattices = np.stack([cell.lattice for cell in cells])
+    with np.errstate(all="ignore"):
+        finite = np.isfinite(lattices).all(axis=(1, 2))
+        volume = np.where(finite, np.abs(np.linalg.det(lattices)), np.nan)
+        work = count_images(lattices, np.sqrt(np.sum(lattices**2, axis=2)).max(axis=1))
+    results: list[Cell | ReductionError] = list(cells)
+    for i, cell in enumerate(cells):
+        if not math.isfinite(cell.frac_coords.sum()):
+            results[i] = ReductionError("has coordinates that are not finite")
+    for i in np.flatnonzero(~((volume > 0) & (volume < np.inf))):
+        results[i] = ReductionError(f"has a cell of volume {volume[i]} Å^3")
+    for i in np.flatnonzero((volume > 0) & ~(work <= MAX_IMAGES)):
+        results[i] = ReductionError(
+            f"has a cell so skewed that its reduction would look at {work[i]:.3g} lattice points, "
+            f"over the limit of {MAX_IMAGES:,}"
+        )
     sane = [i for i, result in enumerate(results) if isinstance(result, Cell)]
-    if not sane:
-        return results
-    lattices = np.stack([cells[i].lattice for i in sane])
-    work = count_images(lattices, np.sqrt(np.sum(lattices**2, axis=2)).max(axis=1))
-    for chunk in _chunks(work, MAX_IMAGES):
-        for i, cell in zip(chunk, _niggli([cells[sane[i]] for i in chunk]), strict=True):
-            results[sane[i]] = cell
+    for part in slices(work[sane], MAX_IMAGES) if sane else ():
+        for i, cell in zip(sane[part], _niggli([cells[i] for i in sane[part]]), strict=True):
+            results[i] = cell
     return results
 
 
@@ -58,13 +102,13 @@ def primitive_cell(cell: Cell) -> Cell:
     Raises:
         ReductionError: If a cell on the way has no Niggli cell.
     """
-    kinds, counts = np.unique(cell.kinds, return_counts=True)
-    units = math.gcd(*counts.tolist())
+    kinds, counts = cell.composition
+    units = math.gcd(*counts)
     if units == 1:
         return cell
     # pymatgen sorts by the names of the elements
     groups = [np.flatnonzero(cell.kinds == kind) for kind in sorted(kinds, key=kind_name)]
-    tolerance = np.divide(TOLERANCE, parameters(cell.lattice[None])[0][0])
+    tolerance = np.divide(TOLERANCE, np.sqrt(np.sum(cell.lattice**2, axis=1)))
     coords = [cell.frac_coords[group] for group in groups]
     vectors = _candidate_periods(coords, 2 * tolerance)
     if len(vectors) == 1 and units * tolerance.max() < 0.99:
@@ -74,8 +118,8 @@ def primitive_cell(cell: Cell) -> Cell:
         return cell
     lattice, coords = smaller
     sizes = [len(group) for group in coords]
-    kinds = np.repeat([cell.kinds[group[0]] for group in groups], sizes)
-    primitive = primitive_cell(Cell(lattice, kinds, np.concatenate(coords)))
+    merged = np.repeat([cell.kinds[group[0]] for group in groups], sizes)
+    primitive = primitive_cell(Cell(lattice, merged, np.concatenate(coords)))
     (reduced,) = niggli_cells([primitive])
     if isinstance(reduced, ReductionError):
         raise reduced
@@ -103,36 +147,6 @@ def kind_name(kind: int) -> str:
     """The species that a number stands for."""
     kind_of("H")
     return _NAMES[kind]
-
-
-def _check(cell: Cell) -> ReductionError | None:
-    if not np.isfinite(cell.frac_coords).all():
-        return ReductionError("has coordinates that are not finite")
-    volume = abs(np.linalg.det(cell.lattice)) if np.isfinite(cell.lattice).all() else math.nan
-    if not 0 < volume < math.inf:
-        return ReductionError(f"has a cell of volume {volume} Å^3")
-    lengths = np.sqrt(np.sum(cell.lattice**2, axis=1))
-    try:
-        images = count_images(cell.lattice[None], lengths[None].max(axis=1))[0]
-    except np.linalg.LinAlgError:
-        return ReductionError(f"has a cell of volume {volume} Å^3")
-    if not images <= MAX_IMAGES:
-        return ReductionError(
-            f"has a cell so skewed that its reduction would look at {images:.3g} lattice points, "
-            f"over the limit of {MAX_IMAGES:,}"
-        )
-    return None
-
-
-def _chunks(work: Floats, limit: float) -> Iterator[range]:
-    """Ranges whose work together stays under the limit, or that hold one."""
-    start, total = 0, 0.0
-    for i, amount in enumerate(work.tolist()):
-        if i > start and total + amount > limit:
-            yield range(start, i)
-            start, total = i, 0.0
-        total += amount
-    yield range(start, len(work))
 
 
 def _niggli(cells: Sequence[Cell]) -> Iterator[Cell | ReductionError]:
@@ -182,8 +196,11 @@ def _factors(number: int) -> list[int]:
     return [i for i in range(1, number + 1) if number % i == 0]
 
 
-def _supercells(units: int) -> Iterator[tuple[int, Floats]]:
-    """Hermite normal forms by size and diagonal: each way in which a cell may hold smaller ones."""
+@lru_cache(maxsize=64)
+def _supercells(units: int) -> list[tuple[int, Floats, Floats]]:
+    """Each way in which a cell may hold smaller ones: their number, the Hermite normal forms that
+    lead from one to the other by diagonal, and their inverses."""
+    found = []
     for size in _factors(units)[1:]:
         for a in _factors(size):
             for e in _factors(size // a):
@@ -192,7 +209,9 @@ def _supercells(units: int) -> Iterator[tuple[int, Floats]]:
                     [[a, b, c], [0, e, f], [0, 0, g]]
                     for b, c, f in itertools.product(range(a), range(a), range(e))
                 ]
-                yield size, np.array(forms, dtype=np.float64)
+                matrices = np.array(forms, dtype=np.float64)
+                found.append((size, matrices, np.linalg.inv(matrices)))
+    return found
 
 
 def _smaller_cell(
@@ -206,8 +225,7 @@ def _smaller_cell(
         apart = np.any(difference > 2 * tolerance, axis=2)
         np.fill_diagonal(apart, val=True)
         strangers.append(apart)
-    for size, forms in _supercells(units):
-        inverses = np.linalg.inv(forms)
+    for size, forms, inverses in _supercells(units):
         difference = inverses[:, :, None, :] - vectors[None, None, :, :]
         difference = np.abs(difference - np.round(difference))
         good = (difference < tolerance).all(axis=3).any(axis=2).all(axis=1)

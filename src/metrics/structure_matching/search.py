@@ -28,6 +28,7 @@ from src.metrics.structure_matching.arrays import (
     lists_times,
     ragged,
     rows_times,
+    slices,
 )
 from src.metrics.structure_matching.lattices import (
     count_images,
@@ -124,6 +125,7 @@ class _Pair(NamedTuple):
         index: Its place among the pairs.
         first, second: The crystals.
         first_order, second_order: Atoms by kind, the kind of which there are fewest first.
+        first_coords, second_coords: Their fractional coordinates in this order.
         layout: Of the sorted atoms.
     """
 
@@ -131,31 +133,23 @@ class _Pair(NamedTuple):
     first: Cell
     second: Cell
     first_order: Integers
+    first_coords: Floats
     second_order: Integers
+    second_coords: Floats
     layout: _Layout
 
 
 def _sort_atoms(index: int, first: Cell, second: Cell) -> _Pair | None:
     """The pair with its atoms sorted; None if compositions or sizes differ."""
-    if len(first.kinds) != len(second.kinds):
+    if first.composition != second.composition:
         return None
-    first_order = np.argsort(first.kinds, kind="stable")
-    second_order = np.argsort(second.kinds, kind="stable")
-    kinds = second.kinds[second_order]
-    if not np.array_equal(first.kinds[first_order], kinds):
-        return None
-    starts = np.flatnonzero(np.diff(kinds, prepend=-1))
-    counts = np.diff(starts, append=len(kinds))
-    if len(starts) > 1:
-        # pymatgen translates by the rarest kind; of several, by that of the first atom
-        order = np.lexsort((second_order[starts], counts))
-        first_order, second_order = (
-            np.concatenate([atoms[starts[k] : starts[k] + counts[k]] for k in order])
-            for atoms in (first_order, second_order)
-        )
-        counts = counts[order]
-    layout = _layout(tuple(counts.tolist()))
-    return _Pair(index, first, second, first_order, second_order, layout)
+    # pymatgen translates by the kind that is rarest, and comes first in the second crystal
+    ranking = second.ranking
+    counts = second.composition[1]
+    layout = _layout(tuple(counts[k] for k in ranking))
+    return _Pair(
+        index, first, second, *first.sorted_by(ranking), *second.sorted_by(ranking), layout
+    )
 
 
 def search(
@@ -218,17 +212,6 @@ def _compiled_kernel() -> Callable[..., None] | None:
     return evaluate
 
 
-def slices(work: Floats, limit: float) -> Iterator[slice]:
-    """Slices whose work together stays under the limit, or that hold one."""
-    start, total = 0, 0.0
-    for i, amount in enumerate(work.tolist()):
-        if i > start and not total + amount <= limit:
-            yield slice(start, i)
-            start, total = i, 0.0
-        total += amount
-    yield slice(start, len(work))
-
-
 class _Batch:
     """Pairs that are matched together, laid out as flat arrays."""
 
@@ -263,9 +246,9 @@ class _Batch:
         self.entry_starts = np.cumsum(self.num_entries) - self.num_entries
         self.kind_starts = np.cumsum(self.num_kinds) - self.num_kinds
         owner = np.repeat(np.arange(len(pairs)), self.num_atoms)
-        first = np.concatenate([pair.first.frac_coords[pair.first_order] for pair in pairs])
+        first = np.concatenate([pair.first_coords for pair in pairs])
         self.cartesian = rows_times(first, lattices[owner])
-        self.target = np.concatenate([p.second.frac_coords[p.second_order] for p in pairs])
+        self.target = np.concatenate([pair.second_coords for pair in pairs])
 
     def match(self, owner: Integers, bases: Floats, max_work: float) -> list[Outcome]:
         """The outcome of each pair, given the bases to try, (C,) and (C, 3, 3)."""
@@ -365,8 +348,9 @@ class _Batch:
         normalization = (counts / volumes(average)) ** (1 / 3)
         scale = 2 * self.tolerances.stol / normalization[:, None]
         reduced, mapping = lll_reduce(average)
-        to_reduced = np.linalg.inv(mapping)
         changed = (mapping != np.eye(3)).any(axis=(1, 2))
+        to_reduced = mapping.copy()
+        to_reduced[changed] = np.linalg.inv(mapping[changed])
         reduced_moving = lists_times(moving, counts, to_reduced) if changed.any() else moving
         return _Bases(
             counts=counts,
@@ -619,9 +603,7 @@ def _squared_distances(
         Of the entries, and (C,), in Å^2.
     """
     metric = np.matmul(lattices, lattices.transpose(0, 2, 1))
-    g = {
-        (i, j): np.repeat(metric[basis, i, j], counts) for i in range(3) for j in range(i, 3)
-    }
+    g = {(i, j): np.repeat(metric[basis, i, j], counts) for i in range(3) for j in range(i, 3)}
     x, y, z = between
     u = g[0, 0] * x
     u += g[0, 1] * y
