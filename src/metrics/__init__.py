@@ -1,0 +1,6 @@
+"""Figures of merit. The matcher's public calls are here: `from src.metrics import match`."""
+
+from src.metrics.structure_matching.calls import FirstMatch, first_match, match, match_matrix
+from src.metrics.structure_matching.crystals import PreparedCrystals
+
+__all__ = ["FirstMatch", "PreparedCrystals", "first_match", "match", "match_matrix"]

@@ -21,16 +21,41 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, overload
+from typing import TYPE_CHECKING, overload
 
 from pebble import ProcessExpired, ProcessPool
 from rich.progress import Progress
 
+from src.metrics.structure_matching.settings import (
+    CDVAE,
+    PYMATGEN,
+    UNREDUCED,
+    MatcherSettings,
+    PairResult,
+    Status,
+    UnreducedSettings,
+)
 from src.utils.formulas import reduced_formula
 from src.utils.processes import WorkerContext, num_cpus
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
+
+__all__ = [
+    "CDVAE",
+    "PYMATGEN",
+    "UNREDUCED",
+    "MatchSummary",
+    "Matcher",
+    "MatcherPool",
+    "MatcherSettings",
+    "PairResult",
+    "Status",
+    "UnreducedSettings",
+    "match_pairs",
+    "rms_distance",
+    "summarize",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -39,63 +64,6 @@ _MAX_CHUNK = 32  # jobs sent to a worker at once, about a quarter of a second of
 _MAX_BREAKDOWNS = 3  # a pool that breaks more often without finishing a chunk never will
 _STARTUP = 120.0  # seconds: ample for workers to import pymatgen from a slow disk
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-
-
-@dataclass(frozen=True, slots=True)
-class MatcherSettings:
-    """StructureMatcher's tolerances; figures taken with different ones are not comparable.
-
-    Attributes:
-        stol: Site tolerance, in units of (V/N)^(1/3), the free length per atom.
-        ltol: Fractional tolerance on cell lengths.
-        angle_tol: Tolerance on cell angles in degrees.
-        primitive_cell: Whether both crystals are reduced to primitive cells first.
-    """
-
-    stol: float
-    ltol: float
-    angle_tol: float
-    primitive_cell: ClassVar[bool] = True
-
-
-@dataclass(frozen=True, slots=True)
-class UnreducedSettings(MatcherSettings):
-    """Tolerances for cells as they are."""
-
-    primitive_cell: ClassVar[bool] = False
-
-
-CDVAE = MatcherSettings(stol=0.5, ltol=0.3, angle_tol=10.0)
-"""Those of CDVAE (Xie et al., ICLR 2022) and most papers since."""
-
-PYMATGEN = MatcherSettings(stol=0.3, ltol=0.2, angle_tol=5.0)
-"""pymatgen's defaults, stricter."""
-
-UNREDUCED = UnreducedSettings(**asdict(CDVAE))
-"""CDVAE's, for cells as they are. Where a cell is a multiple of the primitive one, its copy with
-displaced atoms may not reduce to the same, and then does not match however small they are."""
-
-Status = Literal["matched", "unmatched", "timeout", "crashed", "error"]
-
-
-@dataclass(frozen=True, slots=True)
-class PairResult:
-    """What became of one pair.
-
-    Attributes:
-        status: `matched` or `unmatched`; `timeout` if the limit ran out, `crashed` if the worker
-            died, `error` if the prediction is missing or invalid or the matcher raised.
-        rms: Root-mean-square displacement over (V/N)^(1/3), no unit; None unless matched.
-        message: The reason, for the last three.
-    """
-
-    status: Status
-    rms: float | None = None
-    message: str = ""
-
-    @property
-    def matched(self) -> bool:
-        return self.status == "matched"
 
 
 @dataclass(frozen=True, slots=True)

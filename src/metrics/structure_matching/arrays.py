@@ -1,13 +1,15 @@
 """Lists of different lengths in one flat array, and small linear algebra on stacks."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
-Booleans = NDArray[np.bool_]
+# what the entries are; NumPy's own types are too narrow for the results of its functions
+Floats = NDArray[Any]
+Integers = NDArray[Any]
+Booleans = NDArray[Any]
 
 
 def ragged(counts: Integers) -> tuple[Integers, Integers]:

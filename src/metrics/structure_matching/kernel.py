@@ -10,6 +10,8 @@ import math
 import numpy as np
 from numba import njit
 
+RMS, VERDICT, FIT = 0, 1, 2
+
 _FORBIDDEN = 1e20
 _TIE = 1e-8
 _PERFECT = 1e-5
@@ -34,7 +36,7 @@ def evaluate(
     normalization,
     trial_starts,
     best,
-    fit,
+    goal,
     perfect,
     rms,
     largest,
@@ -57,7 +59,8 @@ def evaluate(
         normalization: (C,) inverse of the free length of an atom, 1/Å.
         trial_starts: (C,) where the trials of a basis begin.
         best: (B,) the least rms so far, or what it has to be below; filled.
-        fit: Whether to stop at a trial whose largest displacement is below `best`, instead.
+        goal: RMS for the least rms; VERDICT to stop at the first trial whose rms is below `best`;
+            FIT to stop at the first whose largest displacement is.
         perfect: (B,) pairs that need no further look; filled.
         rms, largest: (K,) filled, infinite where an atom has no partner or another trial is better.
         unsure: (K,) filled.
@@ -180,8 +183,10 @@ def evaluate(
             largest[trial] = math.sqrt(highest) * normalization[c]
             if doubt:
                 continue
-            if fit:
+            if goal == FIT:
                 perfect[pair] = largest[trial] < best[pair]
+            elif goal == VERDICT:
+                perfect[pair] = rms[trial] < best[pair]
             else:
                 best[pair] = min(best[pair], rms[trial])
                 perfect[pair] = rms[trial] < _PERFECT

@@ -6,7 +6,7 @@ an atom of the rarest kind on the first such atom of the other crystal; atoms ar
 average of both lattices, so that the sum of squared distances is least; and what is left after the
 mean displacement is taken away counts.
 
-Pairs differ in their numbers of atoms, bases and translations, so all arrays are flat lists of lists.
+Pairs differ in their numbers of atoms, bases and translations, so arrays are flat lists of lists.
 B pairs, C bases, K trials (a basis and a translation), A atoms of all trials, E pairs of atoms of
 the same kind of all trials.
 """
@@ -14,10 +14,10 @@ the same kind of all trials.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -60,12 +60,15 @@ class Tolerances:
     angle_tol: float
 
 
+Goal = Literal["rms", "verdict", "fit"]
+
+
 class Outcome(NamedTuple):
     """What became of a pair.
 
     Attributes:
         rms: The least root-mean-square displacement over (V/N)^(1/3); None unless below `stol`, and
-            None where only a fit was asked for.
+            None where only a verdict was asked for.
         matched: Whether the rms, or for a fit the largest displacement, is below `stol`.
         work: Trials times pairs of atoms of the same kind; what the time for a pair is made of.
         complete: False if the work was over the limit and the search was not done.
@@ -106,11 +109,12 @@ class _Layout(NamedTuple):
 def _layout(sizes: tuple[int, ...]) -> _Layout:
     counts = np.array(sizes)
     starts = np.cumsum(counts) - counts
+    kinds = np.split(np.arange(counts.sum()), starts[1:])
     return _Layout(
         num_atoms=int(counts.sum()),
         num_translations=sizes[0],
-        rows=np.concatenate([np.repeat(np.arange(s, s + n), n) for s, n in zip(starts, sizes)]),
-        columns=np.concatenate([np.tile(np.arange(s, s + n), n) for s, n in zip(starts, sizes)]),
+        rows=np.concatenate([np.repeat(kind, len(kind)) for kind in kinds]),
+        columns=np.concatenate([np.tile(kind, len(kind)) for kind in kinds]),
         widths=np.repeat(counts, counts),
         sizes=counts,
         atoms=starts,
@@ -118,7 +122,8 @@ def _layout(sizes: tuple[int, ...]) -> _Layout:
     )
 
 
-class _Pair(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Pair:
     """Two crystals of the same composition.
 
     Attributes:
@@ -156,7 +161,7 @@ def search(
     pairs: Sequence[tuple[Cell, Cell]],
     tolerances: Tolerances,
     max_work: float = np.inf,
-    fit: bool = False,
+    goal: Goal = "rms",
     compiled: bool | None = None,
 ) -> list[Outcome]:
     """Match reduced crystals.
@@ -165,8 +170,8 @@ def search(
         pairs: Cells that `niggli_cells` or `primitive_cell` gave.
         tolerances: As `StructureMatcher` takes them.
         max_work: See `Outcome.work`; what exceeds it is left unmatched, and says so.
-        fit: Do as `StructureMatcher.fit`, whose verdict is on the largest displacement, instead of
-            `get_rms_dist`.
+        goal: `rms` for what `StructureMatcher.get_rms_dist` gives; `verdict` for whether it gives
+            anything, which takes less time; `fit` for `StructureMatcher.fit`.
         compiled: Whether Numba's loops do the work, or NumPy's; None for Numba's if installed.
     """
     outcomes: list[Outcome] = [UNMATCHED] * len(pairs)
@@ -194,7 +199,7 @@ def search(
         )
         same_volume = np.abs(np.abs(found.determinants) - 1) <= 0.5
         batch = _Batch(
-            possible[part], first[part], lengths[part], angles[part], tolerances, fit, compiled
+            possible[part], first[part], lengths[part], angles[part], tolerances, goal, compiled
         )
         results = batch.match(found.owner[same_volume], found.bases[same_volume], max_work)
         for pair, outcome in zip(possible[part], results, strict=True):
@@ -222,12 +227,12 @@ class _Batch:
         lengths: Floats,
         angles: Floats,
         tolerances: Tolerances,
-        fit: bool,
+        goal: Goal,
         compiled: bool | None,
     ) -> None:
         """`lattices` are those of the first crystals, `lengths` and `angles` of the second."""
         self.pairs, self.lengths, self.angles, self.tolerances = pairs, lengths, angles, tolerances
-        self.fit = fit
+        self.goal = goal
         self.best = np.full(len(pairs), tolerances.stol)
         self.done = np.zeros(len(pairs), dtype=bool)
         self.kernel = _compiled_kernel() if compiled in (None, True) else None
@@ -268,16 +273,18 @@ class _Batch:
             perfect, first = np.unique(pair[order], return_index=True)
             np.minimum.at(rms, pair, values)
             rms[perfect] = values[order[first]]
-            if self.fit:
+            if self.goal == "fit":
                 self.done |= largest < self.tolerances.stol
+            elif self.goal == "verdict":
+                self.done |= rms < self.tolerances.stol
             else:
                 self.done[perfect] = True
                 np.minimum(self.best, rms, out=self.best)
         stol = self.tolerances.stol
         return [
             Outcome(
-                None if self.fit or not rms[i] < stol else float(rms[i]),
-                bool((largest if self.fit else rms)[i] < stol),
+                float(rms[i]) if self.goal == "rms" and rms[i] < stol else None,
+                bool((largest if self.goal == "fit" else rms)[i] < stol),
                 float(work[i]),
                 bool(feasible[i]),
             )
@@ -316,13 +323,13 @@ class _Batch:
             prepared.normalization,
             starts,
             self.best,
-            self.fit,
+            _GOALS[self.goal],
             self.done,
             rms,
             largest,
             unsure,
         )
-        basis, local = ragged(counts)
+        basis, _ = ragged(counts)
         if unsure.any():
             again = np.unique(basis[unsure])
             _, trial, exact, exact_largest = self._try_arrays(
@@ -433,7 +440,7 @@ class _Batch:
             (A, 3) and whether all atoms have a partner, (K,).
         """
         first, lattices, near = bases.reduced_moving, bases.reduced, bases.near_reduced
-        trial, rows, columns, _ = trials.entries(np.arange(len(trials.pair)))
+        _, rows, columns, _ = trials.entries(np.arange(len(trials.pair)))
         basis = trials.basis
         between = [first[columns, axis] - second[rows, axis] for axis in range(3)]
         counts = self.num_entries[trials.pair]
@@ -563,6 +570,7 @@ class _Trials:
         return which[trial], rows, columns, widths
 
 
+_GOALS = {"rms": 0, "verdict": 1, "fit": 2}  # as the compiled loops know them
 _CELLS = np.array(list(itertools.product((-1.0, 0.0, 1.0), repeat=3)))
 
 

@@ -1,0 +1,132 @@
+"""Crystals of any form, prepared for matching."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from src.metrics.structure_matching.reduction import (
+    Cell,
+    ReductionError,
+    kind_of,
+    niggli_cells,
+    primitive_cell,
+)
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from pymatgen.core import Structure
+
+    from src.data.schema import CrystalBatch
+
+    AnyCrystals: TypeAlias = "PreparedCrystals | CrystalBatch | Sequence[Structure | Atoms | None]"
+
+
+class PreparedCrystals:
+    """Crystals whose Niggli cells and primitive cells are kept, once they were needed.
+
+    Pass it to `match` and the others in place of crystals that are matched more than once: with
+    several settings, noise levels or samples.
+
+    Args:
+        crystals: Ordered crystals as pymatgen's Structures, ASE's Atoms or a CrystalBatch. None for
+            one that is missing.
+    """
+
+    def __init__(self, crystals: AnyCrystals) -> None:
+        self._given: list[Cell | ReductionError] = list(_cells(crystals))
+        self._niggli: dict[int, Cell | ReductionError] = {}
+        self._primitive: dict[int, Cell | ReductionError] = {}
+        self._formulas: list[tuple[tuple[int, ...], tuple[int, ...]] | None] = [
+            _formula(cell) if isinstance(cell, Cell) else None for cell in self._given
+        ]
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+    def formula(self, index: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """Kinds of atoms and their numbers without common factor; None for what is no crystal."""
+        return self._formulas[index]
+
+    def cells(self, indices: Iterable[int], primitive: bool) -> list[Cell | ReductionError]:
+        """Reduced cells: Niggli cells, or those of the primitive cells."""
+        wanted = list(indices)
+        new = [i for i in dict.fromkeys(wanted) if i not in self._niggli]
+        valid = [i for i in new if isinstance(self._given[i], Cell)]
+        given = [cell for i in valid if isinstance(cell := self._given[i], Cell)]
+        self._niggli.update((i, self._given[i]) for i in new)
+        self._niggli.update(zip(valid, niggli_cells(given), strict=True))
+        if not primitive:
+            return [self._niggli[i] for i in wanted]
+        for i in wanted:
+            if i not in self._primitive:
+                self._primitive[i] = _primitive(self._niggli[i])
+        return [self._primitive[i] for i in wanted]
+
+
+def prepare(crystals: AnyCrystals) -> PreparedCrystals:
+    """`PreparedCrystals` of crystals that may be prepared already."""
+    return crystals if isinstance(crystals, PreparedCrystals) else PreparedCrystals(crystals)
+
+
+def _primitive(cell: Cell | ReductionError) -> Cell | ReductionError:
+    if isinstance(cell, ReductionError):
+        return cell
+    try:
+        return primitive_cell(cell)
+    except ReductionError as error:
+        return error
+
+
+def _formula(cell: Cell) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    kinds, counts = cell.composition
+    divisor = math.gcd(*counts)
+    return kinds, tuple(count // divisor for count in counts)
+
+
+def _cells(crystals: Any) -> Iterable[Cell | ReductionError]:
+    if hasattr(crystals, "lattices") and hasattr(crystals, "atom_types"):
+        return _cells_of_batch(crystals)
+    return map(_cell, crystals)
+
+
+def _cells_of_batch(batch: CrystalBatch) -> Iterable[Cell | ReductionError]:
+    kinds, coords, lattices = (
+        tensor.detach().cpu().numpy() for tensor in (batch.atom_types, batch.frac_coords,
+                                                     batch.lattices)
+    )  # fmt: skip
+    ends = np.cumsum(batch.num_atoms.cpu().numpy())
+    for lattice, start, end in zip(lattices, [0, *ends[:-1]], ends, strict=True):
+        yield _checked(
+            lattice.astype(np.float64),
+            kinds[start:end].astype(np.int64),
+            coords[start:end].astype(np.float64),
+        )
+
+
+def _cell(crystal: Any) -> Cell | ReductionError:
+    if crystal is None:
+        return ReductionError("could not be built")
+    if hasattr(crystal, "get_scaled_positions"):  # Atoms
+        if not crystal.pbc.all():
+            return ReductionError("is not periodic in three dimensions")
+        lattice = crystal.cell.array.astype(np.float64)
+        if not abs(np.linalg.det(lattice)) > 0:
+            return ReductionError(f"has a cell of volume {abs(np.linalg.det(lattice))} Å^3")
+        coords = np.dot(crystal.positions, np.linalg.inv(lattice))
+        return _checked(lattice, crystal.numbers.astype(np.int64), coords)
+    if hasattr(crystal, "atom_types"):
+        return _checked(crystal.lattice, crystal.atom_types, crystal.frac_coords)
+    if not crystal.is_ordered:
+        return ReductionError("has partial occupancies")
+    kinds = np.array([kind_of(str(species)) for species in crystal.species], dtype=np.int64)
+    return _checked(crystal.lattice.matrix, kinds, crystal.frac_coords)
+
+
+def _checked(lattice: np.ndarray, kinds: np.ndarray, coords: np.ndarray) -> Cell | ReductionError:
+    if not len(kinds):
+        return ReductionError("has no atoms")
+    return Cell(np.asarray(lattice, np.float64), kinds, np.asarray(coords, np.float64))
