@@ -167,7 +167,12 @@ def count_images(lattices: Floats, radii: Floats) -> Floats:
 
 
 def find_mappings(
-    lattices: Floats, lengths: Floats, angles: Floats, ltol: Floats, atol: float
+    lattices: Floats,
+    lengths: Floats,
+    angles: Floats,
+    ltol: Floats,
+    atol: float,
+    reduced: tuple[Floats, Floats] | None = None,
 ) -> Mappings:
     """Bases of the lattices with the given lengths and angles (L, 3), within tolerances.
 
@@ -176,8 +181,10 @@ def find_mappings(
         lengths, angles: Wanted, (L, 3) in Å and degrees.
         ltol: (L,) fractional tolerance on lengths.
         atol: Tolerance on angles in degrees.
+        reduced: What `lll_reduce` gives, for lattices that may be skewed.
     """
-    owner, images, distances = _points(lattices, lengths, ltol)
+    basis, mapping = (lattices, None) if reduced is None else reduced
+    owner, images, distances = _points(lattices, lengths, ltol, basis, mapping)
     # one product for each lattice, because products of many rows are rounded in their own way
     cuts = np.searchsorted(owner, np.arange(len(lattices) + 1)).tolist()
     points = np.empty_like(images)
@@ -224,8 +231,15 @@ def find_mappings(
     return Mappings(lattice[good], points[corners[good]], determinants[good])
 
 
-def _points(lattices: Floats, lengths: Floats, ltol: Floats) -> tuple[Integers, Floats, Floats]:
+def _points(
+    lattices: Floats, lengths: Floats, ltol: Floats, reduced: Floats, mapping: Floats | None
+) -> tuple[Integers, Floats, Floats]:
     """Lattice points that are about as far from the origin as one of the lengths.
+
+    Args:
+        lattices, lengths, ltol: As for `find_mappings`.
+        reduced: Other bases of the lattices, in which few points need to be looked at.
+        mapping: The integer matrices that give them from the lattices; None if they are the same.
 
     Returns:
         Of each point: its lattice, its integer coordinates as floats (P, 3), its distance in Å; in
@@ -233,13 +247,20 @@ def _points(lattices: Floats, lengths: Floats, ltol: Floats) -> tuple[Integers, 
     """
     radii = lengths.max(axis=1) * (1 + ltol)
     width = np.where(radii < _MIN_SPHERE, _MIN_SPHERE + _SPHERE_TOLERANCE, radii)
-    reach = np.floor(width[:, None] * inverse_heights(lattices) + 1e-3).astype(np.int64)
+    reach = np.floor(width[:, None] * inverse_heights(reduced) + 1e-3).astype(np.int64)
     size = 2 * reach + 1
     owner, local = ragged(size.prod(axis=1))
     depth = size[owner, 2]
     rest, k = local // depth, local % depth
     breadth = size[owner, 1]
-    images = np.stack([rest // breadth, rest % breadth, k], axis=1) - reach[owner]
+    steps = np.stack([rest // breadth, rest % breadth, k], axis=1) - reach[owner]
+    if mapping is None:
+        images = steps
+    else:
+        matrices = mapping.astype(np.int64)[owner]
+        images = steps[:, 0, None] * matrices[:, 0]
+        images += steps[:, 1, None] * matrices[:, 1]
+        images += steps[:, 2, None] * matrices[:, 2]
     squares = np.zeros(len(owner))
     place = np.zeros(len(owner), dtype=np.int64)
     edge = width[owner]
@@ -254,7 +275,7 @@ def _points(lattices: Floats, lengths: Floats, ltol: Floats) -> tuple[Integers, 
     keep = (distances > low[owner] * (1 - 1e-9)) & (squares < edge**2 + _SPHERE_TOLERANCE)
     keep &= distances <= high[owner] * (1 + 1e-9)
     owner, images, distances = owner[keep], images[keep], distances[keep]
-    order = np.lexsort((-local[keep], place[keep], owner))
+    order = np.lexsort((*-images.T[::-1], place[keep], owner))
     return owner, images[order].astype(np.float64), distances[order]
 
 
@@ -271,9 +292,13 @@ def _determinants(matrices: Floats) -> Floats:
 # Reduction after Niggli, with the tolerances of Grosse-Kunstleve, Sauter and Adams (2003).
 
 
-def niggli_reduce(lattices: Floats, tolerance: float = 1e-5) -> tuple[Floats, Booleans]:
-    """Niggli-reduced bases, in the orientation of the given ones, and whether one was found."""
-    reduced, _ = lll_reduce(lattices)
+def niggli_reduce(
+    lattices: Floats, reduced: Floats, mapping: Floats, tolerance: float = 1e-5
+) -> tuple[Floats, Booleans]:
+    """Niggli-reduced bases, in the orientation of the given ones, and whether one was found.
+
+    `reduced` and `mapping` are what `lll_reduce` gives for the lattices.
+    """
     e = tolerance * volumes(lattices) ** (1 / 3)
     metric = np.matmul(reduced, reduced.transpose(0, 2, 1))
     active = np.arange(len(lattices))
@@ -294,7 +319,13 @@ def niggli_reduce(lattices: Floats, tolerance: float = 1e-5) -> tuple[Floats, Bo
         )
         wanted = from_parameters(lengths, np.degrees(np.arccos(cosines)))
     sane = np.flatnonzero(np.isfinite(wanted).all(axis=(1, 2)))
-    found = find_mappings(lattices[sane], *parameters(wanted[sane]), e[sane], 1.0)
+    found = find_mappings(
+        lattices[sane],
+        *parameters(wanted[sane]),
+        e[sane],
+        1.0,
+        (reduced[sane], mapping[sane]),
+    )
     # the first that keeps the handedness, else the first
     order = np.lexsort((np.arange(len(found.owner)), found.determinants <= 0, found.owner))
     owner, first = np.unique(found.owner[order], return_index=True)

@@ -15,11 +15,11 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from src.metrics.structure_matching.arrays import Floats, Integers, rows_times, slices
-from src.metrics.structure_matching.lattices import count_images, niggli_reduce
+from src.metrics.structure_matching.lattices import count_images, lll_reduce, niggli_reduce
 
 TOLERANCE = 0.25  # Å, pymatgen's default
 MAX_IMAGES = 500_000
-"""Lattice points that a reduction may look at; a cell that needs more is hopelessly skewed."""
+"""Lattice points that a reduction may look at; only a needle or a sheet needs more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +53,14 @@ class Cell:
 
     def sorted_by(self, ranking: tuple[int, ...]) -> tuple[Integers, Floats]:
         """The order that puts the atoms kind by kind, and their coordinates in that order."""
-        if self._sorted is None or self._sorted[0] != ranking:
+        if ranking not in self._orders:
             order = np.argsort(np.argsort(ranking)[self._places], kind="stable")
-            object.__setattr__(self, "_sorted", (ranking, order, self.frac_coords[order]))
-        return self._sorted[1:]
+            self._orders[ranking] = order, self.frac_coords[order]
+        return self._orders[ranking]
 
-    _sorted = None
+    @cached_property
+    def _orders(self) -> dict[tuple[int, ...], tuple[Integers, Floats]]:
+        return {}
 
     @cached_property
     def _places(self) -> Integers:
@@ -77,7 +79,13 @@ def niggli_cells(cells: Sequence[Cell]) -> list[Cell | ReductionError]:
     with np.errstate(all="ignore"):
         finite = np.isfinite(lattices).all(axis=(1, 2))
         volume = np.where(finite, np.abs(np.linalg.det(lattices)), np.nan)
-        work = count_images(lattices, np.sqrt(np.sum(lattices**2, axis=2)).max(axis=1))
+    valid = np.flatnonzero((volume > 0) & (volume < np.inf))
+    reduced, mapping = np.zeros((2, *lattices.shape))
+    work = np.zeros(len(cells))
+    with np.errstate(all="ignore"):
+        reduced[valid], mapping[valid] = lll_reduce(lattices[valid])
+        lengths = np.sqrt(np.sum(reduced[valid] ** 2, axis=2))
+        work[valid] = count_images(reduced[valid], 1.01 * lengths.max(axis=1))
     results: list[Cell | ReductionError] = list(cells)
     for i, cell in enumerate(cells):
         if not math.isfinite(cell.frac_coords.sum()):
@@ -86,12 +94,14 @@ def niggli_cells(cells: Sequence[Cell]) -> list[Cell | ReductionError]:
         results[i] = ReductionError(f"has a cell of volume {volume[i]} Å^3")
     for i in np.flatnonzero((volume > 0) & ~(work <= MAX_IMAGES)):
         results[i] = ReductionError(
-            f"has a cell so skewed that its reduction would look at {work[i]:.3g} lattice points, "
+            f"has a cell so flat that its reduction would look at {work[i]:.3g} lattice points, "
             f"over the limit of {MAX_IMAGES:,}"
         )
     sane = [i for i, result in enumerate(results) if isinstance(result, Cell)]
     for part in slices(work[sane], MAX_IMAGES) if sane else ():
-        for i, cell in zip(sane[part], _niggli([cells[i] for i in sane[part]]), strict=True):
+        these = sane[part]
+        niggli = _niggli([cells[i] for i in these], reduced[these], mapping[these])
+        for i, cell in zip(these, niggli, strict=True):
             results[i] = cell
     return results
 
@@ -149,10 +159,12 @@ def kind_name(kind: int) -> str:
     return _NAMES[kind]
 
 
-def _niggli(cells: Sequence[Cell]) -> Iterator[Cell | ReductionError]:
+def _niggli(
+    cells: Sequence[Cell], lll_reduced: Floats, mapping: Floats
+) -> Iterator[Cell | ReductionError]:
     lattices = np.stack([cell.lattice for cell in cells])
     with np.errstate(all="ignore"):
-        reduced, done = niggli_reduce(lattices)
+        reduced, done = niggli_reduce(lattices, lll_reduced, mapping)
     # pymatgen leaves a crystal untouched whose cell stays about the same
     near = np.abs(reduced - lattices) <= 1e-8 + 1e-5 * np.abs(lattices)
     same = near.all(axis=(1, 2))
