@@ -17,11 +17,12 @@ import argparse
 import json
 import time
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -85,7 +86,7 @@ class Families:
         groups = _same_numbers(ROOT / "data" / "prototypes")
         first, second = map(_read, rng.choice(groups[rng.integers(len(groups))], 2))
         # the elements of the first, each in place of one of which there are as many
-        species = {}
+        species: dict[Any, Any] = {}
         for count in set(second.composition.get_el_amt_dict().values()):
             ours, theirs = (
                 sorted(k for k, v in s.composition.get_el_amt_dict().items() if v == count)
@@ -282,7 +283,7 @@ def agree(ours: float | None, theirs: float | None) -> bool:
     return abs(ours - theirs) <= AGREEMENT
 
 
-def compare_chunk(pairs: list[Pair], numbers: list[int], clock: Counter) -> list[dict]:
+def compare_chunk(pairs: list[Pair], numbers: list[int], clock: dict[str, float]) -> list[dict]:
     """The disagreements among some pairs."""
     found = []
     swapped = [(b, a) for a, b in pairs]
@@ -329,7 +330,7 @@ def compare_chunk(pairs: list[Pair], numbers: list[int], clock: Counter) -> list
 def variants(pair: Pair, settings: MatcherSettings, oracle: Callable) -> list[float | None]:
     """What pymatgen says to the same pair, all but rounding."""
     rng = np.random.default_rng(0)
-    results = []
+    results: list[float | None] = []
     for _ in range(VARIANTS):
         moved = []
         for crystal in pair:
@@ -370,7 +371,7 @@ def main() -> None:
             getattr(families, name)(np.random.default_rng([families.names.index(name), number]))
             for number in numbers
         ]
-        clock = Counter(state.get(name, {}))
+        clock: dict[str, float] = defaultdict(float, state.get(name, {}))
         found = compare_chunk(pairs, numbers, clock)
         clock["pairs"] += CHUNK
         clock["disagreements"] += len(found)
@@ -389,9 +390,9 @@ def _print(state: dict[str, dict[str, float]]) -> None:
     for column in (*columns, "times as fast"):
         table.add_column(column, justify="right")
     total: Counter = Counter()
-    for name, counts in [*state.items(), ("all", total)]:
-        if name != "all":
-            total.update(counts)
+    for counts in state.values():
+        total.update(counts)
+    for name, counts in {**state, "all": dict(total)}.items():
         ratio = counts["pymatgen"] / counts["ours"]
         table.add_row(name, *(f"{counts[column]:,.0f}" for column in columns), f"{ratio:.1f}")
     Console().print(table)

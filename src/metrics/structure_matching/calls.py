@@ -38,6 +38,7 @@ def match(
     settings: MatcherSettings = ...,
     *,
     max_work: float = ...,
+    compiled: bool | None = ...,
     progress: bool = ...,
 ) -> list[PairResult]: ...
 
@@ -49,6 +50,7 @@ def match(
     settings: Sequence[MatcherSettings],
     *,
     max_work: float = ...,
+    compiled: bool | None = ...,
     progress: bool = ...,
 ) -> list[list[PairResult]]: ...
 
@@ -59,6 +61,7 @@ def match(
     settings: MatcherSettings | Sequence[MatcherSettings] = CDVAE,
     *,
     max_work: float = MAX_WORK,
+    compiled: bool | None = None,
     progress: bool = False,
 ) -> list[PairResult] | list[list[PairResult]]:
     """Match each prediction with the target at the same place.
@@ -73,6 +76,8 @@ def match(
         settings: One, or several, for which crystals are reduced only once.
         max_work: A pair that needs more work is not matched: it is a `timeout`, with a message that
             gives its work. See `MAX_WORK`.
+        compiled: Whether loops that Numba compiles do the work (the extra `fast`), or NumPy's
+            arrays, which give the same results. None for Numba's where it is installed.
         progress: Show a progress bar.
 
     Returns:
@@ -103,7 +108,7 @@ def match(
         for start in range(0, len(first), _CHUNK):
             pairs = [(i, i) for i in range(start, min(start + _CHUNK, len(first)))]
             for each, collected in zip(several, results, strict=True):
-                collected += _judge(first, second, pairs, each, max_work)
+                collected += _judge(first, second, pairs, each, max_work, compiled)
                 bar.advance(task, len(pairs))
     return results[0] if isinstance(settings, MatcherSettings) else results
 
@@ -127,6 +132,7 @@ def first_match(
     settings: MatcherSettings = PYMATGEN,
     *,
     max_work: float = MAX_WORK,
+    compiled: bool | None = None,
     progress: bool = False,
 ) -> list[FirstMatch]:
     """For each query, the first reference that it matches.
@@ -137,7 +143,7 @@ def first_match(
     Args:
         queries, references: See `match`.
         settings: Tolerances.
-        max_work: See `match`.
+        max_work, compiled: See `match`.
         progress: Show a progress bar.
 
     Returns:
@@ -156,7 +162,9 @@ def first_match(
             for group in _grouped(waiting, size):
                 pairs = [(i, j) for i in group for j in waiting[i][at[i] : at[i] + size]]
                 for (i, j), result in zip(
-                    pairs, _judge(first, second, pairs, settings, max_work, "verdict"), strict=True
+                    pairs,
+                    _judge(first, second, pairs, settings, max_work, compiled, "verdict"),
+                    strict=True,
                 ):
                     if found[i] is None and result.matched:
                         found[i] = j
@@ -180,6 +188,7 @@ def match_matrix(
     settings: MatcherSettings = CDVAE,
     *,
     max_work: float = MAX_WORK,
+    compiled: bool | None = None,
     progress: bool = False,
 ) -> np.ndarray:
     """The rms of each query with each reference, as `StructureMatcher.get_rms_dist` gives it.
@@ -187,7 +196,7 @@ def match_matrix(
     Args:
         queries, references: See `match`; Q and R crystals.
         settings: Tolerances.
-        max_work: See `match`.
+        max_work, compiled: See `match`.
         progress: Show a progress bar.
 
     Returns:
@@ -211,7 +220,7 @@ def match_matrix(
         for start in range(0, len(pairs), _CHUNK):
             chunk = pairs[start : start + _CHUNK]
             for pair, result in zip(
-                chunk, _judge(first, second, chunk, settings, max_work), strict=True
+                chunk, _judge(first, second, chunk, settings, max_work, compiled), strict=True
             ):
                 if result.rms is not None:
                     matrix[pair] = result.rms
@@ -243,6 +252,7 @@ def _judge(
     pairs: Sequence[tuple[int, int]],
     settings: MatcherSettings,
     max_work: float,
+    compiled: bool | None,
     goal: Goal = "rms",
 ) -> list[PairResult]:
     """The results of some pairs of crystals, given by their indices."""
@@ -265,7 +275,9 @@ def _judge(
             cells.append((prediction, target))
             searched.append(k)
     tolerances = Tolerances(settings.stol, settings.ltol, settings.angle_tol)
-    for k, outcome in zip(searched, search(cells, tolerances, max_work, goal), strict=True):
+    for k, outcome in zip(
+        searched, search(cells, tolerances, max_work, goal, compiled), strict=True
+    ):
         outcomes[k] = outcome
     return [_result(outcome, max_work) for outcome in outcomes]
 

@@ -90,9 +90,9 @@ def niggli_cells(cells: Sequence[Cell]) -> list[Cell | ReductionError]:
     for i, cell in enumerate(cells):
         if not math.isfinite(cell.frac_coords.sum()):
             results[i] = ReductionError("has coordinates that are not finite")
-    for i in np.flatnonzero(~((volume > 0) & (volume < np.inf))):
+    for i in np.flatnonzero(~((volume > 0) & (volume < np.inf))).tolist():
         results[i] = ReductionError(f"has a cell of volume {volume[i]} Å^3")
-    for i in np.flatnonzero((volume > 0) & ~(work <= MAX_IMAGES)):
+    for i in np.flatnonzero((volume > 0) & ~(work <= MAX_IMAGES)).tolist():
         results[i] = ReductionError(
             f"has a cell so flat that its reduction would look at {work[i]:.3g} lattice points, "
             f"over the limit of {MAX_IMAGES:,}"
@@ -101,8 +101,8 @@ def niggli_cells(cells: Sequence[Cell]) -> list[Cell | ReductionError]:
     for part in slices(work[sane], MAX_IMAGES) if sane else ():
         these = sane[part]
         niggli = _niggli([cells[i] for i in these], reduced[these], mapping[these])
-        for i, cell in zip(these, niggli, strict=True):
-            results[i] = cell
+        for i, result in zip(these, niggli, strict=True):
+            results[i] = result
     return results
 
 

@@ -207,6 +207,11 @@ def search(
     return outcomes
 
 
+def has_numba() -> bool:
+    """Whether the loops of `kernel` can be compiled here."""
+    return _compiled_kernel() is not None
+
+
 @lru_cache(maxsize=1)
 def _compiled_kernel() -> Callable[..., None] | None:
     """None without Numba."""
@@ -410,7 +415,7 @@ class _Batch:
     def _have_partners(self, trials: _Trials, moving: Floats, near: Floats) -> Booleans:
         """(K,) whether each atom of the second crystal has one of its kind near by in the first."""
         result = np.ones(len(trials.pair), dtype=bool)
-        strict = np.flatnonzero((near < 0.5).any(axis=1)[trials.basis])
+        strict = np.flatnonzero(near.min(axis=1)[trials.basis] < 0.5)
         if not len(strict):
             return result
         trial, rows, columns, widths = trials.entries(strict)
