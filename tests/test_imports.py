@@ -189,6 +189,7 @@ def test_names_of_former_modules_that_are_packages_now():
         # their workers start fast
         ("src.data.parsing", ["torch", "lightning", "pymatgen"]),
         ("src.metrics.matching", ["torch", "lightning", "pymatgen"]),
+        ("src.metrics.structure_matching.calls", ["torch", "lightning", "pymatgen", "numba"]),
         ("src.metrics.space_groups", ["torch", "lightning", "pymatgen"]),
         ("src.inspection.analysis", ["torch", "lightning", "pymatgen"]),
         ("src.inspection.duplicates", ["torch", "lightning"]),

@@ -5,7 +5,6 @@ tolerance of 0.25 Å finds the periods of a crystal that is only nearly periodic
 sites that coincide.
 """
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,12 +13,17 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from src.metrics.structure_matching.arrays import Floats, Integers, rows_times, slices
+from src.metrics.structure_matching.arrays import Booleans, Floats, Integers, rows_times, slices
 from src.metrics.structure_matching.lattices import count_images, lll_reduce, niggli_reduce
 
 TOLERANCE = 0.25  # Å, pymatgen's default
 MAX_IMAGES = 500_000
 """Lattice points that a reduction may look at; only a needle or a sheet needs more."""
+
+MAX_SUPERCELL_WORK = 5e7
+"""Smaller cells to try, times vectors that may be periods; about half a minute."""
+
+_MAX_ELEMENTS = 100_000  # of one array, times nine
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,11 +200,13 @@ def _candidate_periods(coords: Sequence[Floats], tolerance: Floats) -> Floats:
     for group in sorted(coords, key=len):
         if len(vectors) == 1:
             break
-        between = group[None, :, :] - group[:, None, :]
-        difference = vectors[:, None, None, :] - between
-        difference -= np.round(difference)
-        near = (np.abs(difference) < tolerance).all(axis=3)
-        vectors = vectors[near.any(axis=2).all(axis=1)]
+        step = max(1, _MAX_ELEMENTS // (len(vectors) * len(group)))
+        for start in range(0, len(group), step):
+            between = group[None, :, :] - group[start : start + step, None, :]
+            difference = vectors[:, None, None, :] - between
+            difference -= np.round(difference)
+            near = (np.abs(difference) < tolerance).all(axis=3)
+            vectors = vectors[near.any(axis=2).all(axis=1)]
     return vectors
 
 
@@ -208,22 +214,23 @@ def _factors(number: int) -> list[int]:
     return [i for i in range(1, number + 1) if number % i == 0]
 
 
-@lru_cache(maxsize=64)
-def _supercells(units: int) -> list[tuple[int, Floats, Floats]]:
-    """Each way in which a cell may hold smaller ones: their number, the Hermite normal forms that
-    lead from one to the other by diagonal, and their inverses."""
-    found = []
+def _supercells(units: int) -> Iterator[tuple[int, int, int]]:
+    """Diagonals of the Hermite normal forms that lead from a cell to one of a fraction of its size,
+    for each fraction that leaves whole formula units."""
     for size in _factors(units)[1:]:
         for a in _factors(size):
             for e in _factors(size // a):
-                g = size // a // e
-                forms = [
-                    [[a, b, c], [0, e, f], [0, 0, g]]
-                    for b, c, f in itertools.product(range(a), range(a), range(e))
-                ]
-                matrices = np.array(forms, dtype=np.float64)
-                found.append((size, matrices, np.linalg.inv(matrices)))
-    return found
+                yield a, e, size // a // e
+
+
+@lru_cache(maxsize=512)
+def _forms(a: int, e: int, g: int) -> tuple[Floats, Floats]:
+    """All Hermite normal forms with a diagonal, (F, 3, 3), and their inverses."""
+    b, c, f = np.indices((a, a, e)).reshape(3, -1)
+    forms = np.zeros((len(b), 3, 3))
+    forms[:, 0, 0], forms[:, 1, 1], forms[:, 2, 2] = a, e, g
+    forms[:, 0, 1], forms[:, 0, 2], forms[:, 1, 2] = b, c, f
+    return forms, np.linalg.inv(forms)
 
 
 def _smaller_cell(
@@ -237,15 +244,34 @@ def _smaller_cell(
         apart = np.any(difference > 2 * tolerance, axis=2)
         np.fill_diagonal(apart, val=True)
         strangers.append(apart)
-    for size, forms, inverses in _supercells(units):
-        difference = inverses[:, :, None, :] - vectors[None, None, :, :]
-        difference = np.abs(difference - np.round(difference))
-        good = (difference < tolerance).all(axis=3).any(axis=2).all(axis=1)
+    work = sum(a * a * e for a, e, _ in _supercells(units)) * len(vectors)
+    if work > MAX_SUPERCELL_WORK:
+        raise ReductionError(
+            f"may be a multiple of a smaller cell in so many ways that looking for one takes work "
+            f"of {work:.2g}, over the limit of {MAX_SUPERCELL_WORK:.2g}"
+        )
+    for a, e, g in _supercells(units):
+        size = a * e * g
+        forms, inverses = _forms(a, e, g)
+        step = max(1, _MAX_ELEMENTS // len(vectors))
+        good = np.concatenate(
+            [
+                _are_periods(inverses[start : start + step], vectors, tolerance)
+                for start in range(0, len(forms), step)
+            ]
+        )
         for inverse, form in zip(inverses[good], forms[good], strict=True):
             found = _merge(np.dot(inverse, lattice), form, size, coords, strangers)
             if found is not None:
                 return np.dot(np.linalg.inv(form), lattice), found
     return None
+
+
+def _are_periods(bases: Floats, vectors: Floats, tolerance: Floats) -> Booleans:
+    """Which of the bases (F, 3, 3) consist of vectors that are near one of those given, (F,)."""
+    difference = bases[:, :, None, :] - vectors[None, None, :, :]
+    difference = np.abs(difference - np.round(difference))
+    return (difference < tolerance).all(axis=3).any(axis=2).all(axis=1)
 
 
 def _merge(

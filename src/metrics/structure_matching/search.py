@@ -47,7 +47,8 @@ PERFECT = 1e-5
 _FORBIDDEN = 1e20  # Å^2, pymatgen's distance of what may not be assigned
 _TIE = 1e-8  # Å^2: distances as close as this may be one distance, rounded
 _MAX_ENTRIES = 150_000  # of one array, so that it stays in the cache
-_MAX_IMAGES = 2_000_000  # lattice points, for all pairs of a chunk
+_MAX_IMAGES = 500_000  # lattice points, for all pairs of a chunk
+_MAX_PAIR_IMAGES = 200_000  # for one; more only where a cell is a hundred times as long as wide
 _MAX_BRUTE = 4  # atoms of a kind whose permutations are all tried
 
 
@@ -185,8 +186,8 @@ def search(
     first, second = first * ratio, second / ratio
     lengths, angles = parameters(second)
     images = count_images(first, lengths.max(axis=1) * (1 + tolerances.ltol))
-    for part in slices(images, _MAX_IMAGES):
-        if not images[part.start] <= _MAX_IMAGES:
+    for part in slices(np.where(images > _MAX_PAIR_IMAGES, np.inf, images), _MAX_IMAGES):
+        if not images[part.start] <= _MAX_PAIR_IMAGES:
             index = possible[part.start].index
             outcomes[index] = Outcome(None, False, float(images[part.start]), complete=False)
             continue

@@ -3,6 +3,7 @@ import pytest
 from pymatgen.core import Structure
 from pymatgen.core.structure_matcher import StructureMatcher
 
+from src.metrics.structure_matching import reduction
 from src.metrics.structure_matching.reduction import (
     Cell,
     ReductionError,
@@ -76,6 +77,22 @@ def test_what_cannot_be_reduced_says_why_and_spares_the_others():
     assert "volume 0.0" in messages[2]
     assert "volume nan" in messages[3]
     assert "lattice points, over the limit" in messages[4]
+
+
+def test_many_ways_to_be_a_multiple_are_counted_before_they_are_tried(monkeypatch):
+    cell = cell_of(DIAMOND * [2, 1, 1])
+    monkeypatch.setattr(reduction, "MAX_SUPERCELL_WORK", 1000)
+    with pytest.raises(ReductionError, match="over the limit"):
+        primitive_cell(cell)
+
+
+def test_a_large_cell_takes_little_memory(monkeypatch):
+    """Arrays are cut into parts, which changes nothing."""
+    cells = [cell_of(DIAMOND * [2, 1, 1]), cell_of(PEROVSKITE * [2, 2, 1])]
+    expected = [primitive_cell(cell) for cell in cells]
+    monkeypatch.setattr(reduction, "_MAX_ELEMENTS", 7)
+    for cell, other in zip(cells, expected, strict=True):
+        np.testing.assert_array_equal(primitive_cell(cell).frac_coords, other.frac_coords)
 
 
 def test_kinds_of_elements_are_their_numbers_and_ions_have_their_own():

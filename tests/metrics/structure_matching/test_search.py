@@ -119,6 +119,16 @@ def test_work_over_the_limit_is_not_begun(compiled):
     assert found[1] == free[1]
 
 
+def test_a_cell_like_a_needle_is_not_begun():
+    needle = Structure(np.diag([2.5, 2.5, 400.0]), ["Fe"], [[0, 0, 0]])
+    cells = niggli_cells([cell_of(needle)])
+    tolerances = Tolerances(**asdict(CDVAE))
+    found, other = search([(cells[0], cells[0]), 2 * (cell_of(PEROVSKITE),)], tolerances)
+    assert not found.complete
+    assert found.work > 1e5
+    assert other.rms == pytest.approx(0, abs=1e-9)
+
+
 def test_many_atoms_of_one_kind_need_an_assignment(compiled):
     supercell = DIAMOND * [2, 1, 1]
     pairs = [(shaken(supercell, 0.15, seed), shaken(supercell, 0.1, 9)) for seed in range(3)]
