@@ -110,6 +110,9 @@ def match(
             for each, collected in zip(several, results, strict=True):
                 collected += _judge(first, second, pairs, each, max_work, compiled)
                 bar.advance(task, len(pairs))
+            for given, crystals in ((predictions, first), (targets, second)):
+                if given is not crystals:  # nobody needs them again
+                    crystals.forget(i for i, _ in pairs)
     return results[0] if isinstance(settings, MatcherSettings) else results
 
 

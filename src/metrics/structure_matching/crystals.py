@@ -13,7 +13,7 @@ from src.metrics.structure_matching.reduction import (
     ReductionError,
     kind_of,
     niggli_cells,
-    primitive_cell,
+    primitive_cells,
 )
 
 if TYPE_CHECKING:
@@ -61,24 +61,21 @@ class PreparedCrystals:
         self._niggli.update(zip(valid, niggli_cells(given), strict=True))
         if not primitive:
             return [self._niggli[i] for i in wanted]
-        for i in wanted:
-            if i not in self._primitive:
-                self._primitive[i] = _primitive(self._niggli[i])
+        new = [i for i in dict.fromkeys(wanted) if i not in self._primitive]
+        found = primitive_cells([self._niggli[i] for i in new])
+        self._primitive.update(zip(new, found, strict=True))
         return [self._primitive[i] for i in wanted]
+
+    def forget(self, indices: Iterable[int]) -> None:
+        """Keep the reduced cells of these no longer."""
+        for i in indices:
+            self._niggli.pop(i, None)
+            self._primitive.pop(i, None)
 
 
 def prepare(crystals: AnyCrystals) -> PreparedCrystals:
     """`PreparedCrystals` of crystals that may be prepared already."""
     return crystals if isinstance(crystals, PreparedCrystals) else PreparedCrystals(crystals)
-
-
-def _primitive(cell: Cell | ReductionError) -> Cell | ReductionError:
-    if isinstance(cell, ReductionError):
-        return cell
-    try:
-        return primitive_cell(cell)
-    except ReductionError as error:
-        return error
 
 
 def _formula(cell: Cell) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -110,34 +110,51 @@ def niggli_cells(cells: Sequence[Cell]) -> list[Cell | ReductionError]:
     return results
 
 
-def primitive_cell(cell: Cell) -> Cell:
-    """The smallest cell that describes the crystal within 0.25 Å, Niggli-reduced; or the same cell.
+def primitive_cells(cells: Sequence[Cell | ReductionError]) -> list[Cell | ReductionError]:
+    """The smallest cells that describe the crystals within 0.25 Å, Niggli-reduced.
 
-    Raises:
-        ReductionError: If a cell on the way has no Niggli cell.
+    A cell that is no multiple of a smaller one is given back, and so is an error.
     """
+    results = list(cells)
+    smaller: dict[int, Cell] = {}
+    for i, cell in enumerate(cells):
+        if isinstance(cell, Cell):
+            try:
+                found = _find_smaller(cell)
+            except ReductionError as error:
+                results[i] = error
+            else:
+                if found is not None:
+                    smaller[i] = found
+    if not smaller:
+        return results
+    results_of_smaller = primitive_cells(list(smaller.values()))
+    valid = [cell for cell in results_of_smaller if isinstance(cell, Cell)]
+    reduced = iter(niggli_cells(valid))
+    for i, result in zip(smaller, results_of_smaller, strict=True):
+        results[i] = next(reduced) if isinstance(result, Cell) else result
+    return results
+
+
+def _find_smaller(cell: Cell) -> Cell | None:
+    """The first smaller cell that pymatgen finds, not reduced."""
     kinds, counts = cell.composition
     units = math.gcd(*counts)
     if units == 1:
-        return cell
+        return None
     # pymatgen sorts by the names of the elements
     groups = [np.flatnonzero(cell.kinds == kind) for kind in sorted(kinds, key=kind_name)]
     tolerance = np.divide(TOLERANCE, np.sqrt(np.sum(cell.lattice**2, axis=1)))
     coords = [cell.frac_coords[group] for group in groups]
     vectors = _candidate_periods(coords, 2 * tolerance)
     if len(vectors) == 1 and units * tolerance.max() < 0.99:
-        return cell  # its one period, 0, is that of no smaller cell
+        return None  # its one period, 0, is that of no smaller cell
     smaller = _smaller_cell(cell.lattice, coords, vectors, tolerance, units)
     if smaller is None:
-        return cell
+        return None
     lattice, coords = smaller
-    sizes = [len(group) for group in coords]
-    merged = np.repeat([cell.kinds[group[0]] for group in groups], sizes)
-    primitive = primitive_cell(Cell(lattice, merged, np.concatenate(coords)))
-    (reduced,) = niggli_cells([primitive])
-    if isinstance(reduced, ReductionError):
-        raise reduced
-    return reduced
+    merged = np.repeat([cell.kinds[group[0]] for group in groups], [len(group) for group in coords])
+    return Cell(lattice, merged, np.concatenate(coords))
 
 
 _NAMES: list[str] = []

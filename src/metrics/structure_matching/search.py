@@ -168,7 +168,7 @@ def search(
     """Match reduced crystals.
 
     Args:
-        pairs: Cells that `niggli_cells` or `primitive_cell` gave.
+        pairs: Cells that `niggli_cells` or `primitive_cells` gave.
         tolerances: As `StructureMatcher` takes them.
         max_work: See `Outcome.work`; what exceeds it is left unmatched, and says so.
         goal: `rms` for what `StructureMatcher.get_rms_dist` gives; `verdict` for whether it gives

@@ -11,6 +11,7 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from src.data.schema import CrystalBatch
 from src.metrics import FirstMatch, PreparedCrystals, first_match, match, match_matrix
 from src.metrics.matching import CDVAE, PYMATGEN, UNREDUCED, MatcherPool
+from src.metrics.structure_matching import calls
 from src.metrics.structure_matching import crystals as crystals_module
 from tests.conftest import ROOT
 from tests.metrics.structure_matching.conftest import (
@@ -95,6 +96,21 @@ def test_crystals_are_reduced_once(monkeypatch):
     for noise in (0.01, 0.02, 0.03):
         match([shaken(QUARTZ, noise, 0), NACL], targets, [CDVAE, PYMATGEN, UNREDUCED])
     assert sum(counted) == 2 + 3 * 2
+
+
+def test_memory_is_flat_in_the_number_of_pairs(monkeypatch):
+    monkeypatch.setattr(calls, "_CHUNK", 2)
+    kept = []
+    cells = PreparedCrystals.cells
+    monkeypatch.setattr(
+        PreparedCrystals,
+        "cells",
+        lambda self, *args: kept.append(len(self._niggli)) or cells(self, *args),
+    )
+    crystals = [shaken(NACL, 0.02, seed) for seed in range(7)]
+    assert all(result.matched for result in match(crystals, 7 * [NACL]))
+    assert len(kept) == 8
+    assert max(kept) == 0
 
 
 def test_crystals_of_other_formulas_are_not_reduced():

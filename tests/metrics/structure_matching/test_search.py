@@ -5,7 +5,7 @@ import pytest
 from pymatgen.core import Structure
 from pymatgen.core.structure_matcher import StructureMatcher
 
-from src.metrics.structure_matching.reduction import niggli_cells, primitive_cell
+from src.metrics.structure_matching.reduction import niggli_cells, primitive_cells
 from src.metrics.structure_matching.search import Tolerances, search
 from src.metrics.structure_matching.settings import CDVAE, PYMATGEN, UNREDUCED
 from tests.metrics.structure_matching.conftest import (
@@ -29,7 +29,7 @@ def compiled(request) -> bool:
 
 def reduced(crystals, settings):
     cells = niggli_cells([cell_of(crystal) for crystal in crystals])
-    return [primitive_cell(cell) for cell in cells] if settings.primitive_cell else cells
+    return primitive_cells(cells) if settings.primitive_cell else cells
 
 
 def ours(pairs, settings, compiled, goal="rms"):
