@@ -22,6 +22,7 @@ from src.metrics.matching import (
     MatcherPool,
     MatcherSettings,
     PairResult,
+    fast_rms_distance,
     match_pairs,
     rms_distance,
     summarize,
@@ -329,3 +330,30 @@ class TestSummarize:
         assert math.isnan(summary.match_rate)
         assert math.isnan(summary.rmse)
         assert math.isnan(summary.crmse)
+
+
+class TestFastMatcher:
+    def test_pool_gives_the_same_results(self, crystals):
+        noise = np.random.default_rng(0)
+        predictions = [
+            Structure(
+                s.lattice, s.species, s.frac_coords + 0.03 * noise.standard_normal((len(s), 3))
+            )
+            for s in crystals[:12]
+        ]
+        predictions[4] = None
+        settings = [CDVAE, UNREDUCED]
+        with MatcherPool(0) as pool, MatcherPool(matcher=fast_rms_distance) as fast:
+            expected = pool.match(crystals[:12], predictions, settings)
+            found = fast.match(crystals[:12], predictions, settings)
+            assert fast._pool is None
+        for ours, theirs in zip(found, expected, strict=True):
+            assert [r.status for r in ours] == [r.status for r in theirs]
+            assert [r.rms for r in ours] == [pytest.approx(r.rms, abs=1e-6) for r in theirs]
+
+    def test_one_pair(self):
+        assert fast_rms_distance(NACL, NACL, CDVAE) == rms_distance(NACL, NACL, CDVAE) == 0
+        assert fast_rms_distance(WURTZITE, BLENDE, PYMATGEN) is None
+        flat = Structure(np.diag([4, 4, 0.0]), ["Na", "Cl"], NACL.frac_coords)
+        with pytest.raises(ValueError, match="the prediction has a cell of volume 0"):
+            fast_rms_distance(flat, NACL, CDVAE)
