@@ -387,9 +387,25 @@ class _Batch:
             trials, rms and maximum.
         """
         basis, local = ragged(self.num_translations[owner])
+        parts = [
+            self._try_part(owner, bases, np.arange(part.start, part.stop), basis[part], local[part])
+            for part in slices(self.num_entries[owner[basis]], _MAX_ENTRIES)
+        ]
+        pair, trial, rms, largest = map(np.concatenate, zip(*parts, strict=True))
+        return pair, trial, rms, largest
+
+    def _try_part(
+        self,
+        owner: Integers,
+        bases: _Bases,
+        places: Integers,
+        basis: Integers,
+        translation: Integers,
+    ) -> tuple[Integers, Integers, Floats, Floats]:
+        """`_try_arrays` for some of the trials, given their places among all."""
         pair = owner[basis]
         starts = bases.starts
-        shift = bases.moving[starts[basis] + local] - self.target[self.atom_starts[pair]]
+        shift = bases.moving[starts[basis] + translation] - self.target[self.atom_starts[pair]]
         trials = _Trials(self, pair, basis, starts[basis], self._moved(pair, shift))
         keep = np.flatnonzero(self._have_partners(trials, bases.moving, bases.near))
         if not len(keep):
@@ -406,7 +422,7 @@ class _Batch:
         factor = bases.normalization[basis]
         rms = np.sqrt(np.add.reduceat(squares, trials.starts) / trials.counts) * factor
         largest = np.sqrt(np.maximum.reduceat(squares, trials.starts)) * factor
-        return pair[possible], keep[possible], rms[possible], largest[possible]
+        return pair[possible], places[keep[possible]], rms[possible], largest[possible]
 
     def _moved(self, pair: Integers, shift: Floats) -> Floats:
         """Atoms of the second crystals after translations, (A, 3)."""
@@ -688,6 +704,11 @@ def _assign_kind(matrix: Floats) -> tuple[Integers, Floats, Booleans]:
         for i in np.flatnonzero(taken):
             row, columns[i] = linear_sum_assignment(matrix[i])
             total[i] = matrix[i, row, columns[i]].sum()
+        # would two rows lose nothing by an exchange?
+        chosen = np.take_along_axis(matrix[taken], columns[taken][:, None, :], axis=2)
+        own = np.diagonal(chosen, axis1=1, axis2=2)
+        loss = chosen + chosen.transpose(0, 2, 1) - own[:, :, None] - own[:, None, :]
+        unsure[taken] = (loss < _TIE).sum(axis=(1, 2)) > size
     return columns, total, unsure
 
 
