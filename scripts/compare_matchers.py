@@ -376,7 +376,7 @@ def main() -> None:
     state = json.loads(state_path.read_text()) if state_path.exists() else {}
     wanted = -(-args.pairs // len(names))
     while True:
-        counts = {name: state.get(name, {}).get("pairs", 0) for name in names}
+        counts = {name: int(state.get(name, {}).get("pairs", 0)) for name in names}
         name = min(counts, key=lambda key: counts[key])
         if counts[name] >= wanted:
             break

@@ -98,7 +98,8 @@ def evaluate(
                     _to_cartesian(reduced_moving, f + j, lattices, c, end, j)
             # More than this sum of squares is of no use: the best so far, or what is allowed.
             limit = n * (best[pair] / normalization[c]) ** 2 * (1 + 1e-9) + 1e-12
-            sum_x = sum_y = sum_z = squares = 0.0
+            # It cannot get smaller than what the atoms assigned so far have about their own mean.
+            sum_x = sum_y = sum_z = squares = mean = part = 0.0
             known = 0
             offset = 0
             useful = True
@@ -111,11 +112,10 @@ def evaluate(
                         x += moved[i, 1] * to_reduced[c, 1, k]
                         x += moved[i, 2] * to_reduced[c, 2, k]
                         second[i, k] = x - math.floor(x)
-                        if second[i, k] >= 1.0:
-                            second[i, k] = 0.0
                     _to_cartesian(second, i, lattices, c, start, i)
+                    least = np.inf
                     for j in range(size):
-                        cost[i - offset, j] = _squared_distance(
+                        square = _squared_distance(
                             reduced_moving,
                             f + offset + j,
                             second,
@@ -127,6 +127,17 @@ def evaluate(
                             norms,
                             shortest,
                         )
+                        cost[i - offset, j] = square
+                        least = min(least, square)
+                    # However it is assigned, this atom's distance from the mean adds so much.
+                    beyond = math.sqrt(max(least, 0.0)) - mean
+                    if least > 0.5 * _FORBIDDEN or (
+                        beyond > 0 and part + beyond * beyond * known / (known + 1) > limit
+                    ):
+                        useful = False
+                        break
+                if not useful:
+                    break
                 doubtful = _assign(cost, size, columns)
                 doubt |= doubtful
                 for i in range(size):
@@ -158,9 +169,10 @@ def evaluate(
                 if not useful:
                     break
                 offset += size
-                # The displacements known so far, about their own mean, are part of the sum.
                 if known:
-                    part = squares - (sum_x * sum_x + sum_y * sum_y + sum_z * sum_z) / known
+                    square = sum_x * sum_x + sum_y * sum_y + sum_z * sum_z
+                    mean = math.sqrt(square) / known
+                    part = squares - square / known
                     if part > limit:
                         useful = False
                         break
