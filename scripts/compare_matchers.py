@@ -356,7 +356,7 @@ def variants(
     return results
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Compare, count, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=1000, help="of all families together")
@@ -365,7 +365,7 @@ def main() -> None:
                         help="with mp_20, perov_5, carbon_24 and mpts_52")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="for other pairs, with another --out")
     parser.add_argument("--out", type=Path, default=Path("compare_matchers"))
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     families = Families(args.data_dir)
     names = args.families or families.names

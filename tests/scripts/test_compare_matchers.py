@@ -1,0 +1,66 @@
+"""Both matchers are compared, the comparison goes on where it stopped, and what differs is kept."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from src.metrics.matching import PairResult
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def module():
+    path = ROOT / "scripts" / "compare_matchers.py"
+    spec = importlib.util.spec_from_file_location("compare_matchers", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def script(module, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 2)
+    monkeypatch.setattr(module, "STABILITY", 1)
+    return module
+
+
+def run(script, out: Path, pairs: int) -> dict:
+    script.main(["--families", "prototypes", "--pairs", str(pairs), "--out", str(out)])
+    return json.loads((out / "counts.json").read_text())["prototypes"]
+
+
+def test_it_goes_on_where_it_stopped(script, tmp_path):
+    first = run(script, tmp_path, 2)
+    assert (first["pairs"], first["asked again"], first["disagreements"]) == (2, 4, 0)
+    assert run(script, tmp_path, 2) == first
+    second = run(script, tmp_path, 3)
+    assert second["pairs"] == 4
+    assert second["compared"] == 2 * first["compared"]
+    assert second["pymatgen"] > first["pymatgen"]
+
+
+def test_what_differs_is_kept_with_its_cause(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        script, "match", lambda first, second, settings, compiled: [PairResult("matched", 7.0)] * 2
+    )
+    counts = run(script, tmp_path, 2)
+    lines = [json.loads(line) for line in (tmp_path / "disagreements.jsonl").open()]
+    assert counts["disagreements"] == len(lines) == counts["compared"] * 3 / 4  # all but the fits
+    assert {line["cause"] for line in lines} == {"unexplained"}
+    assert all(len(line["pymatgen on variants"]) == 8 for line in lines)
+
+
+@pytest.mark.filterwarnings("ignore:Issues encountered while parsing CIF")
+def test_pairs_come_from_their_numbers_alone(script, shared_data):
+    families = script.Families(shared_data)
+    assert len(families.names) == 13
+    for k, name in enumerate(families.names):
+        if name == "polymorphs":  # reads all of MP-20
+            continue
+        once, again = (getattr(families, name)(np.random.default_rng([0, k, 0])) for _ in range(2))
+        for a, b in zip(once, again, strict=True):
+            np.testing.assert_array_equal(a.frac_coords, b.frac_coords)
