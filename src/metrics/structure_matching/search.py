@@ -14,6 +14,7 @@ the same kind of all trials.
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -40,6 +41,8 @@ from src.metrics.structure_matching.lattices import (
     volumes,
 )
 from src.metrics.structure_matching.reduction import Cell
+
+logger = logging.getLogger(__name__)
 
 PERFECT = 1e-5
 """pymatgen looks no further than at a match as good as this."""
@@ -219,6 +222,9 @@ def _compiled_kernel() -> Callable[..., None] | None:
     try:
         from src.metrics.structure_matching.kernel import evaluate
     except ImportError:
+        return None
+    except RuntimeError as error:  # Numba found no folder that it may write to
+        logger.warning("matching without Numba: %s; set NUMBA_CACHE_DIR", error)
         return None
     return evaluate
 
