@@ -20,6 +20,7 @@ from src.data.splits import (
     add_properties,
     deal_out,
     find_readers,
+    options_at,
     splits_file,
     without_marks,
 )
@@ -35,8 +36,9 @@ class DataModule(LightningDataModule):
     """Crystals of a folder or file as batches for training, validation and test.
 
     Args:
-        data_dir: a folder with `{train,val,test}.csv` (or `.csv.gz`; columns `material_id`, `cif`
-            and properties), or anything that `src.data.structures.StructureReader` reads.
+        data_dir: a folder with `{train,val,test}.csv` (columns `material_id`, `cif` and properties;
+            other formats and folders too: see `src.data.split_files.find_splits`), or anything
+            that `src.data.structures.StructureReader` reads.
         batch_size: crystals in a batch, per process.
         eval_batch_size: the same for validation and test; None: as `batch_size`.
         files: which files of a folder that holds no splits are read, by their names.
@@ -49,7 +51,8 @@ class DataModule(LightningDataModule):
         max_rejected: share of refused crystals above which reading a split is an error; None to
             take what there is, be it nothing.
         split_by, split_ratio, split_seed, split_column, split_file: how crystals that are in no
-            split yet are dealt out: see `src.data.splits.SplitOptions`.
+            split yet are dealt out: see `src.data.splits.SplitOptions`. A `splits.csv` in
+            `data_dir` goes before `random`.
         shuffle: draw training crystals in random order, another one each epoch.
         seed: of that order.
         on_device: keep the tensors on the GPU where they fit.
@@ -146,7 +149,9 @@ class DataModule(LightningDataModule):
     @property
     def splits_file(self) -> Path | None:
         """The `splits.csv` of crystals that were in no split when they were read; else None."""
-        return None if self._whole is None else splits_file(self._whole, self.split_options)
+        if self._whole is None:
+            return None
+        return splits_file(self._whole, options_at(self.data_dir, self.split_options))
 
     def rejected(self) -> list[dict[str, str]]:
         """What was left out of the splits that were read so far.

@@ -25,6 +25,13 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 
+# What a split may be called by a file or in a column that says it, in small letters.
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
 ID_COLUMNS = ("material_id", "id")  # of a table, the first that is there
 
 File = Path | zipfile.Path

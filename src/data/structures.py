@@ -35,6 +35,7 @@ from pymatgen.io.vasp import Poscar
 from src.data.cif import MAX_LATTICE_ENTRY, MIN_VOLUME, Crystal, CrystalError, write_cif
 from src.data.readers import (
     ID_COLUMNS,
+    SPLIT_NAMES,
     SPLITS,
     DataError,
     File,
@@ -46,6 +47,7 @@ from src.data.readers import (
     iter_rows,
 )
 from src.data.schema import CrystalBatch
+from src.data.split_files import is_splits_csv
 
 _FORMATS = {
     ".cif": "cif",
@@ -59,13 +61,6 @@ _FORMATS = {
     ".db": "db",
 }
 _WRITTEN = ("cif", "poscar", "extxyz", "json")
-
-# What a split may be called in a column that says it, in small letters.
-SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 
 # What splitting needs to know of each crystal rides along as two more numbers. No column of a
 # table has such a name by chance.
@@ -106,7 +101,8 @@ class StructureReader:
     """The crystals of a file, of a folder (at any depth) or of a zip archive, in sorted order.
 
     Files are opened one after the other. The rows of tables and databases and the frames of
-    extended XYZ are read one after the other. Hidden files are passed over. A file, frame, row or
+    extended XYZ are read one after the other. Hidden files are passed over, and a `splits.csv`
+    that says which crystals are in which split. A file, frame, row or
     CIF data block that cannot be used is a record with the reason: damaged ones, unknown formats,
     partial occupancies, atoms that are not periodic in three dimensions or of no element, POSCARs
     without elements.
@@ -176,7 +172,8 @@ class StructureReader:
 
     def _wants(self, file: Path) -> bool:
         hidden = _is_hidden(file.relative_to(self.source))
-        return not hidden and fnmatchcase(file.name, self.pattern) and file.is_file()
+        wanted = not hidden and fnmatchcase(file.name, self.pattern) and file.is_file()
+        return wanted and not is_splits_csv(file)
 
     def _leaves(self) -> Iterator[tuple[File, Path] | Skipped]:
         """Each file with its path relative to the source, archives unpacked."""
