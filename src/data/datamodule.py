@@ -1,7 +1,7 @@
 """Lightning's view of the data: files in, batches of crystals out."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +12,14 @@ from src.data.dataset import CrystalDataset, load_split
 from src.data.known_sets import KNOWN_SETS
 from src.data.loader import CrystalLoader, EpochSampler
 from src.data.parsing import MAX_ATOMIC_NUMBER, ReadOptions
-from src.data.readers import SPLITS, DataError, columns_of, read_properties
+from src.data.readers import (
+    SPLITS,
+    CsvReader,
+    DataError,
+    Reader,
+    columns_of,
+    read_properties,
+)
 from src.data.schema import CrystalBatch
 from src.data.sources import download, lacks_files
 from src.data.splits import (
@@ -179,6 +186,7 @@ class DataModule(LightningDataModule):
             beside = [name for name in self.properties if name in columns_of(self.property_file)]
         within = [name for name in self.properties if name not in beside]
         found = find_readers(self.data_dir, within, self.files, self.split_options)
+        _say_replaced(beside, found, self.property_file)
         options = (self.read_options, self.cache_dir, self.max_rejected, self.num_workers)
         if isinstance(found, StructureReader):
             self._whole = load_split(found, *options)
@@ -235,6 +243,16 @@ class DataModule(LightningDataModule):
 def default_cache_dir() -> Path:
     """Where parsed splits are kept unless one says otherwise."""
     return user_cache_path("xtal-latent") / "datasets"
+
+
+def _say_replaced(
+    names: Sequence[str], found: Mapping[str, Reader] | StructureReader, path: Path | None
+) -> None:
+    """Warn of properties that tables of crystals have, too; the file that is named goes first."""
+    tables = [] if isinstance(found, StructureReader) else list(found.values())
+    for source in [reader.source for reader in tables if isinstance(reader, CsvReader)]:
+        if names and (both := [name for name in columns_of(source) if name in names]):
+            log.warning("%s are those of %s, not the columns of %s", both, path, source)
 
 
 def _fits(dataset: CrystalDataset, device: torch.device) -> bool:
