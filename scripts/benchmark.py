@@ -49,11 +49,14 @@ def _run(args: argparse.Namespace) -> list:
     from benchmarks import data, infer, large, match, prepare, scale, train
 
     from src.data import DataModule
+    from src.data.split_files import find_split
 
     if args.bench == "large":
         return large.run(args.crystals, args.rounds)
     if args.bench in ("data", "prepare"):
-        path = next(p for p in args.data_dir.glob("train.csv*"))
+        path = find_split(args.data_dir, "train")
+        if path is None:
+            raise SystemExit(f"{args.data_dir} holds no train.csv")
         if args.bench == "prepare":
             return prepare.run(path, args.crystals)
         return data.run(path, args.rounds)
