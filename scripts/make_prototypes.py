@@ -1,4 +1,4 @@
-"""Make the bundled data set: AFLOW prototypes decorated with other elements.
+"""Make the included data set: AFLOW prototypes decorated with other elements.
 
 Each crystal is made in four steps:
 
