@@ -1,7 +1,7 @@
-"""Benchmarks: `python scripts/benchmark.py {data,large,prepare,train,...} [--json FILE]`.
+"""Run a benchmark: `python scripts/benchmark.py {data,large,prepare,train,...} [--json FILE]`.
 
-Each figure is a median of several runs in which the variants take turns, so that a busy machine
-slows all of them alike: trust the ratios.
+Each value is the median of several rounds. The variants alternate within a round, so that a busy
+machine slows all of them alike: the ratios are more reliable than the absolute values.
 """
 
 import argparse
@@ -22,17 +22,20 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
-    """Run one benchmark, print its table, and write its rows."""
+    """Run one benchmark, print its tables, optionally write its rows, and return them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bench", choices=["data", "large", "prepare", "train", "infer",
                                           "match", "scale"])  # fmt: skip
-    parser.add_argument("--data-dir", type=Path, default=ROOT / "data" / "prototypes")
-    parser.add_argument("--preset", choices=["tiny", "small", "mp20"], default="small")
+    parser.add_argument(
+        "--data-dir", type=Path, default=ROOT / "data" / "prototypes", help="folder of the crystals"
+    )
+    parser.add_argument("--preset", choices=["tiny", "small", "mp20"], default="small",
+                        help="size of the model")  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--crystals", type=int, default=1024, help="in an epoch of the benchmark")
-    parser.add_argument("--rounds", type=int, default=5, help="of which the median is taken")
-    parser.add_argument("--json", type=Path, help="write the rows here")
-    parser.add_argument("--picture", type=Path, default=Path("scale.png"), help="of `scale`")
+    parser.add_argument("--crystals", type=int, default=1024, help="crystals to use")
+    parser.add_argument("--rounds", type=int, default=5, help="to take the median of")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    parser.add_argument("--picture", type=Path, default=Path("scale.png"), help="plot of `scale`")
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -45,15 +48,18 @@ def main(argv: list[str] | None = None) -> list[dict]:
 
 
 def _run(args: argparse.Namespace) -> list:
-    # Imported here, so that `--help` answers at once.
+    # imported here to keep `--help` fast
     from benchmarks import data, infer, large, match, prepare, scale, train
 
     from src.data import DataModule
+    from src.data.split_files import find_split
 
     if args.bench == "large":
         return large.run(args.crystals, args.rounds)
     if args.bench in ("data", "prepare"):
-        path = next(p for p in args.data_dir.glob("train.csv*"))
+        path = find_split(args.data_dir, "train")
+        if path is None:
+            raise SystemExit(f"{args.data_dir} holds no train.csv")
         if args.bench == "prepare":
             return prepare.run(path, args.crystals)
         return data.run(path, args.rounds)
@@ -63,7 +69,7 @@ def _run(args: argparse.Namespace) -> list:
     if args.bench == "scale":
         return scale.run(args.preset, args.rounds, args.picture)
     dataset = module.dataset("train")
-    # at random, since files are often sorted in some way
+    # shuffle, because files are often sorted
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
     dataset = dataset.subset(order[: args.crystals])
     bench = infer if args.bench == "infer" else train

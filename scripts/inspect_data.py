@@ -1,4 +1,4 @@
-"""Look at a data set before training on it: `python scripts/inspect_data.py data=mp_20`."""
+"""Inspect a data set before training: `python scripts/inspect_data.py data=mp_20`."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ from src.utils.errors import exit_on_user_error  # noqa: E402
 @hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="inspect_data")
 @exit_on_user_error
 def main(cfg: DictConfig) -> None:
-    """Write what a data set holds, and end with one line on it."""
+    """Write a report on the data set and print a one-line summary."""
     inspect_data(cfg)
 
 

@@ -216,9 +216,8 @@ def restore(
         return cls(**{**arguments, **networks})
 
     try:
-        arguments = {
-            **cls.legacy_arguments, **content["hyper_parameters"], **(overrides or {})
-        }  # fmt: skip
+        stored = content["hyper_parameters"]
+        arguments = {**cls.legacy_arguments, **stored, **(overrides or {})}
         weights = content["state_dict"]
         # A config can ask for a network that no memory holds. Without memory it shows whether the
         # weights are there; layers are counted first, since each takes time even so.

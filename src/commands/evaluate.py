@@ -22,7 +22,7 @@ from safetensors.torch import save
 from src.commands.trained_model import load_data, load_vae, run_folder
 from src.data.schema import CrystalBatch
 from src.metrics.matching import CDVAE, PYMATGEN, MatcherPool
-from src.metrics.reconstruction.invariance import MOTIONS
+from src.metrics.reconstruction.invariance import TRANSFORMATIONS
 from src.report import write_report
 from src.utils.checksum import sha256_of
 from src.utils.geometry import transform
@@ -170,7 +170,7 @@ def evaluation_table(metrics: dict[str, Any]) -> Table:
     row("volume, mean error", "{:.2%}", metrics["volume_mape"])
     row("space group kept", "{:.2%}", metrics["space_group"]["kept"])
     for name, drift in metrics.get("symmetry", {}).items():
-        row(f"moves with another {MOTIONS[name].word}", "{:.1e} Å", drift["coords_rmsd"])
+        row(f"moves with another {TRANSFORMATIONS[name].changes}", "{:.1e} Å", drift["coords_rmsd"])
     row("active units", "{}", latent["active_units"])
     row("KL per atom", "{:.2f} nats", None if None in kl else sum(kl))
     row("matcher time-outs", "{}", metrics["match_timeouts"])

@@ -2,7 +2,9 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from src.data.readers import DataError
-from src.data.structures import NamedStructure, Skipped, iter_structures
+from src.data.readers import SPLIT_NAMES, DataError
+from src.data.split_files import find_split, folders_with_splits, own_splits_csv
+from src.data.splits import splits_of
+from src.data.structures import NamedStructure, Skipped, StructureReader, iter_structures
 from src.metrics.generation.evaluate import CoverageCutoffs, Verdict, evaluate_generated
 from src.metrics.matching import MatcherSettings
 from src.utils.formulas import reduced_formula
@@ -23,7 +27,7 @@ from src.utils.output import new_folder
 
 log = logging.getLogger(__name__)
 
-_TABLES = (".csv.gz", ".csv")
+_OF_SAMPLE_VAE = {"samples.extxyz", "samples.json", "cifs", "cifs.zip"}
 _MAX_NAMED = 20  # skipped files on the terminal; skipped.csv has them all
 
 
@@ -51,18 +55,31 @@ def evaluate_files(cfg: DictConfig) -> dict[str, Any]:
     name = source.name if source.is_dir() else source.name.partition(".")[0]
     output_dir = Path(cfg.output_dir or source.with_name(f"eval_{name}"))
     if (samples := source / "samples.extxyz").is_file():
+        others = {path.name for path in source.iterdir() if not path.name.startswith(".")}
+        if others := others - _OF_SAMPLE_VAE:
+            log.warning(
+                "Of %s only samples.extxyz is evaluated, and not %s. To evaluate another file, say "
+                "input=FILE",
+                source, ", ".join(sorted(others)),
+            )  # fmt: skip
         source = samples  # of sample_vae, which writes each crystal as a CIF as well
     with new_folder(output_dir, marker="metrics.json", overwrite=cfg.overwrite) as folder:
         items, skipped = read_crystals(source)
-        reference_path = find_split(cfg.reference, cfg.reference_split)
-        reference, _ = read_crystals(reference_path)
-        test_path = find_split(cfg.test_reference or cfg.reference, cfg.test_reference_split)
-        if cfg.test_reference is None and test_path.is_dir():
-            test_path = reference_path  # there is no other split
-        test = reference if test_path == reference_path else read_crystals(test_path)[0]
+        read = cache(read_crystals)  # two splits can be in the same files
+        root = Path(cfg.reference).expanduser()
+        known = find_reference(root, cfg.reference_split, "reference_split", cfg.split_file)
+        reference = known.crystals(read)
+        by = (cfg.test_reference_split, "test_reference_split")
+        if cfg.test_reference is not None:
+            other = find_reference(cfg.test_reference, *by)
+        elif cfg.reference_split is not None and known == Reference(root):
+            other = known  # there are no splits
+        else:
+            other = find_reference(root, *by, cfg.split_file)
+        test = reference if other == known else other.crystals(read)
         scale = None
         if cfg.scale_reference is not None:
-            scale, _ = read_crystals(find_split(cfg.scale_reference, "train"))
+            scale = find_reference(cfg.scale_reference, "train").crystals(read)
         test = _draw(test, cfg.max_test_reference, cfg.seed)
         try:
             metrics, verdicts = evaluate_generated(
@@ -82,9 +99,9 @@ def evaluate_files(cfg: DictConfig) -> dict[str, Any]:
         metrics |= {
             "num_skipped": len(skipped),
             "input": str(source),
-            "reference": str(reference_path),
-            "test_reference": str(test_path),
-            "scale_reference": str(cfg.scale_reference or test_path),
+            "reference": str(known),
+            "test_reference": str(other),
+            "scale_reference": str(cfg.scale_reference or other),
         }
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
         rows = _rows(items, verdicts, reference)
@@ -97,11 +114,102 @@ def evaluate_files(cfg: DictConfig) -> dict[str, Any]:
     return metrics
 
 
-def find_split(path: str | Path, split: str) -> Path:
-    """The table of `split` in a folder that has one (`.csv.gz`, `.csv`), else `path` itself."""
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Crystals to compare with.
+
+    Attributes:
+        path: the file or folder that they are in.
+        split_file: the `splits.csv` that says which of the crystals there they are; None: all.
+        split: as that file calls it.
+    """
+
+    path: Path
+    split_file: Path | None = None
+    split: str | None = None
+
+    def __str__(self) -> str:
+        by = f" ({self.split} of {self.split_file})" if self.split_file else ""
+        return f"{self.path}{by}"
+
+    def crystals(
+        self, read: Callable[[Path], tuple[list[NamedStructure], list[Skipped]]]
+    ) -> list[NamedStructure]:
+        """Those crystals.
+
+        Args:
+            read: `read_crystals`, or what remembers its results.
+
+        Raises:
+            DataError: if there are none, or they cannot be read, or are others than `split_file`
+                names.
+        """
+        items, _ = read(self.path)
+        if self.split_file is None:
+            return items
+        keys = [(item.id, item.source.as_posix()) for item in items]
+        splits = splits_of(self.split_file, keys)
+        if num_left_out := splits.count(None):
+            log.warning(
+                "%d of %d crystals in %s are in no split of %s, and left out",
+                num_left_out, len(items), self.path, self.split_file,
+            )  # fmt: skip
+        kept = [item for item, split in zip(items, splits, strict=True) if split == self.split]
+        if not kept:
+            raise DataError(
+                f"{self.split_file} puts no crystal of {self.path} into {self.split!r}: choose "
+                "another split"
+            )
+        return kept
+
+
+def find_reference(
+    path: str | Path,
+    split: str | None,
+    option: str | None = None,
+    split_file: str | Path | None = None,
+) -> Reference:
+    """The crystals of a split, found as training finds them.
+
+    Args:
+        path: a file; or a folder with splits, as `src.data.split_files.find_splits` finds them; or
+            a folder of loose crystals, maybe with a `splits.csv`. A folder with none of those, a
+            file and an archive are taken whole.
+        split: which; None for all crystals there.
+        option: that says which split, for messages.
+        split_file: the `splits.csv` of crystals that are in no split by their files.
+
+    Raises:
+        DataError: if there are splits but not this one; if two files could be it; if splits lie
+            deeper in a folder, or in an archive, where they would be mixed.
+    """
     path = Path(path).expanduser()
-    tables = (path / f"{split}{suffix}" for suffix in _TABLES)
-    return next((table for table in tables if table.is_file()), path)
+    if split is None:
+        return Reference(path)
+    if (found := find_split(path, str(split), option, with_folders=split_file is None)) is not None:
+        if split_file is not None:
+            raise DataError(
+                f"{path} holds splits already, as {found.name}: leave split_file out, or name the "
+                "file or folder that it is for"
+            )
+        return Reference(found)
+    by = Path(split_file).expanduser() if split_file else own_splits_csv(path)
+    if by is not None:
+        return Reference(path, by, SPLIT_NAMES[str(split).lower()])
+    if path.is_dir() or (path.is_file() and path.suffix.lower() == ".zip"):
+        if mixed := folders_with_splits(StructureReader(path).sources):
+            inner = path if mixed[0] == "." else path / mixed[0]
+            take_all = f", or take all crystals with {option}=null" if option else ""
+            raise DataError(
+                f"{path} would mix the splits that {inner} holds: name that folder, unpacked if it "
+                f"is in an archive, or a file in it{take_all}"
+            )
+        log.warning(
+            "%s holds no splits: all its crystals are taken, so that any test crystals among them "
+            "count as known",
+            path,
+        )
+    return Reference(path)
 
 
 def read_crystals(path: Path) -> tuple[list[NamedStructure], list[Skipped]]:

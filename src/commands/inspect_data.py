@@ -19,7 +19,7 @@ from rich.table import Table
 from src.data import DataModule
 from src.data.dataset import CrystalDataset
 from src.data.readers import DataError
-from src.inspection.analysis import Indices, look_at
+from src.inspection.analysis import Indices, analyze_crystals
 from src.inspection.duplicates import find_duplicates
 from src.inspection.inventory import (
     compositions,
@@ -32,7 +32,7 @@ from src.inspection.inventory import (
     rejected_table,
     summary_of,
 )
-from src.inspection.page import Sheet, crystal_systems, sheets, write_inspection
+from src.inspection.page import SummaryTable, crystal_systems, summary_tables, write_inspection
 from src.metrics.matching import MatcherSettings
 from src.utils.output import new_folder
 
@@ -70,9 +70,9 @@ def inspect_data(cfg: DictConfig) -> dict[str, Any]:
         asked = _draw(crystals["split"], cfg.max_crystals, cfg.seed)
         load = _Loader(list(datasets.values()))
         limits = {"num_workers": cfg.num_workers, "timeout": cfg.timeout, "progress": True}
-        looks = look_at(load, np.flatnonzero(asked), symprec=cfg.symprec, **limits)
+        analyses = analyze_crystals(load, np.flatnonzero(asked), symprec=cfg.symprec, **limits)
         for name in ("space_group", "min_distance"):
-            crystals.loc[asked, name] = [None if x is None else getattr(x, name) for x in looks]
+            crystals.loc[asked, name] = [None if x is None else getattr(x, name) for x in analyses]
         duplicates = find_duplicates(
             [key for dataset in datasets.values() for key in compositions(dataset)],
             crystals["split"].cat.codes.to_numpy(),
@@ -103,8 +103,8 @@ def inspect_data(cfg: DictConfig) -> dict[str, Any]:
         rejected.to_csv(folder / "rejected.csv", index=False)
         write_inspection(folder / "index.html", summary, crystals, pairs, rejected)
     console = Console()
-    for sheet in sheets(summary, rejected):
-        console.print(_table(sheet))
+    for table in summary_tables(summary, rejected):
+        console.print(_rich_table(table))
     log.info("The page is %s/index.html", cfg.output)
     console.print(summary["line"], markup=False, highlight=False, soft_wrap=True)
     return summary
@@ -127,12 +127,12 @@ class _Loader:
         return [found[int(index)] for index in indices]
 
 
-def _table(sheet: Sheet) -> Table:
+def _rich_table(content: SummaryTable) -> Table:
     """For the terminal."""
-    table = Table(title=escape(sheet.title), caption=escape(sheet.note))
-    for i, name in enumerate(sheet.header):
-        table.add_column(name, justify="left" if i in sheet.texts else "right")
-    for row in sheet.rows:
+    table = Table(title=escape(content.title), caption=escape(content.note))
+    for i, name in enumerate(content.header):
+        table.add_column(name, justify="left" if i in content.texts else "right")
+    for row in content.rows:
         table.add_row(*map(escape, row))
     return table
 

@@ -1,7 +1,7 @@
 """Lightning's view of the data: files in, batches of crystals out."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +12,14 @@ from src.data.dataset import CrystalDataset, load_split
 from src.data.known_sets import KNOWN_SETS
 from src.data.loader import CrystalLoader, EpochSampler
 from src.data.parsing import MAX_ATOMIC_NUMBER, ReadOptions
-from src.data.readers import SPLITS, DataError, columns_of, read_properties
+from src.data.readers import (
+    SPLITS,
+    CsvReader,
+    DataError,
+    Reader,
+    columns_of,
+    read_properties,
+)
 from src.data.schema import CrystalBatch
 from src.data.sources import download, lacks_files
 from src.data.splits import (
@@ -20,6 +27,7 @@ from src.data.splits import (
     add_properties,
     deal_out,
     find_readers,
+    options_at,
     splits_file,
     without_marks,
 )
@@ -35,8 +43,9 @@ class DataModule(LightningDataModule):
     """Crystals of a folder or file as batches for training, validation and test.
 
     Args:
-        data_dir: a folder with `{train,val,test}.csv` (or `.csv.gz`; columns `material_id`, `cif`
-            and properties), or anything that `src.data.structures.StructureReader` reads.
+        data_dir: a folder with `{train,val,test}.csv` (columns `material_id`, `cif` and properties;
+            other formats and folders too: see `src.data.split_files.find_splits`), or anything
+            that `src.data.structures.StructureReader` reads.
         batch_size: crystals in a batch, per process.
         eval_batch_size: the same for validation and test; None: as `batch_size`.
         files: which files of a folder that holds no splits are read, by their names.
@@ -49,7 +58,8 @@ class DataModule(LightningDataModule):
         max_rejected: share of refused crystals above which reading a split is an error; None to
             take what there is, be it nothing.
         split_by, split_ratio, split_seed, split_column, split_file: how crystals that are in no
-            split yet are dealt out: see `src.data.splits.SplitOptions`.
+            split yet are dealt out: see `src.data.splits.SplitOptions`. A `splits.csv` in
+            `data_dir` goes before `random`.
         shuffle: draw training crystals in random order, another one each epoch.
         seed: of that order.
         on_device: keep the tensors on the GPU where they fit.
@@ -146,7 +156,9 @@ class DataModule(LightningDataModule):
     @property
     def splits_file(self) -> Path | None:
         """The `splits.csv` of crystals that were in no split when they were read; else None."""
-        return None if self._whole is None else splits_file(self._whole, self.split_options)
+        if self._whole is None:
+            return None
+        return splits_file(self._whole, options_at(self.data_dir, self.split_options))
 
     def rejected(self) -> list[dict[str, str]]:
         """What was left out of the splits that were read so far.
@@ -174,6 +186,7 @@ class DataModule(LightningDataModule):
             beside = [name for name in self.properties if name in columns_of(self.property_file)]
         within = [name for name in self.properties if name not in beside]
         found = find_readers(self.data_dir, within, self.files, self.split_options)
+        _say_replaced(beside, found, self.property_file)
         options = (self.read_options, self.cache_dir, self.max_rejected, self.num_workers)
         if isinstance(found, StructureReader):
             self._whole = load_split(found, *options)
@@ -230,6 +243,16 @@ class DataModule(LightningDataModule):
 def default_cache_dir() -> Path:
     """Where parsed splits are kept unless one says otherwise."""
     return user_cache_path("xtal-latent") / "datasets"
+
+
+def _say_replaced(
+    names: Sequence[str], found: Mapping[str, Reader] | StructureReader, path: Path | None
+) -> None:
+    """Warn of properties that tables of crystals have, too; the file that is named goes first."""
+    tables = [] if isinstance(found, StructureReader) else list(found.values())
+    for source in [reader.source for reader in tables if isinstance(reader, CsvReader)]:
+        if names and (both := [name for name in columns_of(source) if name in names]):
+            log.warning("%s are those of %s, not the columns of %s", both, path, source)
 
 
 def _fits(dataset: CrystalDataset, device: torch.device) -> bool:

@@ -1,9 +1,10 @@
 """A split as a few flat tensors, made once from its files and cached on disk.
 
 A cache is a folder named after a hash of all that decides its content: the bytes of the input, the
-options, and the version of this format. It holds `crystals.safetensors` (memory-mapped when read),
-`rejected.csv` and, written last, `manifest.json`. It is made under a file lock in a folder of
-another name and then renamed, so that a cache is either whole or not there.
+options, the versions of the packages that read it, and that of this format. It holds
+`crystals.safetensors` (memory-mapped when read), `rejected.csv` and, written last, `manifest.json`.
+It is made under a file lock in a folder of another name and then renamed, so that a cache is either
+whole or not there.
 """
 
 import csv
@@ -17,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,7 +32,7 @@ from torch_geometric.data import Data
 
 from src.data.flat import MappedTensors, TensorWriter, ragged_index, save_tensors
 from src.data.parsing import Parsed, ReadOptions, parse, read_record
-from src.data.readers import DataError, Reader, Record
+from src.data.readers import DataError, Reader, Record, is_table
 from src.data.rejections import kind_of
 from src.data.schema import CrystalBatch, Part
 from src.utils.checksum import sha256_of
@@ -38,6 +40,10 @@ from src.utils.checksum import sha256_of
 log = logging.getLogger(__name__)
 
 FORMAT = 3  # part of the cache's name: raise it when the same input gives other tensors
+
+_FOR_CIFS = ("gemmi", "numpy", "spglib")
+_FOR_TABLES = ("pandas", "pyarrow")
+_FOR_OTHERS = ("ase", "pymatgen", "pymatgen-core")  # the latter holds most of newer pymatgens
 
 
 class CrystalDataset(Dataset):
@@ -299,18 +305,41 @@ def load_split(
 
 def _cache_key(reader: Reader, options: ReadOptions) -> str:
     digest = hashlib.sha256()
+    files = reader.files
     described = {
         "format": FORMAT,
         "options": asdict(options),
         "properties": list(reader.properties),
         "pattern": getattr(reader, "pattern", None),  # chooses what of an archive is read
+        "versions": _versions(files),
     }
     digest.update(json.dumps(described).encode())
-    for path in reader.files:
+    for path in files:
         name = path.relative_to(reader.source.parent)  # it is part of the ids
         digest.update(f"\n{name}\n".encode())
         digest.update(sha256_of(path).encode())
     return digest.hexdigest()[:32]
+
+
+def _versions(files: Sequence[Path]) -> dict[str, str | None]:
+    """Of the packages whose release may change what reading these files yields."""
+    names = set(_FOR_CIFS)
+    for file in files:
+        name = file.name.lower()
+        if is_table(name):
+            names.update(_FOR_TABLES)
+        elif not name.endswith((".cif", ".cif.gz")):
+            names.update(_FOR_OTHERS)
+        if name.endswith(".zip"):  # may hold tables
+            names.update(_FOR_TABLES)
+    return {name: _version(name) for name in sorted(names)}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _open_cache(folder: Path) -> CrystalDataset | None:

@@ -25,6 +25,13 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 
+# What a split may be called by a file or in a column that says it, in small letters.
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
 ID_COLUMNS = ("material_id", "id")  # of a table, the first that is there
 
 File = Path | zipfile.Path
@@ -235,7 +242,8 @@ def iter_rows(file: File, names: Sequence[str] = ()) -> Iterator[Row]:
         names: the columns that a row's `values` are to have, where there are such.
 
     Raises:
-        DataError: if the file cannot be read as a table or has no column `cif`.
+        DataError: if the file cannot be read as a table, has no column `cif`, or has a column twice
+            that is asked for.
     """
     index = 0
     for chunk in _chunks(file, names):
@@ -258,7 +266,7 @@ def read_properties(path: Path, names: Sequence[str]) -> dict[str, tuple[float, 
         names: of its columns.
 
     Raises:
-        DataError: if it cannot be read, lacks a column, or has an id twice.
+        DataError: if it cannot be read, lacks a column, or has one or an id twice.
     """
     numbers = Numbers(path, names)
     found: dict[str, tuple[float, ...]] = {}
@@ -277,8 +285,22 @@ def read_properties(path: Path, names: Sequence[str]) -> dict[str, tuple[float, 
 
 def _chunks(file: File, names: Sequence[str]) -> Iterator[pd.DataFrame]:
     with _as_data_error(file):
+        header = _header(file)
+        for name in dict.fromkeys((*ID_COLUMNS, "cif", *names)):
+            if header.count(name) > 1:  # pandas would take the first
+                raise DataError(f"{file} has {header.count(name)} columns {name!r}: keep one")
         chunks = _parquet_chunks if file.name.lower().endswith(".parquet") else _csv_chunks
         yield from chunks(file, names)
+
+
+def _header(file: File) -> list[str]:
+    """The names of a table's columns as they stand there."""
+    if file.name.lower().endswith(".parquet"):
+        return columns_of(file)
+    with _open(file) as content:
+        raw = io.BufferedReader(_WithoutNul(content))
+        first = pd.read_csv(raw, header=None, nrows=1, dtype=str, keep_default_na=False)
+    return first.iloc[0].tolist()
 
 
 def _ids(chunk: pd.DataFrame) -> list[str | None]:

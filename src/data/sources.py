@@ -30,6 +30,7 @@ from urllib3.exceptions import ReadTimeoutError
 
 from src.data.known_sets import KNOWN_SETS, Checksum, KnownSet
 from src.data.readers import SPLITS, DataError
+from src.data.split_files import find_splits
 from src.utils.checksum import git_blob_sha1, sha256_of
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ def download(
     Raises:
         SourceError: if there is no such set, or a file of it cannot be had, or is not what was
             published. Such a file is not left there.
+        DataError: if two files there could be the same split.
         OSError: if the folder cannot be written.
     """
     if name not in KNOWN_SETS:
@@ -113,28 +115,24 @@ def lacks_files(name: str, data_dir: Path) -> bool:
 
 def _missing(source: KnownSet, data_dir: Path) -> list[str]:
     """The files to fetch; that of an archive which has been unpacked is not missing."""
+    there = find_splits(data_dir)
     if not _is_archive(source):
-        return [file for file in source.files if not _there(data_dir, Path(file).stem)]
-    return [] if _there(data_dir, "train") else list(source.files)
+        return [file for file in source.files if Path(file).stem not in there]
+    return [] if "train" in there else list(source.files)
 
 
 def _is_archive(source: KnownSet) -> bool:
     return all(file.endswith(".zip") for file in source.files)
 
 
-def _there(data_dir: Path, split: str) -> Path | None:
-    """The table of a split, plain or packed."""
-    paths = (data_dir / f"{split}.csv", data_dir / f"{split}.csv.gz")
-    return next((path for path in paths if path.is_file()), None)
-
-
 def _own_versions(source: KnownSet, data_dir: Path) -> list[Path]:
-    """Files of the set's names that are not the published ones."""
+    """What is there in the place of the set's files, and is not the published one."""
+    there = find_splits(data_dir)
     return [
         path
         for file, checksum in source.files.items()
-        for path in (data_dir / file, data_dir / f"{file}.gz")
-        if path.is_file() and not _matches(path, checksum)
+        if (path := there.get(Path(file).stem, data_dir / file)).exists()
+        and not _matches(path, checksum)
     ]
 
 
@@ -327,8 +325,9 @@ def _unpack(archive: Path, data_dir: Path, work: Path) -> None:
             for split, member in tables.items():
                 with file.open(member) as content, unpacked[split].open("wb") as out:
                     shutil.copyfileobj(content, out, 2**20)
+        there = find_splits(data_dir)
         for split in reversed(SPLITS):  # train last: it stands for the whole, see `_missing`
-            if split in tables and not _there(data_dir, split):
+            if split in tables and split not in there:
                 unpacked[split].replace(data_dir / f"{split}.csv")
     except (BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
         raise SourceError(f"{archive} is not a readable archive, remove it: {error}") from error

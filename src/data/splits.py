@@ -5,7 +5,7 @@ import logging
 import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,16 @@ from src.data.cells import symmetry_of
 from src.data.cif import Crystal
 from src.data.dataset import CrystalDataset
 from src.data.known_sets import KNOWN_SETS
-from src.data.readers import ID_COLUMNS, SPLITS, CsvReader, DataError, Reader, columns_of
+from src.data.readers import (
+    ID_COLUMNS,
+    SPLITS,
+    CsvReader,
+    DataError,
+    Reader,
+    columns_of,
+    is_table,
+)
+from src.data.split_files import SPLITS_CSV, find_splits, folders_with_splits, own_splits_csv
 from src.data.structures import FILE, SPLIT, StructureReader, split_batch
 from src.utils.formulas import reduced_formula
 from src.utils.output import new_file
@@ -28,8 +37,6 @@ SPLIT_BY = ("random", "column", "composition", "prototype", "file")
 PROTOTYPE_SYMPREC = 0.1  # Å, the Materials Project's tolerance for space groups
 COLUMNS = ("id", "file", "split", "group")  # of splits.csv
 
-_TABLES = (".csv.gz", ".csv", ".parquet")
-_OTHERS = (".extxyz", ".xyz", ".json", ".json.gz", ".db", ".zip")
 _MAX_NAMED = 5
 
 
@@ -74,8 +81,9 @@ def find_readers(
 ) -> StructureReader | dict[str, Reader]:  # fmt: skip
     """A reader for each split of a folder that holds them, else one for all crystals.
 
-    A folder with `train.csv` (and `val`, `test`; `.csv.gz`, `.parquet` and other formats too) is
-    taken as it is split there. All else is read by one `StructureReader`.
+    A folder with `train.csv` (and `val`, `test`; other formats and folders too: see
+    `src.data.split_files.find_splits`) is taken as it is split there. All else is read by one
+    `StructureReader`.
 
     Args:
         data_dir: a folder, or one file.
@@ -84,8 +92,8 @@ def find_readers(
         options: of dealing out; None: by their defaults.
 
     Raises:
-        DataError: if there is nothing there to read, if none of the splits has one of the
-            properties, or if the options cannot be met.
+        DataError: if there is nothing there to read, if two files could be the same split, if none
+            of the splits has one of the properties, or if the options cannot be met.
     """
     options = options or SplitOptions()
     options.check()
@@ -102,8 +110,10 @@ def find_readers(
             f"experiment=prototypes/vae_dng trains on the data that come with the project.{fetch}"
         )
     names = tuple(properties)
-    if readers := _split_readers(data_dir, names):
-        if options.by != "random":
+    is_dealt_out = options.by != "random"  # one has said how
+    found = find_splits(data_dir, pattern, with_folders=not is_dealt_out)
+    if readers := _split_readers(data_dir, found, names, pattern):
+        if is_dealt_out:
             raise DataError(
                 f"{data_dir} holds the splits {', '.join(readers)} already: leave data.split_by "
                 "out (with a checkpoint: name the data anew, data=default data.data_dir=...), or "
@@ -116,19 +126,42 @@ def find_readers(
             f"{data_dir} holds neither train.csv (or .csv.gz) nor any file {pattern}: point "
             f"data.data_dir to a folder that does; data=structures reads other formats, too.{fetch}"
         )
+    if options_at(data_dir, options).by == "random":
+        for folder in folders_with_splits(reader.sources):
+            log.warning(
+                "%s: %s holds splits of its own, which are mixed and dealt out at random. To use "
+                "them, unpack an archive, and point data.data_dir to the folder that holds them",
+                data_dir, "it" if folder == "." else folder,
+            )  # fmt: skip
     return reader
 
 
-def _split_readers(folder: Path, names: tuple[str, ...]) -> dict[str, Reader]:
+def options_at(data_dir: Path, options: SplitOptions) -> SplitOptions:
+    """How the loose crystals of a folder are dealt out: by the `splits.csv` that lies there, where
+    `options` leave it to chance.
+
+    Raises:
+        DataError: if there is one that cannot be read.
+    """
+    if options.by != "random" or (path := own_splits_csv(data_dir)) is None:
+        return options
+    return replace(options, by="file", file=path)
+
+
+def _split_readers(
+    folder: Path, found: Mapping[str, Path], names: tuple[str, ...], pattern: str
+) -> dict[str, Reader]:
     readers: dict[str, Reader] = {}
     columns: set[str] = set()
-    for split in SPLITS:
-        for suffix in (*_TABLES, *_OTHERS):
-            path = folder / f"{split}{suffix}"
-            if split not in readers and path.is_file():
-                table = suffix in _TABLES
-                readers[split] = CsvReader(path, names) if table else StructureReader(path, names)
-                columns.update(columns_of(path) if table and names else names)
+    for split, path in found.items():
+        if path.is_dir():
+            readers[split] = StructureReader(path, names, pattern)
+        elif is_table(path.name):
+            readers[split] = CsvReader(path, names)
+        else:
+            readers[split] = StructureReader(path, names)
+        is_csv = isinstance(readers[split], CsvReader)  # the other says so when it reads
+        columns.update(columns_of(path) if is_csv and names else names)
     if absent := sorted(set(names) - columns) if readers else []:
         there = sorted(columns - {"cif", *ID_COLUMNS})
         raise DataError(
@@ -144,19 +177,27 @@ def deal_out(
     """The splits of crystals that are in none yet; one that has no crystal is left out.
 
     They are written to a `splits.csv` in the folder of the cache of `whole`, which the log names,
-    and read from there the next time.
+    and read from there the next time. One that lies among the crystals is used as it is, where
+    `options` leave it to chance.
 
     Args:
         whole: all crystals of `reader`, in its order.
 
     Raises:
-        DataError: if `options.file` cannot be used, or does not name just these crystals.
+        DataError: if the `splits.csv` cannot be used, or does not name just these crystals.
     """
     if not len(whole):
         return {"train": without_marks(whole)}
     files = reader.sources
     sources = [files[int(place)] for place in whole.y[FILE].tolist()]
     keys = list(zip(whole.ids, sources, strict=True))
+    given, options = options, options_at(reader.source, options)
+    if given is not options:
+        log.info(
+            "The splits are those of %s. To deal the crystals out anew, move it away, or say "
+            "data.split_by=composition or another way",
+            options.file,
+        )
     if options.by == "file":
         assert options.file is not None  # by SplitOptions.check
         places = read_splits(options.file, keys)
@@ -207,7 +248,7 @@ def splits_file(whole: CrystalDataset, options: SplitOptions) -> Path:
     assert whole.path is not None
     ratio = "_".join(f"{share:g}" for share in options.ratio)
     name = options.by if options.by == "column" else f"{options.by}_{ratio}_seed_{options.seed}"
-    return whole.path.parent / name / "splits.csv"
+    return whole.path.parent / name / SPLITS_CSV
 
 
 def _kept_or_new(
@@ -347,17 +388,7 @@ def read_splits(path: Path, keys: Sequence[tuple[str, str]]) -> np.ndarray:
     Raises:
         DataError: if it cannot be read, or does not name just these crystals.
     """
-    said: dict[tuple[str, str], deque[int]] = defaultdict(deque)
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for line, row in enumerate(csv.DictReader(file), start=2):
-                if row.get("split") not in SPLITS:
-                    raise DataError(f"{path} line {line}: the split is {row.get('split')!r}")
-                said[row["id"], row["file"]].append(SPLITS.index(row["split"]))
-    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"{path} is not a readable splits.csv with the columns {', '.join(COLUMNS)}: {error!r}"
-        ) from error
+    said = _said(path)
     places, missing = np.zeros(len(keys), dtype=np.int64), []
     for i, key in enumerate(keys):
         if said[key]:
@@ -372,6 +403,41 @@ def read_splits(path: Path, keys: Sequence[tuple[str, str]]) -> np.ndarray:
             "options of data; with a checkpoint, data=structures data.data_dir=... names other data"
         )
     return places
+
+
+def splits_of(path: Path, keys: Sequence[tuple[str, str]]) -> list[str | None]:
+    """The split of each crystal by a `splits.csv`; None where training had left the crystal out.
+
+    Args:
+        keys: id and file of each crystal, also of such as the `splits.csv` does not name.
+
+    Raises:
+        DataError: if it cannot be read, or names others.
+    """
+    said = _said(path)
+    splits = [SPLITS[said[key].popleft()] if said[key] else None for key in keys]
+    if unknown := [key for key, left in said.items() for _ in left]:
+        raise DataError(
+            f"{path} does not fit the data, which lack {_named(unknown)} that it names: it is for "
+            "the files that it was written for, under the same names"
+        )
+    return splits
+
+
+def _said(path: Path) -> dict[tuple[str, str], deque[int]]:
+    """By id and file, the places of the splits of such crystals, in the order of the rows."""
+    said: dict[tuple[str, str], deque[int]] = defaultdict(deque)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for line, row in enumerate(csv.DictReader(file), start=2):
+                if row.get("split") not in SPLITS:
+                    raise DataError(f"{path} line {line}: the split is {row.get('split')!r}")
+                said[row["id"], row["file"]].append(SPLITS.index(row["split"]))
+    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"{path} is not a readable splits.csv with the columns {', '.join(COLUMNS)}: {error!r}"
+        ) from error
+    return said
 
 
 def _named(keys: Sequence[tuple[str, str]]) -> str:

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 _PART = 4096  # crystals, or pairs, in memory as structures at a time
 
 Indices = Sequence[int] | np.ndarray
-Load = Callable[[Indices], "list[Structure]"]
+LoadStructures = Callable[[Indices], "list[Structure]"]
 """Gives the crystals at some indices, in their order."""
 
 
-class Look(NamedTuple):
+class CrystalAnalysis(NamedTuple):
     """What is seen of one crystal.
 
     Attributes:
@@ -38,34 +38,36 @@ class Look(NamedTuple):
     min_distance: float
 
 
-def look(structure: Structure, *_: object, symprec: float = SYMPREC) -> Look:
+def analyze_crystal(structure: Structure, *_: object, symprec: float = SYMPREC) -> CrystalAnalysis:
     """What is seen of one crystal, with a tolerance on positions of `symprec` in Å."""
     found = space_group(structure, symprec)
     number = None if found is None else found.number
-    return Look(number, float(neighbor_distances(structure, 1).min()))
+    return CrystalAnalysis(number, float(neighbor_distances(structure, 1).min()))
 
 
-def look_at(
-    load: Load,
+def analyze_crystals(
+    load: LoadStructures,
     indices: Indices,
     *,
     symprec: float = SYMPREC,
     num_workers: int | None = None,
     timeout: float = 10.0,
     progress: bool = False,
-) -> list[Look | None]:
+) -> list[CrystalAnalysis | None]:
     """What is seen of crystals; None of one that exceeds `timeout` (s) or ends its process.
 
     Args:
         num_workers: see `MatcherPool`.
     """
-    function = partial(look, symprec=symprec)
-    return apply(function, load, indices, num_workers, timeout, "symmetry" if progress else None)
+    function = partial(analyze_crystal, symprec=symprec)
+    return map_structures(
+        function, load, indices, num_workers, timeout, "symmetry" if progress else None
+    )
 
 
-def apply(
+def map_structures(
     function: Callable[..., Any],
-    load: Load,
+    load: LoadStructures,
     indices: Indices,
     num_workers: int | None,
     timeout: float,
@@ -89,14 +91,14 @@ def apply(
         Progress(disable=progress is None) as bar,
     ):
         task = bar.add_task(progress or "", total=len(indices))
-        for part in parts(indices, 1024):
+        for part in chunks(indices, 1024):
             structures = load(part)
             found += [result.rms for result in pool.match(structures, structures)]
             bar.advance(task, len(part))
     return found
 
 
-def parts(items: Sequence[Any] | np.ndarray, size: int = _PART) -> list[Any]:
+def chunks(items: Sequence[Any] | np.ndarray, size: int = _PART) -> list[Any]:
     """A sequence in pieces of at most `size`."""
     return [items[start : start + size] for start in range(0, len(items), size)]
 

@@ -20,7 +20,7 @@ from pymatgen.core import Lattice, Structure
 from rich.progress import Progress
 from scipy.spatial.distance import cdist
 
-from src.inspection.analysis import Load, apply, neighbor_distances, parts
+from src.inspection.analysis import LoadStructures, chunks, map_structures, neighbor_distances
 from src.metrics.matching import PYMATGEN, MatcherPool, MatcherSettings, PairResult
 
 _NUM_NEIGHBORS = 32  # in a fingerprint
@@ -28,7 +28,7 @@ _MAX_ROWS = 256  # of a matrix of distances, to bound the memory
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Reduced:
+class ReducedCrystal:
     """A crystal in the cell that StructureMatcher compares, the primitive one of the Niggli cell.
 
     Attributes:
@@ -47,11 +47,11 @@ class Reduced:
         return Structure(Lattice(self.lattice), self.atom_types.tolist(), self.frac_coords)
 
 
-def reduce(structure: Structure, *_: object) -> Reduced:
+def reduce_crystal(structure: Structure, *_: object) -> ReducedCrystal:
     """A crystal as it is compared; this takes several times as long as to compare it."""
     cell = structure.get_reduced_structure(reduction_algo="niggli").get_primitive_structure()
     distances = neighbor_distances(cell, _NUM_NEIGHBORS).mean(axis=0)
-    return Reduced(
+    return ReducedCrystal(
         cell.lattice.matrix,
         np.array(cell.atomic_numbers, dtype=np.uint8),
         cell.frac_coords,
@@ -70,7 +70,7 @@ class _ReducedMatcher(StructureMatcher):
 def reduced_rms_distance(
     prediction: Structure, target: Structure, settings: MatcherSettings
 ) -> float | None:
-    """`src.metrics.matching.rms_distance` of two cells that `reduce` gave."""
+    """`src.metrics.matching.rms_distance` of two cells that `reduce_crystal` gave."""
     match = _ReducedMatcher(
         stol=settings.stol, ltol=settings.ltol, angle_tol=settings.angle_tol
     ).get_rms_dist(prediction, target)
@@ -78,7 +78,7 @@ def reduced_rms_distance(
 
 
 @dataclass(slots=True, eq=False)
-class Search:
+class DuplicateSearch:
     """Whether a crystal is one of those of a split that come before it.
 
     Attributes:
@@ -121,7 +121,7 @@ class Duplicates:
             completed; so many, and with so many matches.
     """
 
-    searches: list[Search] = field(default_factory=list)
+    searches: list[DuplicateSearch] = field(default_factory=list)
     not_reduced: list[int] = field(default_factory=list)
     num_comparisons: int = 0
     num_unanswered: int = 0
@@ -132,7 +132,7 @@ class Duplicates:
 def find_duplicates(
     compositions: Sequence[Hashable],
     splits: np.ndarray,
-    load: Load,
+    load: LoadStructures,
     *,
     asked: np.ndarray | None = None,
     settings: MatcherSettings = PYMATGEN,
@@ -165,7 +165,11 @@ def find_duplicates(
     members = [i for group in _groups(dict(enumerate(compositions)), asked) for i in group]
     title = "reduced cells" if progress else None
     reduced = dict(
-        zip(members, apply(reduce, load, members, num_workers, timeout, title), strict=True)
+        zip(
+            members,
+            map_structures(reduce_crystal, load, members, num_workers, timeout, title),
+            strict=True,
+        )
     )
     found.not_reduced = [i for i, cell in reduced.items() if cell is None]
     keys = {
@@ -181,8 +185,8 @@ def find_duplicates(
         Progress(disable=not progress) as bar,
     ):
 
-        def compare(pairs: list[tuple[Search, int]]) -> None:
-            for part in parts(pairs):
+        def compare(pairs: list[tuple[DuplicateSearch, int]]) -> None:
+            for part in chunks(pairs):
                 needed = {i for search, other in part for i in (search.crystal, other)}
                 cells = {i: reduced[i].to_structure() for i in needed}
                 results = pool.match(
@@ -225,11 +229,11 @@ def _groups(keys: Mapping[int, Hashable], asked: np.ndarray) -> list[list[int]]:
 
 def _searches(
     group: list[int],
-    reduced: dict[int, Reduced],
+    reduced: dict[int, ReducedCrystal],
     splits: np.ndarray,
     asked: np.ndarray,
     max_compared: int,
-) -> list[Search]:
+) -> list[DuplicateSearch]:
     indices = np.array(group)
     fingerprints = np.stack([reduced[i].fingerprint for i in group])
     searches = []
@@ -237,16 +241,18 @@ def _searches(
         theirs = np.flatnonzero(splits[indices] == split)
         block = indices[theirs]
         rows = np.flatnonzero(asked[indices] & (indices > block[0]))
-        for part in parts(rows, _MAX_ROWS):
+        for part in chunks(rows, _MAX_ROWS):
             distances = cdist(fingerprints[part], fingerprints[theirs])
             nums = np.searchsorted(block, indices[part])  # of those that come before
             for row, num, distance in zip(part, nums, distances, strict=True):
                 nearest = block[distance[:num].argsort(kind="stable")[:max_compared]]
-                searches.append(Search(int(indices[row]), int(split), block[:num], nearest))
+                searches.append(
+                    DuplicateSearch(int(indices[row]), int(split), block[:num], nearest)
+                )
     return searches
 
 
-def _note(search: Search, other: int, result: PairResult) -> bool:
+def _note(search: DuplicateSearch, other: int, result: PairResult) -> bool:
     """Write a result down; whether it is no answer."""
     if result.rms is not None and (search.rms is None or result.rms < search.rms):
         search.match, search.rms = int(other), result.rms
@@ -255,7 +261,9 @@ def _note(search: Search, other: int, result: PairResult) -> bool:
     return is_unanswered
 
 
-def _draw(searches: list[Search], max_comparisons: int, seed: int) -> list[Search]:
+def _draw(
+    searches: list[DuplicateSearch], max_comparisons: int, seed: int
+) -> list[DuplicateSearch]:
     """As many as can be completed, in random order."""
     drawn = []
     for index in np.random.default_rng(seed).permutation(len(searches)):

@@ -11,8 +11,8 @@ from ase.data import atomic_masses, chemical_symbols
 
 from src.data.dataset import CrystalDataset
 from src.data.rejections import kind_of
-from src.inspection.analysis import Load, parts
-from src.inspection.duplicates import Duplicates, Search
+from src.inspection.analysis import LoadStructures, chunks
+from src.inspection.duplicates import Duplicates, DuplicateSearch
 from src.utils.formulas import reduced_formula
 
 FIGURES = {
@@ -127,7 +127,9 @@ def counts_of(values: pd.Series) -> dict[str, int]:
     return {str(value): int(n) for value, n in values.value_counts().items() if n}
 
 
-def pair_table(crystals: pd.DataFrame, duplicates: Duplicates, load: Load) -> pd.DataFrame:
+def pair_table(
+    crystals: pd.DataFrame, duplicates: Duplicates, load: LoadStructures
+) -> pd.DataFrame:
     """A row for each search that found a match.
 
     Columns: `split` and `id` of a crystal; `in_split` and `matches`, those of the crystal that it
@@ -139,7 +141,7 @@ def pair_table(crystals: pd.DataFrame, duplicates: Duplicates, load: Load) -> pd
     one, other = (crystals.iloc[column].reset_index() for column in matches.T)
     formulas = [
         reduced_formula(structure.composition)
-        for part in parts(matches[:, 0])
+        for part in chunks(matches[:, 0])
         for structure in load(part)
     ]
     return pd.DataFrame(
@@ -157,7 +159,7 @@ def pair_table(crystals: pd.DataFrame, duplicates: Duplicates, load: Load) -> pd
     )
 
 
-def _is_copy(search: Search) -> bool:
+def _is_copy(search: DuplicateSearch) -> bool:
     return search.rms is not None and search.rms < COPY_RMS
 
 

@@ -32,7 +32,7 @@ _COLORS = {"train": "#030405", "val": "#040506", "test": "#050607"}
 _VARIABLES = {_TEXT: "--text", _FAINT: "--line"} | {c: f"--{n}" for n, c in _COLORS.items()}
 
 
-class Sheet(NamedTuple):
+class SummaryTable(NamedTuple):
     """A table for the terminal and the page.
 
     Attributes:
@@ -57,13 +57,13 @@ def crystal_systems(space_groups: pd.Series) -> pd.Series:
 # Tables
 
 
-def sheets(summary: Mapping[str, Any], rejected: pd.DataFrame) -> list[Sheet]:
+def summary_tables(summary: Mapping[str, Any], rejected: pd.DataFrame) -> list[SummaryTable]:
     """What the splits hold, what was left out, and what is there more than once."""
-    found = [_splits_sheet(summary), _duplicates_sheet(summary)]
-    return found if rejected.empty else [*found, _rejected_sheet(summary, rejected)]
+    found = [_splits_table(summary), _duplicates_table(summary)]
+    return found if rejected.empty else [*found, _rejected_table(summary, rejected)]
 
 
-def _splits_sheet(summary: Mapping[str, Any]) -> Sheet:
+def _splits_table(summary: Mapping[str, Any]) -> SummaryTable:
     splits = summary["splits"].values()
     rejected = [split["rejected"] for split in splits]
     total = sum(summary["rejected"].values())  # of all, be it before they were in a split
@@ -83,7 +83,7 @@ def _splits_sheet(summary: Mapping[str, Any]) -> Sheet:
         if name.startswith(PROPERTY):
             rows.append(row("  missing", [f"{figure['missing']:,}" for figure in figures]))
     rows.append(row("most frequent space groups", [_groups(split) for split in splits]))
-    return Sheet(
+    return SummaryTable(
         "The splits: min, mean and max of each figure",
         ["", *summary["splits"]],
         rows,
@@ -112,7 +112,7 @@ def _groups(split: Mapping[str, Any]) -> str:
     return ", ".join(f"{number} ({num / total:.0%})" for number, num in first) or "-"
 
 
-def _duplicates_sheet(summary: Mapping[str, Any]) -> Sheet:
+def _duplicates_table(summary: Mapping[str, Any]) -> SummaryTable:
     duplicates = summary["duplicates"]
     rows = [
         [
@@ -145,19 +145,21 @@ def _duplicates_sheet(summary: Mapping[str, Any]) -> Sheet:
             f"with all, had {duplicates['num_found_by_check']:,} matches, "
             f"{duplicates['num_copies_found_by_check']:,} of them copies."
         )
-    return Sheet("Duplicates", ["", "of", "found", "copies", "cut short", "unanswered"], rows, note)
+    return SummaryTable(
+        "Duplicates", ["", "of", "found", "copies", "cut short", "unanswered"], rows, note
+    )
 
 
-def _rejected_sheet(summary: Mapping[str, Any], rejected: pd.DataFrame) -> Sheet:
+def _rejected_table(summary: Mapping[str, Any], rejected: pd.DataFrame) -> SummaryTable:
     examples = rejected.drop_duplicates("kind").set_index("kind").to_dict("index")
     rows = [
         [kind, f"{num:,}", "{where} ({material_id}): {reason}".format_map(examples[kind])]
         for kind, num in summary["rejected"].items()
     ]
-    return Sheet("Rejected", ["kind", "crystals", "the first of them"], rows, texts=(0, 2))
+    return SummaryTable("Rejected", ["kind", "crystals", "the first of them"], rows, texts=(0, 2))
 
 
-def _pairs_sheet(pairs: pd.DataFrame) -> Sheet:
+def _pairs_table(pairs: pd.DataFrame) -> SummaryTable:
     within = pairs["split"].astype(str) == pairs["in_split"].astype(str)
     shown = pairs.assign(within=within).sort_values(["within", "rms"])
     rows = [
@@ -173,16 +175,18 @@ def _pairs_sheet(pairs: pd.DataFrame) -> Sheet:
         f"{len(rows):,} of {len(pairs):,}, those across splits first and of these the closest; all "
         "are in duplicates.csv."
     )
-    return Sheet("Pairs", header, rows, note, texts=range(5))
+    return SummaryTable("Pairs", header, rows, note, texts=range(5))
 
 
-def _rejections_sheet(rejected: pd.DataFrame) -> Sheet:
+def _rejections_table(rejected: pd.DataFrame) -> SummaryTable:
     rows = [
         [str(row[name]) for name in ("where", "material_id", "reason")]
         for row in rejected.head(_MAX_ROWS).to_dict("records")
     ]
     note = f"{len(rows):,} of {len(rejected):,}; all are in rejected.csv."
-    return Sheet("Crystals that were rejected", ["where", "id", "reason"], rows, note, range(3))
+    return SummaryTable(
+        "Crystals that were rejected", ["where", "id", "reason"], rows, note, range(3)
+    )
 
 
 # Figures
@@ -339,8 +343,8 @@ def write_inspection(
     here = files("src.report")
     name = Path(summary["data_dir"]).name
     total = sum(split["crystals"] for split in summary["splits"].values())
-    lists = [_pairs_sheet(pairs)] if len(pairs) else []
-    lists += [] if rejected.empty else [_rejections_sheet(rejected)]
+    lists = [_pairs_table(pairs)] if len(pairs) else []
+    lists += [] if rejected.empty else [_rejections_table(rejected)]
     drawn = "\n".join(
         f"<figure{' class=wide' if wide else ''}>{_svg(figure)}</figure>"
         for figure, wide in (_figures(summary, crystals, pairs) if total else [])
@@ -350,28 +354,28 @@ def write_inspection(
         style=here.joinpath("page.css").read_text("utf-8"),
         source=html.escape(summary["data_dir"]),
         line=html.escape(summary["line"]),
-        tables="\n".join(map(_html_table, sheets(summary, rejected))),
+        tables="\n".join(map(_html_table, summary_tables(summary, rejected))),
         key="".join(
             f'<span><i style="background: var(--{split}, var(--text))"></i>{split}</span>'
             for split in summary["splits"]
         ),
         figures=drawn,
-        lists="".join(f'<section class="tables">{_html_table(sheet)}</section>' for sheet in lists),
+        lists="".join(f'<section class="tables">{_html_table(table)}</section>' for table in lists),
     )
     path.write_text(page, encoding="utf-8")
 
 
-def _html_table(sheet: Sheet) -> str:
+def _html_table(table: SummaryTable) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
         tags = ["th", *[tag] * (len(cells) - 1)]
         return "".join(
-            f"<{tag}{' class=text' if i in sheet.texts else ''}>{html.escape(cell)}</{tag}>"
+            f"<{tag}{' class=text' if i in table.texts else ''}>{html.escape(cell)}</{tag}>"
             for i, (tag, cell) in enumerate(zip(tags, cells, strict=True))
         )
 
-    body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in sheet.rows)
+    body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in table.rows)
     return (
-        f"<table><caption>{html.escape(sheet.title)}</caption>"
-        f"<thead><tr>{row(sheet.header, 'th')}</tr></thead><tbody>{body}</tbody></table>"
-        f"<p>{html.escape(sheet.note)}</p>"
+        f"<table><caption>{html.escape(table.title)}</caption>"
+        f"<thead><tr>{row(table.header, 'th')}</tr></thead><tbody>{body}</tbody></table>"
+        f"<p>{html.escape(table.note)}</p>"
     )

@@ -19,7 +19,7 @@ from src.metrics.reconstruction.evaluate import (
     reconstruction_figures,
     to_structures,
 )
-from src.metrics.reconstruction.invariance import MOTIONS
+from src.metrics.reconstruction.invariance import TRANSFORMATIONS
 from src.metrics.reconstruction.latents import latent_statistics, noise_area
 from src.metrics.reconstruction.tables import (
     by_element,
@@ -63,7 +63,7 @@ def evaluate_vae(
     batch_size: int = 256,
     noise_levels: Sequence[float] = (0, 0.05, 0.1, 0.2, 0.5, 1.0),
     num_probed: int | None = 1000,
-    motions: Sequence[str] = tuple(MOTIONS),
+    transformations: Sequence[str] = tuple(TRANSFORMATIONS),
     seed: int = 0,
     progress: bool = False,
 ) -> Evaluation:
@@ -88,7 +88,7 @@ def evaluate_vae(
     - `noise`: match rates by `levels`, the standard deviation of noise added to the latent in
       units of each channel's, and the `area` under the curve (see `noise_area`), also with
       `UNREDUCED` settings;
-    - `symmetry`: by the names of `MOTIONS`, how far the reconstruction of crystals that are
+    - `symmetry`: by the names of `TRANSFORMATIONS`, how far the reconstruction of crystals that are
       written in another way, taken back, is from that of the same crystals as they stand
       (`coords_rmsd` in Å and so on), and their `match_rate`. A model that was trained on Niggli
       cells has never seen what `cell` makes of them.
@@ -96,7 +96,7 @@ def evaluate_vae(
     Args:
         noise_levels: ascending, from 0; with fewer than two there is no such curve.
         num_probed: crystals, drawn at random, for `noise` and `symmetry`; None for all, 0 for none.
-        motions: of `MOTIONS`, for `symmetry`.
+        transformations: of `TRANSFORMATIONS`, for `symmetry`.
         seed: of all that is random here. The result does not depend on `batch_size`.
         progress: show progress.
 
@@ -146,10 +146,10 @@ def evaluate_vae(
                 vae, subset, pool, mean, noise, levels, batch_size, progress
             )
         metrics["symmetry"] = {
-            name: motion_drift(
+            name: invariance_errors(
                 vae, subset, pool, here, name, _generator(seed, 3), batch_size, progress
             )
-            for name in motions
+            for name in transformations
         }
     pooled = segment_mean(latents.mean, originals.batch, originals.num_atoms)
     return Evaluation(metrics, table, originals, reconstructions, pooled)
@@ -198,7 +198,7 @@ def noise_curve(
     }
 
 
-def motion_drift(
+def invariance_errors(
     vae: VAEModule,
     dataset: CrystalDataset,
     pool: MatcherPool,
@@ -208,19 +208,19 @@ def motion_drift(
     batch_size: int,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """How far reconstructions move when crystals are written in another way.
+    """How far reconstructions move when the same crystals are described in another way.
 
     Args:
-        reconstructions: of the data set as it stands.
-        name: of the way, one of `MOTIONS`.
+        reconstructions: of the data set in its own description.
+        name: one of `TRANSFORMATIONS`.
     """
     if progress:
-        log.info("The same crystals written with another %s", MOTIONS[name].word)
+        log.info("The same crystals with another %s", TRANSFORMATIONS[name].changes)
     crystals = dataset.batch(torch.arange(len(dataset)))
-    motion = MOTIONS[name](crystals, generator)
-    moved = CrystalDataset.from_batch(motion.moved)
+    transformed = TRANSFORMATIONS[name](crystals, generator)
+    moved = CrystalDataset.from_batch(transformed.batch)
     latents = encode_dataset(vae, moved, batch_size)
-    back = motion.undo(decode_dataset(vae, latents.mean, moved, batch_size))
+    back = transformed.undo(decode_dataset(vae, latents.mean, moved, batch_size))
     errors = ReconstructionErrors(sync_on_compute=False)
     errors.update(back, reconstructions)
     (results,) = match_batches([crystals], [back], pool, [CDVAE], progress)

@@ -34,7 +34,7 @@ from src.data import CrystalBatch, DataError, DataModule
 from src.data.dataset import CrystalDataset
 from src.metrics.matching import MatcherPool, PairResult
 from src.metrics.reconstruction import tables
-from src.metrics.reconstruction.invariance import MOTIONS
+from src.metrics.reconstruction.invariance import TRANSFORMATIONS
 from src.nn.transformer import segment_mean
 from src.utils.checkpoints import CheckpointError, save_checkpoint
 from src.utils.output import OutputError
@@ -231,7 +231,7 @@ def test_a_decoder_that_noise_cannot_mislead(pool):
 
 
 def test_a_perfect_model_sees_no_difference_between_ways_to_write_a_crystal(perfect):
-    assert list(perfect.metrics["symmetry"]) == list(MOTIONS)
+    assert list(perfect.metrics["symmetry"]) == list(TRANSFORMATIONS)
     for name, figures in perfect.metrics["symmetry"].items():
         assert figures["coords_rmsd"] == pytest.approx(0, abs=1e-5), name
         assert figures["lengths_mae"] == pytest.approx(0, abs=1e-5), name
@@ -243,7 +243,7 @@ def test_the_noise_is_in_units_of_each_channel_and_the_same_draw_at_every_level(
     vae = FakeVAE()
     dataset = make_dataset(STRUCTURES * 6)
     evaluate_vae(vae, dataset, pool, batch_size=999, noise_levels=(0, 0.1, 0.4))
-    # decoded: means, a sample, three levels, four motions
+    # decoded: means, a sample, three levels, four transformations
     assert len(vae.decoded) == 9
     clean, low, high = vae.decoded[2:5]
     assert torch.equal(clean, vae.decoded[0])

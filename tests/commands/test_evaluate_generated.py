@@ -104,6 +104,87 @@ def test_a_table_and_a_part_of_the_reference(files):
     assert metrics["novel"] == 0.5
 
 
+def as_parquet(data: Path) -> None:
+    for path in data.glob("*.csv"):
+        pd.read_csv(path).to_parquet(path.with_suffix(".parquet"))
+        path.unlink()
+
+
+def as_folders(data: Path) -> None:
+    for path in data.glob("*.csv"):
+        path.with_suffix("").mkdir()
+        for row in pd.read_csv(path).to_dict("records"):
+            (path.with_suffix("") / f"{row['material_id']}.cif").write_text(row["cif"])
+        path.unlink()
+
+
+def as_loose_crystals(data: Path) -> None:
+    as_folders(data)
+    with (data / "splits.csv").open("w") as file:
+        file.write("id,file,split,group\n")
+        for path in sorted(data.glob("*/*.cif")):
+            name = f"{path.parent.name}-{path.stem}"
+            file.write(f"{name},{name}.cif,{path.parent.name},\n")
+            path.rename(data / f"{name}.cif")
+
+
+@pytest.mark.parametrize("change", [as_parquet, as_folders, as_loose_crystals])
+def test_test_crystals_are_never_known_ones(files, change, caplog):
+    """CsCl is in test and not in train, however the reference is kept."""
+    change(files / "data")
+    metrics = evaluate_files(make_config(files))
+    assert (metrics["num_reference"], metrics["num_test_reference"]) == (2, 3)
+    assert metrics["novel"] == 2 / 3
+    assert "holds no splits" not in caplog.text
+
+
+def test_a_reference_without_splits_is_pooled_and_that_is_said(files, caplog):
+    as_folders(files / "data")
+    (files / "data" / "train").rename(files / "data" / "one")
+    (files / "data" / "test").rename(files / "data" / "other")
+    metrics = evaluate_files(make_config(files))
+    assert (metrics["num_reference"], metrics["num_test_reference"]) == (5, 5)
+    assert metrics["novel"] == 0
+    assert caplog.text.count(f"{files / 'data'} holds no splits: all its crystals are taken") == 1
+
+
+def test_all_crystals_of_a_reference_if_one_says_so(files):
+    (files / "data" / "train.csv").rename(files / "data" / "one.csv")
+    with pytest.raises(DataError, match=r"data has no split 'train' \(it has test \(test\.csv\)\)"):
+        evaluate_files(make_config(files))
+    metrics = evaluate_files(make_config(files, "reference_split=null"))
+    assert (metrics["num_reference"], metrics["num_test_reference"]) == (5, 3)
+
+
+@pytest.mark.parametrize("key", ["reference", "test_reference", "scale_reference"])
+def test_two_candidates_for_a_split(files, key):
+    data = files / "other"
+    data.mkdir()
+    for split in ("train", "test"):
+        write_table(data / f"{split}.csv", one=CSCL)
+        write_table(data / f"{split}.csv.gz", one=LIF)
+    with pytest.raises(DataError, match=r"other has 2 candidates .*: \w+\.csv and \w+\.csv\.gz"):
+        evaluate_files(make_config(files, f"{key}={data}"))
+
+
+def test_a_missing_test_split_is_no_reason_to_take_another(files):
+    (files / "data" / "test.csv").rename(files / "data" / "val.csv")
+    with pytest.raises(DataError, match=r"no split 'test' .*those with test_reference_split"):
+        evaluate_files(make_config(files))
+    metrics = evaluate_files(make_config(files, "test_reference_split=val"))
+    assert metrics["num_test_reference"] == 3
+
+
+def test_the_split_file_of_a_run(files):
+    data = files / "data"
+    as_loose_crystals(data)
+    (data / "splits.csv").rename(files / "splits.csv")
+    metrics = evaluate_files(make_config(files, f"split_file={files / 'splits.csv'}"))
+    assert (metrics["num_reference"], metrics["num_test_reference"]) == (2, 3)
+    assert metrics["reference"] == f"{data} (train of {files / 'splits.csv'})"
+    assert metrics["test_reference"] == f"{data} (test of {files / 'splits.csv'})"
+
+
 def test_the_scale_of_compositions(files):
     cutoffs = "cutoffs={structure: 10, composition: 200}"
     write_table(files / "scale.csv", alone=LIF)  # no spread, so that distances stay in raw units
@@ -142,6 +223,18 @@ def test_what_sample_vae_wrote_counts_once(files):
     metrics = evaluate_files(make_config(files, f"input={folder}"))
     assert (metrics["num_generated"], metrics["unique"], metrics["num_skipped"]) == (1, 1, 0)
     assert (files / "eval_samples" / "per_crystal.csv").is_file()
+
+
+def test_what_is_not_of_sample_vae_is_not_passed_over_in_silence(files, caplog):
+    folder = files / "samples"
+    for name in ("samples.extxyz", "cifs/sample-000000.cif"):
+        write_structures(folder / name, [CSCL], ["sample-000000"])
+    (folder / "samples.json").write_text("{}")
+    evaluate_files(make_config(files, f"input={folder}"))
+    assert "only samples.extxyz" not in caplog.text
+    write_structures(folder / "relaxed.extxyz", [LIF], ["sample-000000"])
+    evaluate_files(make_config(files, f"input={folder}", "overwrite=true"))
+    assert f"Of {folder} only samples.extxyz is evaluated, and not relaxed.extxyz" in caplog.text
 
 
 def test_a_missing_package_is_a_message(files, monkeypatch):

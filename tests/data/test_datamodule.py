@@ -220,6 +220,15 @@ def test_a_table_of_properties_beside_crystals_that_carry_none(tmp_path, options
         DataModule(folder, properties=["gap"], **options).dataset("train")
 
 
+def test_a_property_that_the_crystals_and_the_table_beside_them_have(tables, options, caplog):
+    path = tables.parent / "better.csv"
+    pd.DataFrame({"id": [f"id-{i}" for i in range(35)], "gap": 7.0}).to_csv(path, index=False)
+    data = DataModule(tables, properties=["gap"], property_file=path, **options)
+    assert set(data.dataset("val").y["gap"].tolist()) == {7.0}
+    expected = f"['gap'] are those of {path}, not the columns of {tables / 'val.csv'}"
+    assert expected in caplog.text
+
+
 def test_the_choice_of_cell_reaches_the_reader(tables, options):
     shapes = {}
     for cell in ("niggli", "conventional"):

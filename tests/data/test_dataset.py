@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,13 @@ from torch_geometric.data import Data
 
 from src.data import parsing
 from src.data.cif import Crystal, read_cif, write_cif
-from src.data.dataset import CrystalDataset, ReadOptions, load_split, read_crystals
+from src.data.dataset import (
+    CrystalDataset,
+    ReadOptions,
+    _cache_key,
+    load_split,
+    read_crystals,
+)
 from src.data.flat import TensorWriter
 from src.data.readers import CsvReader, DataError
 from src.data.schema import CrystalBatch
@@ -341,6 +348,78 @@ def test_each_option_and_content_has_its_own_cache(reader, cache_dir, tmp_path):
     expected, _ = read_crystals(other, options)
     assert_same(load_split(other, options, cache_dir), expected)
     assert len(caches(cache_dir)) == 7
+
+
+@pytest.fixture
+def versions(monkeypatch) -> dict[str, str]:
+    """Of packages, instead of those that are installed."""
+    given: dict[str, str] = {}
+    real = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: given.get(name) or real(name))
+    return given
+
+
+CIF_READERS = {"gemmi", "numpy", "spglib"}
+TABLE_READERS = {*CIF_READERS, "pandas", "pyarrow"}
+OTHER_READERS = {*CIF_READERS, "ase", "pymatgen", "pymatgen-core"}
+
+
+@pytest.mark.parametrize(
+    ("name", "packages"),
+    [
+        ("x.csv.gz", TABLE_READERS),
+        ("x.parquet", TABLE_READERS),
+        ("x.cif", CIF_READERS),
+        ("x.cif.gz", CIF_READERS),
+        ("x.extxyz", OTHER_READERS),
+        ("x.json", OTHER_READERS),
+        ("x.db", OTHER_READERS),
+        ("POSCAR", OTHER_READERS),
+        ("x.traj", OTHER_READERS),
+        ("x.zip", {*TABLE_READERS, *OTHER_READERS}),
+    ],
+)
+def test_a_release_of_what_reads_a_file_has_its_own_cache(tmp_path, versions, name, packages):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / name).touch()
+    reader = StructureReader(tmp_path / "data")
+    key = _cache_key(reader, ReadOptions())
+    assert _cache_key(reader, ReadOptions()) == key
+    changing = set()
+    for package in {*TABLE_READERS, *OTHER_READERS, "torch", "hydra-core"}:
+        versions[package] = "1.0.of.tomorrow"
+        if _cache_key(reader, ReadOptions()) != key:
+            changing.add(package)
+        del versions[package]
+    assert changing == packages
+
+
+def test_the_cache_of_another_version_is_left_alone(reader, cache_dir, versions, caplog):
+    load_split(reader, ReadOptions(), cache_dir)
+    (folder,) = caches(cache_dir)
+    (folder / "crystals.safetensors").write_bytes(b"a cell that another spglib found")
+    kept = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (cache_dir / ("0" * 32)).mkdir()
+    (cache_dir / ("0" * 32) / "manifest.json").write_text("of long ago")
+    versions["spglib"] = "99.0"
+    expected, _ = read_crystals(reader, ReadOptions())
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            assert_same(load_split(reader, ReadOptions(), cache_dir), expected)
+    assert caplog.text.count("Read 12 crystals of") == 1
+    assert "broken" not in caplog.text
+    assert len(caches(cache_dir)) == 3
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == kept
+
+
+def test_a_package_that_is_not_installed_has_no_version(reader):
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    key = _cache_key(reader, ReadOptions())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metadata, "version", missing)
+        assert _cache_key(reader, ReadOptions()) != key
 
 
 def test_a_moved_folder_finds_its_cache(reader, cache_dir, tmp_path, caplog):

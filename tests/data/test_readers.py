@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from src.data.cif import Crystal, CrystalError, write_cif
 from src.data.readers import (
@@ -91,6 +93,21 @@ def test_no_cif_column(tmp_path):
         list(CsvReader(path))
     assert str(path) in str(error.value)
     assert "['material_id', 'band_gap']" in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".parquet"])
+def test_two_columns_of_one_name(tmp_path, suffix):
+    path = tmp_path / f"train{suffix}"
+    names, values = ["id", "cif", "gap", "gap", "x", "x"], ["a", "data_a", "1", "2", "3", "4"]
+    if suffix == ".parquet":
+        parquet.write_table(pa.table([pa.array([value]) for value in values], names), path)
+    else:
+        pd.DataFrame([values], columns=names).to_csv(path, index=False)
+    assert [r.cif for r in CsvReader(path)] == ["data_a"]  # which is not asked for does not matter
+    for read in (lambda: list(CsvReader(path, ("gap",))), lambda: read_properties(path, ["gap"])):
+        with pytest.raises(DataError, match="has 2 columns 'gap': keep one") as error:
+            read()
+        assert str(path) in str(error.value)
 
 
 def corrupt(data: bytes) -> bytes:

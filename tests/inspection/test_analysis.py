@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from src.inspection.analysis import Look, apply, look, look_at, neighbor_distances, parts
+from src.inspection.analysis import (
+    CrystalAnalysis,
+    analyze_crystal,
+    analyze_crystals,
+    chunks,
+    map_structures,
+    neighbor_distances,
+)
 
 ROCKSALT = Structure.from_spacegroup(
     "Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
@@ -34,29 +41,36 @@ def test_neighbors_of_a_layer_in_a_void():
 
 
 def test_what_is_seen_of_a_crystal():
-    assert look(ROCKSALT) == (225, pytest.approx(2.8))
-    assert look(CSCL) == (221, pytest.approx(2 * np.sqrt(3)))
+    assert analyze_crystal(ROCKSALT) == (225, pytest.approx(2.8))
+    assert analyze_crystal(CSCL) == (221, pytest.approx(2 * np.sqrt(3)))
     moved = CSCL.copy()
     moved.translate_sites([0], [0.05, 0, 0], frac_coords=False)
-    assert [look(moved, symprec=symprec).space_group for symprec in (0.01, 0.2)] == [99, 221]
+    assert [analyze_crystal(moved, symprec=symprec).space_group for symprec in (0.01, 0.2)] == [
+        99,
+        221,
+    ]
 
 
 def test_an_image_of_its_own_is_the_nearest():
     rod = Structure(Lattice.tetragonal(5, 2), ["C", "C"], [[0, 0, 0], [0.5, 0.5, 0.5]])
-    assert look(rod).min_distance == pytest.approx(2)
+    assert analyze_crystal(rod).min_distance == pytest.approx(2)
 
 
 def test_looking_at_some():
-    found = look_at(load, [1, 0, 1], num_workers=0)
+    found = analyze_crystals(load, [1, 0, 1], num_workers=0)
     assert [x.space_group for x in found] == [221, 225, 221]
-    assert all(isinstance(x, Look) for x in found)
-    assert look_at(load, [], num_workers=0) == []
+    assert all(isinstance(x, CrystalAnalysis) for x in found)
+    assert analyze_crystals(load, [], num_workers=0) == []
 
 
 def test_a_crystal_that_cannot_be_judged():
-    assert apply(fails_on_cscl, load, [0, 1, 0], num_workers=0, timeout=1.0) == [8, None, 8]
+    assert map_structures(fails_on_cscl, load, [0, 1, 0], num_workers=0, timeout=1.0) == [
+        8,
+        None,
+        8,
+    ]
 
 
 def test_parts():
-    assert parts([1, 2, 3, 4, 5], 2) == [[1, 2], [3, 4], [5]]
-    assert parts([], 2) == []
+    assert chunks([1, 2, 3, 4, 5], 2) == [[1, 2], [3, 4], [5]]
+    assert chunks([], 2) == []

@@ -5,7 +5,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from src.inspection import duplicates
-from src.inspection.duplicates import find_duplicates, reduce, reduced_rms_distance
+from src.inspection.duplicates import find_duplicates, reduce_crystal, reduced_rms_distance
 from src.metrics.matching import CDVAE, PYMATGEN, MatcherSettings, PairResult, rms_distance
 
 CENTRED = [[0, 0, 0], [0.5, 0.5, 0.5]]
@@ -50,7 +50,8 @@ def test_reducing_first_changes_no_result(settings):
     ]
     expected = [rms_distance(one, other, settings) for one, other in pairs]
     found = [
-        reduced_rms_distance(*(reduce(s).to_structure() for s in pair), settings) for pair in pairs
+        reduced_rms_distance(*(reduce_crystal(s).to_structure() for s in pair), settings)
+        for pair in pairs
     ]
     assert found == [x if x is None else pytest.approx(x, abs=1e-6) for x in expected]
     assert None in found
@@ -60,13 +61,13 @@ def test_reducing_first_changes_no_result(settings):
 def test_a_fingerprint_knows_neither_cell_nor_volume():
     small = ROCKSALT.copy().scale_lattice(99)
     crystals = (ROCKSALT, in_other_words(ROCKSALT), in_other_words(small))
-    prints = [reduce(s).fingerprint for s in crystals]
+    prints = [reduce_crystal(s).fingerprint for s in crystals]
     assert prints[0].shape == (32,)
     assert prints[0][0] == pytest.approx(2.8 / (5.6 / 2), rel=1e-6)  # (V/N)^(1/3) is half an edge
     np.testing.assert_allclose(prints[1], prints[0], rtol=1e-6)
     np.testing.assert_allclose(prints[2], prints[0], rtol=1e-6)
-    assert len(reduce(in_other_words(ROCKSALT)).atom_types) == 2
-    assert np.abs(reduce(CSCL_TYPE).fingerprint - prints[0]).max() > 0.05
+    assert len(reduce_crystal(in_other_words(ROCKSALT)).atom_types) == 2
+    assert np.abs(reduce_crystal(CSCL_TYPE).fingerprint - prints[0]).max() > 0.05
 
 
 def test_within_and_across_splits():
@@ -126,11 +127,11 @@ class TestBounded:
         far = iter(range(9))
 
         def misled(structure, *_):
-            cell = reduce(structure)
+            cell = reduce_crystal(structure)
             number = next(far)
             return type(cell)(cell.lattice, cell.atom_types, cell.frac_coords, 1.0 * lie * number)
 
-        monkeypatch.setattr(duplicates, "reduce", misled)
+        monkeypatch.setattr(duplicates, "reduce_crystal", misled)
         found, matches = self.search(self.again, max_compared=2, max_check=0)
         assert matches == {}  # the last was compared with 7 and 6
         assert sum(s.is_cut_short for s in found.searches) == 6
@@ -155,15 +156,15 @@ def test_no_answer_is_counted(monkeypatch):
         return [PairResult("timeout", message="no result")] * len(targets)
 
     crystals = [ROCKSALT, ROCKSALT, ROCKSALT]
-    reduced = [reduce(s) for s in crystals]
-    monkeypatch.setattr(duplicates, "apply", lambda *_: reduced)
+    reduced = [reduce_crystal(s) for s in crystals]
+    monkeypatch.setattr(duplicates, "map_structures", lambda *_: reduced)
     monkeypatch.setattr(duplicates.MatcherPool, "match", match)
     found, matches = search(crystals, [0, 0, 1])
     assert matches == {}
     assert (found.num_comparisons, found.num_unanswered) == (3, 3)
     assert [s.num_unanswered for s in found.searches] == [1, 2]
 
-    monkeypatch.setattr(duplicates, "apply", lambda *_: [reduced[0], None, reduced[2]])
+    monkeypatch.setattr(duplicates, "map_structures", lambda *_: [reduced[0], None, reduced[2]])
     found, _ = search(crystals, [0, 0, 1])
     assert found.not_reduced == [1]
     assert found.num_comparisons == 1

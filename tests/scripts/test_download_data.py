@@ -76,7 +76,7 @@ def test_all_of_which_one_is_there(script, mirror, capsys):
     assert run(script, mirror, "all") == 0
     assert len(fetched(mirror)) == 4
     output = capsys.readouterr().out
-    assert output.count("was there") == 1
+    assert output.count("already there") == 1
     assert output.count("Licence") == 1
 
 
@@ -95,7 +95,7 @@ def test_stopped(script, mirror, capsys, monkeypatch):
 
     monkeypatch.setattr(sources, "download", stop)
     assert run(script, mirror, "all") == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "Run the same command again to resume" in capsys.readouterr().err
 
 
 def test_a_narrow_terminal_shows_the_whole_folder(script, mirror, capsys, monkeypatch):

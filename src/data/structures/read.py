@@ -10,16 +10,19 @@ from typing import Any, NamedTuple
 from pymatgen.core import Structure
 
 from src.data.cif import CrystalError
-from src.data.readers import SPLITS, DataError, File, Numbers, Record, crystal_of, is_table
+from src.data.readers import (
+    SPLIT_NAMES,
+    SPLITS,
+    DataError,
+    File,
+    Numbers,
+    Record,
+    crystal_of,
+    is_table,
+)
+from src.data.split_files import crystal_files, is_hidden
 from src.data.structures.convert import to_structure
 from src.data.structures.formats import read_file, reason_of
-
-# What a split may be called in a column that says it, in small letters.
-SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 
 # What splitting needs to know of each crystal rides along as two more numbers. No column of a
 # table has such a name by chance.
@@ -54,10 +57,10 @@ class StructureReader:
     """The crystals of a file, of a folder (at any depth) or of a zip archive, in sorted order.
 
     Files are opened one after the other. The rows of tables and databases and the frames of
-    extended XYZ are read one after the other. Hidden files are passed over. A file, frame, row or
-    CIF data block that cannot be used is a record with the reason: damaged ones, unknown formats,
-    partial occupancies, atoms that are not periodic in three dimensions or of no element, POSCARs
-    without elements.
+    extended XYZ are read one after the other. Hidden files are passed over, and a `splits.csv` that
+    says which crystals are in which split. A file, frame, row or CIF data block that cannot be used
+    is a record with the reason: damaged ones, unknown formats, partial occupancies, atoms that are
+    not periodic in three dimensions or of no element, POSCARs without elements.
 
     A crystal's id is what its file gives it as `material_id` or `id`; else the path of its file,
     without suffix, and `-INDEX` where the file holds several.
@@ -81,7 +84,7 @@ class StructureReader:
     def files(self) -> list[Path]:
         if not self.source.is_dir():
             return [self.source]
-        return [file for file in sorted(self.source.rglob("*")) if self._wants(file)]
+        return crystal_files(self.source, self.pattern)
 
     @property
     def properties(self) -> tuple[str, ...]:
@@ -121,10 +124,6 @@ class StructureReader:
         numbers.warn()
         if any_read:
             numbers.check_known()
-
-    def _wants(self, file: Path) -> bool:
-        hidden = _is_hidden(file.relative_to(self.source))
-        return not hidden and fnmatchcase(file.name, self.pattern) and file.is_file()
 
     def _leaves(self) -> Iterator[tuple[File, Path] | Skipped]:
         """Each file with its path relative to the source, archives unpacked."""
@@ -199,11 +198,7 @@ def _members(archive: Path, source: Path) -> Iterator[tuple[File, Path] | Skippe
         with zipfile.ZipFile(archive) as opened:
             for name in sorted(opened.namelist()):
                 member = Path(name.lstrip("/"))  # below `source`, whatever the archive says
-                if not (name.endswith("/") or _is_hidden(member)):
+                if not (name.endswith("/") or is_hidden(member)):
                     yield zipfile.Path(opened, name), source / member
     except (zipfile.BadZipFile, OSError) as error:
         yield Skipped(archive.name, reason_of(error))
-
-
-def _is_hidden(source: Path) -> bool:
-    return any(part.startswith(".") for part in source.parts)  # `..` too

@@ -1,4 +1,4 @@
-"""Symmetry of a model: whether it sees what no crystal has.
+"""Other descriptions of the same crystals, to test that a model is invariant to the choice.
 
 Batches and generators are on the host here.
 """
@@ -15,19 +15,19 @@ from src.utils.geometry import transform
 
 
 @dataclass(frozen=True, slots=True)
-class Motion:
-    """Another way to write the same crystals, and the way back.
+class TransformedBatch:
+    """The same crystals, described in another way.
 
     Attributes:
-        moved: the crystals, written that way.
-        undo: takes crystals with the layout of `moved` back to the original's.
+        batch: the crystals in the new description.
+        undo: turns crystals with the layout of `batch` back into the original description.
     """
 
-    moved: CrystalBatch
+    batch: CrystalBatch
     undo: Callable[[CrystalBatch], CrystalBatch]
 
 
-def translation(batch: CrystalBatch, generator: torch.Generator) -> Motion:
+def translation(batch: CrystalBatch, generator: torch.Generator) -> TransformedBatch:
     """Another origin: each crystal moved by its own random fraction of the cell."""
     shift = torch.rand(len(batch.num_atoms), 3, generator=generator)[batch.batch]
 
@@ -35,15 +35,15 @@ def translation(batch: CrystalBatch, generator: torch.Generator) -> Motion:
         moved = crystals.frac_coords + sign * shift
         return crystals.replace(frac_coords=moved - moved.floor())
 
-    return Motion(by(batch, 1), lambda crystals: by(crystals, -1))
+    return TransformedBatch(by(batch, 1), lambda crystals: by(crystals, -1))
 
 
-def rotation(batch: CrystalBatch, generator: torch.Generator) -> Motion:
+def rotation(batch: CrystalBatch, generator: torch.Generator) -> TransformedBatch:
     """Another orientation. Lengths, angles and fractional coordinates do not tell it."""
-    return Motion(random_rotation(batch, generator), lambda crystals: crystals)
+    return TransformedBatch(random_rotation(batch, generator), lambda crystals: crystals)
 
 
-def permutation(batch: CrystalBatch, generator: torch.Generator) -> Motion:
+def permutation(batch: CrystalBatch, generator: torch.Generator) -> TransformedBatch:
     """Another order of the atoms within each crystal."""
     key = batch.batch + torch.rand(len(batch.batch), generator=generator, dtype=torch.float64)
     order = key.argsort()
@@ -54,10 +54,10 @@ def permutation(batch: CrystalBatch, generator: torch.Generator) -> Motion:
             atom_types=crystals.atom_types[index], frac_coords=crystals.frac_coords[index]
         )
 
-    return Motion(by(batch, order), lambda crystals: by(crystals, back))
+    return TransformedBatch(by(batch, order), lambda crystals: by(crystals, back))
 
 
-def cell(batch: CrystalBatch, generator: torch.Generator) -> Motion:
+def cell(batch: CrystalBatch, generator: torch.Generator) -> TransformedBatch:
     """Another choice of cell of the same volume: one random cell vector plus another one."""
     num = len(batch.num_atoms)
     row = torch.randint(3, (num,), generator=generator)
@@ -74,23 +74,28 @@ def cell(batch: CrystalBatch, generator: torch.Generator) -> Motion:
             frac_coords=coords - coords.floor(), lattices=to @ crystals.lattices
         )
 
-    return Motion(by(batch, there, back), lambda crystals: by(crystals, back, there))
+    return TransformedBatch(by(batch, there, back), lambda crystals: by(crystals, back, there))
 
 
 @dataclass(frozen=True, slots=True)
-class MotionKind:
-    """A way to write crystals differently, by what is another one then."""
+class Transformation:
+    """A kind of change of description.
 
-    word: str
-    move: Callable[[CrystalBatch, torch.Generator], Motion]
+    Attributes:
+        changes: what it changes, in words.
+        apply: makes the change, drawn at random for each crystal.
+    """
 
-    def __call__(self, batch: CrystalBatch, generator: torch.Generator) -> Motion:
-        return self.move(batch, generator)
+    changes: str
+    apply: Callable[[CrystalBatch, torch.Generator], TransformedBatch]
+
+    def __call__(self, batch: CrystalBatch, generator: torch.Generator) -> TransformedBatch:
+        return self.apply(batch, generator)
 
 
-MOTIONS = {
-    "translation": MotionKind("origin", translation),
-    "rotation": MotionKind("orientation", rotation),
-    "permutation": MotionKind("order of atoms", permutation),
-    "cell": MotionKind("choice of cell", cell),
+TRANSFORMATIONS = {
+    "translation": Transformation("origin", translation),
+    "rotation": Transformation("orientation", rotation),
+    "permutation": Transformation("order of atoms", permutation),
+    "cell": Transformation("choice of cell", cell),
 }

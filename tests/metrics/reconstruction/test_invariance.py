@@ -1,4 +1,4 @@
-"""Motions leave every crystal what it is."""
+"""Another description leaves every crystal what it is."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
 from src.data.schema import CrystalBatch
-from src.metrics.reconstruction.invariance import MOTIONS
+from src.metrics.reconstruction.invariance import TRANSFORMATIONS
 from src.metrics.space_groups import space_group
 
 ROCKSALT = Structure.from_spacegroup(
@@ -29,24 +29,24 @@ def batch() -> CrystalBatch:
 
 
 def moved_by(name: str, batch: CrystalBatch, seed: int = 0):
-    return MOTIONS[name](batch, torch.Generator().manual_seed(seed))
+    return TRANSFORMATIONS[name](batch, torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("name", MOTIONS)
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
 def test_the_crystals_stay_the_same(name, batch):
     matcher = StructureMatcher(stol=0.01, ltol=0.01, angle_tol=0.1, primitive_cell=False)
-    motion = moved_by(name, batch)
-    for old, new in zip(batch.to_structure(), motion.moved.to_structure(), strict=True):
+    transformed = moved_by(name, batch)
+    for old, new in zip(batch.to_structure(), transformed.batch.to_structure(), strict=True):
         assert matcher.fit(old, new)
         assert new.volume == pytest.approx(old.volume, rel=1e-5)
         assert space_group(new) == space_group(old)
 
 
-@pytest.mark.parametrize("name", MOTIONS)
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
 @pytest.mark.parametrize("seed", range(3))
 def test_undo_gives_back_how_they_were_written(name, batch, seed):
-    motion = moved_by(name, batch, seed)
-    back = motion.undo(motion.moved)
+    transformed = moved_by(name, batch, seed)
+    back = transformed.undo(transformed.batch)
     assert torch.equal(back.atom_types, batch.atom_types)
     difference = back.frac_coords - batch.frac_coords
     assert (difference - difference.round()).abs().max() < 1e-5
@@ -56,26 +56,26 @@ def test_undo_gives_back_how_they_were_written(name, batch, seed):
         torch.testing.assert_close(back.lattices, batch.lattices, rtol=0, atol=1e-5)
 
 
-def test_every_motion_changes_what_it_is_named_after(batch):
+def test_every_transformation_changes_what_it_is_named_after(batch):
     def changed(name: str) -> set[str]:
-        moved = moved_by(name, batch).moved
+        moved = moved_by(name, batch).batch
         fields = ("atom_types", "frac_coords", "lattices", "lengths")
         return {
             f for f in fields if not torch.allclose(getattr(moved, f), getattr(batch, f), atol=1e-4)
         }
 
-    fields = {name: changed(name) for name in MOTIONS if name != "cell"}
+    fields = {name: changed(name) for name in TRANSFORMATIONS if name != "cell"}
     assert fields["translation"] == {"frac_coords"}
     assert fields["rotation"] == {"lattices"}
     assert fields["permutation"] == {"atom_types", "frac_coords"}
-    moved = moved_by("cell", batch).moved
+    moved = moved_by("cell", batch).batch
     assert torch.equal(moved.atom_types, batch.atom_types)
     changes = (moved.lengths - batch.lengths).abs() > 0.1
     assert (changes.sum(dim=1) == 1).all()  # of each crystal, one vector
 
 
 def test_a_translation_is_rigid_within_a_crystal_and_differs_between_crystals(batch):
-    moved = moved_by("translation", batch).moved
+    moved = moved_by("translation", batch).batch
     shift = (moved.frac_coords - batch.frac_coords).remainder(1)
     parts = shift.split(batch.num_atoms.tolist())
     for part in parts:
@@ -85,7 +85,7 @@ def test_a_translation_is_rigid_within_a_crystal_and_differs_between_crystals(ba
 
 
 def test_a_permutation_stays_within_the_crystals(batch):
-    moved = moved_by("permutation", batch).moved
+    moved = moved_by("permutation", batch).batch
     assert torch.equal(moved.num_atoms, batch.num_atoms)
     for name in ("atom_types", "frac_coords"):
         pairs = zip(*(b[name].split(b.num_atoms.tolist()) for b in (batch, moved)), strict=True)
@@ -94,8 +94,8 @@ def test_a_permutation_stays_within_the_crystals(batch):
 
 
 def test_a_seed_decides(batch):
-    for name in MOTIONS:
-        first, again, other = (moved_by(name, batch, seed).moved for seed in (5, 5, 6))
+    for name in TRANSFORMATIONS:
+        first, again, other = (moved_by(name, batch, seed).batch for seed in (5, 5, 6))
         fields = ("frac_coords", "lattices")
         assert all(torch.equal(first[f], again[f]) for f in fields)
         assert not all(torch.equal(first[f], other[f]) for f in fields)
@@ -103,10 +103,10 @@ def test_a_seed_decides(batch):
 
 def test_inputs_stay_as_they_are(batch):
     before = {name: batch[name].clone() for name in ("atom_types", "frac_coords", "lattices")}
-    for name in MOTIONS:
-        motion = moved_by(name, batch)
-        moved = motion.moved.frac_coords.clone()
-        motion.undo(motion.moved)
-        assert torch.equal(motion.moved.frac_coords, moved)
+    for name in TRANSFORMATIONS:
+        transformed = moved_by(name, batch)
+        moved = transformed.batch.frac_coords.clone()
+        transformed.undo(transformed.batch)
+        assert torch.equal(transformed.batch.frac_coords, moved)
     for name, value in before.items():
         assert torch.equal(batch[name], value)
