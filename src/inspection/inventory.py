@@ -16,7 +16,7 @@ from src.inspection.duplicates import Duplicates, DuplicateSearch
 from src.utils.formulas import reduced_formula
 
 QUANTITIES = {
-    "num_atoms": "atoms in the cell",
+    "num_atoms": "atoms per cell",
     "num_elements": "number of elements",
     "volume_per_atom": "volume per atom, Å³",
     "density": "density, g/cm³",
