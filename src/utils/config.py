@@ -1,7 +1,7 @@
-"""Objects from configs, and configs from objects, as plain dicts.
+"""Build objects from configs, and describe objects as configs.
 
-A config names a class under `_target_`; the other keys are its arguments. A class that wants to be
-described keeps each constructor argument as an attribute of the same name.
+A config is a plain dict that names a class under `_target_`; the other keys are its arguments. To
+be describable, an object has to store each constructor argument as an attribute of the same name.
 """
 
 import inspect
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def to_plain(value: Any) -> Any:
-    """`value` with OmegaConf containers resolved and tuples, lists and mappings made plain."""
+    """Resolve OmegaConf containers, and convert tuples and mappings to lists and dicts."""
     if isinstance(value, Container):
         return OmegaConf.to_container(value, resolve=True)
     if isinstance(value, Mapping):
@@ -27,25 +27,28 @@ def to_plain(value: Any) -> Any:
 
 
 def describe(obj: Any) -> dict[str, Any]:
-    """The config from which `build` makes an object like `obj`; networks in it are described too.
+    """The config from which `build` creates an object like `obj`; nested networks are included.
 
     Raises:
-        TypeError: if the object does not keep one of its constructor's arguments, or keeps one
-            that is not plain, which a checkpoint could not hold.
+        TypeError: if the object does not store one of its constructor arguments, or if an argument
+            is not a plain value that a checkpoint can store.
     """
     cls = type(obj)
     names = list(inspect.signature(cls.__init__).parameters)[1:]
     missing = [name for name in names if not hasattr(obj, name)]
     if missing:
-        raise TypeError(f"{cls.__qualname__} keeps no attribute for its arguments {missing}")
+        raise TypeError(
+            f"{cls.__qualname__} must store its constructor arguments {missing} as attributes"
+        )
     values = {name: getattr(obj, name) for name in names}
     arguments = {
         name: describe(value) if isinstance(value, nn.Module) else to_plain(value)
         for name, value in values.items()
     }
-    if alien := [name for name, value in arguments.items() if not _is_plain(value)]:
+    if not_plain := [name for name, value in arguments.items() if not _is_plain(value)]:
         raise TypeError(
-            f"{cls.__qualname__} keeps what is no plain value for its arguments {alien}"
+            f"{cls.__qualname__} has values that a checkpoint cannot store in its arguments "
+            f"{not_plain}: use numbers, strings, booleans, None, and lists or dicts of these"
         )
     return {"_target_": f"{cls.__module__}.{cls.__qualname__}", **arguments}
 
@@ -53,17 +56,17 @@ def describe(obj: Any) -> dict[str, Any]:
 def build(
     config: Mapping[str, Any], base: type[T], *args: Any, allow: Sequence[str] | None = None
 ) -> T:
-    """Make the object that a config describes.
+    """Create the object that a config describes.
 
     Args:
-        config: `_target_` and arguments; the arguments are not built in turn.
-        base: what the class must derive from.
-        args: positional arguments that come before those of the config.
-        allow: the modules (or packages) whose classes the config may name; None for any.
+        config: `_target_` and arguments. Nested configs are passed on as dicts.
+        base: the class must be a subclass of this.
+        args: positional arguments, before those of the config.
+        allow: modules or packages whose classes the config may name; None for all.
 
     Raises:
-        ValueError: if the target is missing, not allowed, or not a class derived from `base`, or
-            if its constructor does not take these arguments.
+        ValueError: if the target is missing, not allowed or not a subclass of `base`, or if its
+            constructor does not accept the arguments.
     """
     arguments = to_plain(config)
     target = arguments.pop("_target_", None)
@@ -81,7 +84,9 @@ def build(
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise ValueError(f"_target_ {target!r} is not a {base.__name__}")
     if allow is not None and not _within(cls.__module__, allow):
-        raise ValueError(f"_target_ {target!r} is {cls.__module__}'s, which is not allowed")
+        raise ValueError(
+            f"_target_ {target!r} is defined in {cls.__module__}, which is not allowed"
+        )
     try:
         inspect.signature(cls).bind(*args, **arguments)
     except TypeError as error:

@@ -110,7 +110,7 @@ def test_more_crystals_than_there_are_and_numbers_that_make_none(crystals, tmp_p
     assert step == 1
     assert len(figure.axes) == 8
     texts = [text.get_text() for ax in figure.axes for text in ax.texts]
-    assert texts.count("no crystal") == 4
+    assert texts.count("invalid structure") == 4
 
 
 @pytest.mark.parametrize(
