@@ -82,6 +82,7 @@ def test_what_only_tests_and_scripts_may_use(path):
     ("module", "absent"),
     [
         # their workers start fast
+        ("src.utils.errors", ["torch", "lightning", "hydra"]),
         ("src.data.parsing", ["torch", "lightning", "pymatgen"]),
         ("src.metrics.matching", ["torch", "lightning", "pymatgen"]),
         ("src.metrics.space_groups", ["torch", "lightning", "pymatgen"]),
