@@ -140,6 +140,7 @@ def test_names_of_former_modules_that_are_packages_now():
     ("module", "absent"),
     [
         # their workers start fast
+        ("src.utils.errors", ["torch", "lightning", "hydra"]),
         ("src.data.parsing", ["torch", "lightning", "pymatgen"]),
         ("src.metrics.matching", ["torch", "lightning", "pymatgen"]),
         ("src.metrics.space_groups", ["torch", "lightning", "pymatgen"]),

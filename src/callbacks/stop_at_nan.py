@@ -9,9 +9,10 @@ from lightning import Callback, LightningModule, Trainer
 
 from src.data.dataset import CrystalDataset
 from src.data.schema import CrystalBatch
+from src.utils.errors import UserError
 
 
-class NonFiniteError(ValueError):
+class NonFiniteError(UserError):
     """A loss or a gradient that is NaN or infinite; the message says in which step and term."""
 
 

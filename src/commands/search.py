@@ -30,6 +30,7 @@ from optuna_integration import PyTorchLightningPruningCallback
 from src.commands.sweep import report_sweep, write_status
 from src.commands.train import train
 from src.utils.config import to_plain
+from src.utils.errors import UserError
 from src.utils.lock import lock_folder
 from src.utils.output import new_file
 
@@ -42,7 +43,7 @@ MAY_CHANGE = (
 )  # fmt: skip
 
 
-class SearchError(ValueError):
+class SearchError(UserError):
     """A search that cannot begin, continue or end well; the message says why."""
 
 

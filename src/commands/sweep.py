@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from src.utils.errors import UserError
 from src.utils.output import new_file
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ FIGURES = ("match_rate", "rmse", "best_val_loss", "time_s")  # those on the term
 STATUS_FILE = "status.json"
 
 
-class SweepError(ValueError):
+class SweepError(UserError):
     """A folder that is no sweep's; the message says why."""
 
 

@@ -29,6 +29,7 @@ from src.utils.checkpoints import find_last, load_checkpoint, load_resumable
 from src.utils.config import to_plain
 from src.utils.csv_logger import CSVLogger
 from src.utils.lock import lock_folder
+from src.utils.loggers import own_wandb_run
 from src.utils.memory import keep_freed_memory
 from src.utils.output import new_file
 from src.vae_module import VAEModule
@@ -58,7 +59,7 @@ def train(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> dict[str, Any]
     if not _is_first_process():  # the first speaks and writes for all
         logging.getLogger().setLevel(logging.ERROR)
         return _train(cfg, output_dir, callbacks)
-    with lock_folder(output_dir):
+    with lock_folder(output_dir), own_wandb_run():
         with new_file(output_dir / "config.yaml", overwrite=True) as path:
             OmegaConf.save(_with_absolute_paths(cfg), path, resolve=True)
         return _train(cfg, output_dir, callbacks)

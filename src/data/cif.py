@@ -16,6 +16,8 @@ import numpy as np
 import spglib
 from gemmi import cif
 
+from src.utils.errors import UserError
+
 # The largest space groups have 192 operations in their conventional cell.
 MAX_SYMMETRY_OPERATIONS = 192
 
@@ -57,7 +59,7 @@ _HOME_CELL = np.zeros((1, 3))
 _NEIGHBOR_CELLS = np.stack(np.meshgrid(*3 * [[-1.0, 0.0, 1.0]]), axis=-1).reshape(27, 3)
 
 
-class CrystalError(ValueError):
+class CrystalError(UserError):
     """A crystal that cannot be used; ``str(error)`` is the reason in one line."""
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from src.data.cif import Crystal, CrystalError, read_cif
+from src.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def crystal_of(record: Record) -> Crystal:
     return read_cif(record.cif, niggli=False) if record.crystal is None else record.crystal
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Input data that cannot be used; the message names the file and what to do."""
 
 

@@ -14,13 +14,19 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from src.utils.errors import UserError
+
 log = logging.getLogger(__name__)
 
 LAST = "last.ckpt"  # what a run goes on from
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A file that cannot be used as a checkpoint; the message names it and says why."""
+
+
+class NoCheckpointError(CheckpointError, FileNotFoundError):
+    """There is no such file."""
 
 
 def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -37,7 +43,7 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             "wrote)"
         )
     if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
+        raise NoCheckpointError(f"there is no checkpoint {path}")
     try:
         refuse_compressed(path)
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 from omegaconf import Container, OmegaConf
 from torch import nn
 
+from src.utils.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -65,32 +67,28 @@ def build(
         allow: modules or packages whose classes the config may name; None for all.
 
     Raises:
-        ValueError: if the target is missing, not allowed or not a subclass of `base`, or if its
+        UserError: if the target is missing, not allowed or not a subclass of `base`, or if its
             constructor does not accept the arguments.
     """
     arguments = to_plain(config)
     target = arguments.pop("_target_", None)
     if not isinstance(target, str) or "." not in target:
-        raise ValueError(
-            f"a config needs a _target_ such as 'package.module.Class', not {target!r}"
-        )
+        raise UserError(f"a config needs a _target_ such as 'package.module.Class', not {target!r}")
     if allow is not None and not _within(target, allow):
-        raise ValueError(f"_target_ {target!r} is not among the allowed modules: {list(allow)}")
+        raise UserError(f"_target_ {target!r} is not among the allowed modules: {list(allow)}")
     module_name, _, class_name = target.rpartition(".")
     try:
         cls = getattr(import_module(module_name), class_name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"_target_ {target!r} cannot be imported: {error}") from error
+        raise UserError(f"_target_ {target!r} cannot be imported: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise ValueError(f"_target_ {target!r} is not a {base.__name__}")
+        raise UserError(f"_target_ {target!r} is not a {base.__name__}")
     if allow is not None and not _within(cls.__module__, allow):
-        raise ValueError(
-            f"_target_ {target!r} is defined in {cls.__module__}, which is not allowed"
-        )
+        raise UserError(f"_target_ {target!r} is defined in {cls.__module__}, which is not allowed")
     try:
         inspect.signature(cls).bind(*args, **arguments)
     except TypeError as error:
-        raise ValueError(f"{target}: {error}") from error
+        raise UserError(f"{target}: {error}") from error
     return cls(*args, **arguments)
 
 

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from src.utils.errors import UserError
 
-class OutputError(ValueError):
+
+class OutputError(UserError):
     """Results cannot be written to a path; the message names it and says what to do."""
 
 

@@ -254,6 +254,15 @@ def test_two_real_trials(make_config, real, folder):
         assert json.loads((run / "summary.json").read_text())["crmse"] == trial.value
 
 
+@pytest.mark.slow
+def test_each_trial_is_a_run_of_weights_and_biases(make_config, real, folder, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    search(make_config("hparams_search.n_trials=2", *real, "logger=wandb"))
+    for trial in ("trial_000", "trial_001"):
+        assert len(list((folder / trial / "wandb").glob("offline-run-*"))) == 1
+
+
 def test_a_real_trial_is_pruned(make_config, real, folder):
     cfg = make_config("hparams_search.n_trials=1", *real)
     cfg.hparams_search.pruner = {"_target_": "optuna.pruners.ThresholdPruner", "upper": 1e-9}

@@ -1,6 +1,8 @@
 """A person's mistake ends in one message and exit code 1; a mistake in code shows its trace."""
 
+import ast
 import logging
+from pathlib import Path
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
@@ -11,8 +13,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
 from src.data import DataError
-from src.utils.checkpoints import CheckpointError
-from src.utils.errors import exit_on_user_error
+from src.utils.checkpoints import CheckpointError, NoCheckpointError
+from src.utils.errors import UserError, exit_on_user_error
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def raising(error: Exception):
@@ -24,9 +28,11 @@ def raising(error: Exception):
 
 
 USER_ERRORS = [
+    UserError("wrong input"),
     ValueError("wrong value"),
     DataError("wrong data"),
     CheckpointError("wrong checkpoint"),
+    NoCheckpointError("no checkpoint"),
     FileNotFoundError("no such file"),
     OSError(28, "No space left on device"),
     MisconfigurationException("wrong argument of the Trainer"),
@@ -93,3 +99,17 @@ def test_arguments_value_and_name_pass_through():
 
     assert main(2, b=3) == 5
     assert (main.__name__, main.__doc__) == ("main", "Add.")
+
+
+def test_all_errors_about_input_have_one_base():
+    """So that a program can tell what a user gave wrong from a mistake in its code."""
+    classes = [
+        (node.name, [base.id for base in node.bases if isinstance(base, ast.Name)])
+        for path in (ROOT / "src").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert [name for name, bases in classes if "ValueError" in bases] == ["UserError"]
+    assert issubclass(CheckpointError, UserError)
+    assert issubclass(NoCheckpointError, CheckpointError)
+    assert issubclass(DataError, UserError)
