@@ -283,7 +283,7 @@ class VAEModule(CrystalModule):
         target = self._augment(batch, generator)
         encoded = self.encode(self._corrupt(target, generator))
         posterior = encoded["posterior"]
-        noise = augment.for_atoms(torch.randn, target, self.latent_dim, generator)
+        noise = augment.draw_per_atom(torch.randn, target, self.latent_dim, generator)
         x = posterior.sample(noise=noise)
         geometry_weights = None
         if self.latent_noise and self.atom_type_predict:
@@ -291,7 +291,7 @@ class VAEModule(CrystalModule):
                 target, self.latent_noise, self.noise_share, generator
             )
             spread = channel_spread(posterior.mean, self.all_gather)  # type: ignore[arg-type]
-            noise = augment.for_atoms(torch.randn, target, self.latent_dim, generator)
+            noise = augment.draw_per_atom(torch.randn, target, self.latent_dim, generator)
             x = x + level[target.batch, None] * spread * noise
         prediction = self._predict({**encoded, "x": x})
         loss, terms = self._loss(prediction, posterior, target, geometry_weights)

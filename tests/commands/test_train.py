@@ -123,7 +123,7 @@ def test_a_resumed_run_takes_the_steps_of_an_uninterrupted_one(tmp_path):
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
-                (["vae_module.encoder.activation=tanh"], "activation is one of"),
+                (["vae_module.encoder.activation=tanh"], "activation must be one of"),
                 (["experiment=mp_21/vae_dng"], "Could not find 'experiment/mp_21/vae_dng'"),
                 (["vae_module.encoder.nhead=7"], "not a multiple of nhead=7"),
                 (["data.data_dir=nowhere"], "There is no folder nowhere"),
