@@ -1,6 +1,5 @@
 """Data sets to latents and back, for models that are built on them."""
 
-import json
 import logging
 import time
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from src.data.schema import CrystalBatch
 from src.utils.checksum import sha256_of
 from src.utils.inference import inference
 from src.utils.output import new_folder
+from src.utils.strict_json import write_json
 from src.vae_module import VAEModule
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ def encode(cfg: DictConfig) -> dict[str, Any]:
                 stats |= latents.moments()
         sums = [sum(each[key] for each in stats["splits"].values()) for key in _COUNTS]
         stats["total"] = _cost("all", *sums)
-        (folder / "stats.json").write_text(json.dumps(stats, indent=2) + "\n")
+        write_json(folder / "stats.json", stats)
     if "train" not in datasets:
         log.warning("Without the split train there are no moments to normalise latents by")
     log.info("The latents are in %s", cfg.output)

@@ -1,6 +1,5 @@
 """A data set before training: what is in it, what was left out, what is in it twice."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -35,6 +34,7 @@ from src.metrics.matching import MatcherSettings
 from src.metrics.survey import Indices, look_at
 from src.report.inspection import Sheet, crystal_systems, sheets, write_inspection
 from src.utils.output import new_folder
+from src.utils.strict_json import write_json
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def inspect_data(cfg: DictConfig) -> dict[str, Any]:
             },
         }
         summary["line"] = last_line(summary)
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        write_json(folder / "summary.json", summary)
         pairs.to_csv(folder / "duplicates.csv", index=False)
         rejected.to_csv(folder / "rejected.csv", index=False)
         write_inspection(folder / "index.html", summary, crystals, pairs, rejected)

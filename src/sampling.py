@@ -1,6 +1,5 @@
 """Crystals from latents drawn from the prior: as an iterator, and to files."""
 
-import json
 import logging
 import re
 import shutil
@@ -30,6 +29,7 @@ from src.utils.config import to_plain
 from src.utils.formulas import full_formula
 from src.utils.inference import inference
 from src.utils.output import new_folder
+from src.utils.strict_json import json_text
 from src.vae_module import VAEModule
 
 log = logging.getLogger(__name__)
@@ -253,7 +253,7 @@ def _write_samples(
             if row["written"]:
                 write(f"{row['id']}.cif", write_cif(crystal, row["id"]))
                 ase.io.write(extxyz, to_atoms(crystal, row["id"]), format="extxyz")
-            rows.write(f"{',' if index else ''}\n    {json.dumps(row)}")
+            rows.write(f"{',' if index else ''}\n    {json_text(row, indent=None)}")
             for name in ("written", "valid_structure", "valid_composition"):
                 counts[name] += bool(row[name])
             counts["valid"] += bool(row["valid_structure"] and row["valid_composition"])
@@ -294,7 +294,7 @@ def _join(path: Path, header: dict[str, Any], rows: TextIO) -> None:
     """One JSON object of a header and, under `samples`, of rows that may not fit in memory."""
     rows.seek(0)
     with path.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(header, indent=2).removesuffix("\n}"))
+        file.write(json_text(header).removesuffix("\n}"))
         file.write(',\n  "samples": [')
         shutil.copyfileobj(rows, file)
         file.write("\n  ]\n}\n")
