@@ -424,7 +424,8 @@ class VAEModule(LightningModule):
         prediction = self._predict({**encoded, "x": x})
         loss, terms = self._loss(prediction, posterior, target, geometry_weights)
         self.last_step = {f"{name}_loss": term.detach() for name, term in terms.items()}
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.global_step + 1) % every == 0:
             # at other steps Lightning would drop it, and it costs time
             figures = {"loss": loss.detach(), **self.last_step}
             self._log("train", figures, sync_dist=True, batch_size=len(batch.num_atoms))
