@@ -8,6 +8,7 @@ same command again to continue after an interruption, or with more seeds to exte
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -22,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from src.utils.processes import num_cpus
+from src.utils.strict_json import json_text
 
 ROOT = Path(__file__).resolve().parents[1]
 LISTS = ROOT / "scripts" / "ablations"
@@ -96,7 +98,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     ]
     Console(width=160).print(table(rows, f"{args.name}: {' '.join(shared)}"))
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+        args.json.write_text(json_text(rows, indent=1) + "\n")
     if args.picture:
         draw(rows, args.picture)
     return rows
@@ -132,7 +134,7 @@ def evaluate(run: Path, split: str, num_crystals: int) -> dict[str, Any]:
     """Metrics of the best checkpoint of a run on the first crystals of a split."""
     file = run / f"figures_{split}_{num_crystals}.json"
     if not file.is_file():
-        file.write_text(json.dumps(_evaluate(run, split, num_crystals), indent=1))
+        file.write_text(json_text(_evaluate(run, split, num_crystals), indent=1))
     return json.loads(file.read_text())
 
 
@@ -187,7 +189,8 @@ def table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     for name in dict.fromkeys(row["variant"] for row in rows):
         cells = []
         for key, form in COLUMNS.values():
-            values = [row[key] for row in rows if row["variant"] == name]
+            of_name = [row[key] for row in rows if row["variant"] == name]
+            values = [math.nan if value is None else value for value in of_name]
             spread = (max(values) - min(values)) / 2
             cells.append(form.format(statistics.mean(values)))
             if len(values) > 1 and key not in ("steps", "training_steps_s"):

@@ -5,7 +5,6 @@ machine slows all of them alike: the ratios are more reliable than the absolute 
 """
 
 import argparse
-import json
 import logging
 import platform
 import sys
@@ -43,7 +42,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
     rows = [asdict(row) for row in _run(args)]
     _print(rows)
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+        from src.utils.strict_json import json_text
+
+        args.json.write_text(json_text(rows, indent=1) + "\n")
     return rows
 
 

@@ -509,7 +509,7 @@ def main(argv: list[str] | None = None) -> int:
     outcomes = run(args.target, args.data_dir, args.num, args.seed)
     Console().print(summarize(outcomes))
     if args.json:
-        args.json.write_text(json.dumps(outcomes))
+        args.json.write_text(json.dumps(outcomes, allow_nan=False))
     return int(any(outcome.verdict in FAULTS for outcome in outcomes))
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import math
 import os
 import random
 import resource
@@ -22,6 +23,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from lightning import Callback
 
+from src import training
 from src.callbacks import NonFiniteError
 from src.commands.train import train
 from src.data.dataset import CrystalDataset
@@ -435,6 +437,20 @@ def test_a_run_that_diverges_stops_and_keeps_its_checkpoints(common, tmp_path):
         assert all(weight.isfinite().all() for weight in weights)
     assert last(tmp_path)["global_step"] in (5, 6)
     assert not (tmp_path / "summary.json").exists()
+
+
+def test_figures_that_are_not_finite_are_null_in_the_summary(common, tmp_path, monkeypatch):
+    evaluate = training.evaluate_reconstruction
+    lost = {"lengths_mae": math.inf, "rmse": math.nan, "volume_mape": -math.inf}
+    monkeypatch.setattr(
+        training, "evaluate_reconstruction", lambda *args, **how: {**evaluate(*args, **how), **lost}
+    )
+    summary = run_here(tmp_path, [*common, "trainer.max_epochs=1"])
+    assert summary["lengths_mae"] == math.inf
+    text = (tmp_path / "summary.json").read_text()
+    written = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert [written[name] for name in lost] == [None, None, None]
+    assert written["steps"] == STEPS
 
 
 # Runs beside runs

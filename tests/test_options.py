@@ -20,8 +20,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from lightning import Callback
-from src.search import SearchError, search
-from src.training import train
+
+from src.commands.search import SearchError, search
+from src.commands.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"

@@ -12,6 +12,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from src.callbacks.every_n_epochs import look_every_n_steps
 from src.utils.checkpoints import LAST
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class LastCheckpoint(Checkpoint):
             return  # in the middle of accumulating gradients, or the end of the epoch follows
         self._step = trainer.global_step
         # Processes ask each other where they wait for each other anyway.
-        asks = trainer.world_size == 1 or self._step % max(trainer.log_every_n_steps, 1) == 0  # type: ignore[attr-defined]
+        asks = trainer.world_size == 1 or self._step % look_every_n_steps(trainer) == 0
         told = asks and self._is_told(trainer)
         if told or self._is_due(trainer) or self._is_ending(trainer):
             # This step is logged only later. Until the next one begins, nothing else changes.

@@ -1,6 +1,5 @@
 """Splits of a data set to files of latents, for models that are built on them."""
 
-import json
 import logging
 import time
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from omegaconf import DictConfig
 from src.commands.trained_model import load_data, load_vae
 from src.utils.checksum import sha256_of
 from src.utils.output import new_folder
+from src.utils.strict_json import write_json
 from src.vae_module.datasets import encode_dataset
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def encode(cfg: DictConfig) -> dict[str, Any]:
                 stats |= latents.moments()
         sums = [sum(each[key] for each in stats["splits"].values()) for key in _COUNTS]
         stats["total"] = _cost("all", *sums)
-        (folder / "stats.json").write_text(json.dumps(stats, indent=2) + "\n")
+        write_json(folder / "stats.json", stats)
     if "train" not in datasets:
         log.warning("Without the split train there are no moments to normalise latents by")
     log.info("The latents are in %s", cfg.output)

@@ -1,9 +1,7 @@
 """The evaluation of a checkpoint, to files."""
 
 import dataclasses
-import json
 import logging
-import math
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -11,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import ase.io
-import numpy as np
 import torch
 from ase import Atoms
 from omegaconf import DictConfig
@@ -27,6 +24,7 @@ from src.report import write_report
 from src.utils.checksum import sha256_of
 from src.utils.geometry import transform
 from src.utils.output import new_folder
+from src.utils.strict_json import json_ready, write_json
 from src.vae_module.evaluation import Evaluation, evaluate_vae
 
 log = logging.getLogger(__name__)
@@ -78,7 +76,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             "seed": cfg.seed,
             "matcher": {"cdvae": asdict(CDVAE), "default": asdict(PYMATGEN), "limit": cfg.timeout},
         }
-        metrics = _json_ready({**evaluation.metrics, **source})
+        metrics = json_ready({**evaluation.metrics, **source})
         write_evaluation(dataclasses.replace(evaluation, metrics=metrics), folder)
         if (run_dir / "metrics.csv").is_file():
             shutil.copy(run_dir / "metrics.csv", folder / "training.csv")
@@ -91,8 +89,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
     """Write an evaluation's files, as `evaluate` lists them, to a folder that exists."""
-    metrics = json.dumps(_json_ready(evaluation.metrics), indent=2, allow_nan=False)
-    (folder / "metrics.json").write_text(metrics + "\n")
+    write_json(folder / "metrics.json", evaluation.metrics)
     evaluation.crystals.to_csv(folder / "per_crystal.csv", index=False, float_format="%.6g")
     (folder / "latents.safetensors").write_bytes(save({"pooled": evaluation.pooled}))
     for name in ("original", "reconstruction"):
@@ -116,17 +113,6 @@ def _to_atoms(crystals: CrystalBatch, ids: Iterable[str]) -> list[Atoms]:
         Atoms(numbers.numpy(), positions=x.numpy(), cell=cell.numpy(), pbc=True, info={"id": id_})
         for numbers, x, cell, id_ in parts
     ]
-
-
-def _json_ready(value: Any) -> Any:
-    """Plain Python types, with None for NaN and infinities, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _json_ready(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_json_ready(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def evaluation_table(metrics: dict[str, Any]) -> Table:

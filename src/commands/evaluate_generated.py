@@ -1,6 +1,5 @@
 """Files of generated crystals, evaluated beside files of real ones."""
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from src.metrics.generation.evaluate import CoverageCutoffs, Verdict, evaluate_g
 from src.metrics.matching import MatcherSettings
 from src.utils.formulas import reduced_formula
 from src.utils.output import new_folder
+from src.utils.strict_json import write_json
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def evaluate_files(cfg: DictConfig) -> dict[str, Any]:
             "test_reference": str(other),
             "scale_reference": str(cfg.scale_reference or other),
         }
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        write_json(folder / "metrics.json", metrics)
         rows = _rows(items, verdicts, reference)
         rows.to_csv(folder / "per_crystal.csv", index=False)
         pd.DataFrame(skipped, columns=["file", "reason"]).to_csv(

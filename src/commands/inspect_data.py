@@ -1,6 +1,5 @@
 """Inspect a data set before training: its contents, rejected crystals and duplicates."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -35,6 +34,7 @@ from src.inspection.inventory import (
 from src.inspection.page import SummaryTable, crystal_systems, summary_tables, write_inspection
 from src.metrics.matching import MatcherSettings
 from src.utils.output import new_folder
+from src.utils.strict_json import write_json
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def inspect_data(cfg: DictConfig) -> dict[str, Any]:
             },
         }
         summary["line"] = last_line(summary)
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        write_json(folder / "summary.json", summary)
         pairs.to_csv(folder / "duplicates.csv", index=False)
         rejected.to_csv(folder / "rejected.csv", index=False)
         write_inspection(folder / "index.html", summary, crystals, pairs, rejected)

@@ -31,6 +31,7 @@ from rich.table import Table
 
 from src.utils.errors import UserError
 from src.utils.output import new_file
+from src.utils.strict_json import write_json
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ def write_status(
         content["traceback"] = "".join(traceback.format_exception(error))
     folder.mkdir(parents=True, exist_ok=True)
     with new_file(folder / STATUS_FILE, overwrite=True) as path:
-        path.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(path, content)
 
 
 def swept(jobs: Sequence[Job]) -> list[str]:

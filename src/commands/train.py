@@ -25,13 +25,21 @@ from src.commands.trained_model import SPLITS_FILE, kept_splits
 from src.data import DataModule
 from src.metrics.matching import MatcherPool
 from src.metrics.reconstruction.evaluate import evaluate_reconstruction
-from src.utils.checkpoints import find_last, load_checkpoint, load_resumable
+from src.utils.checkpoints import (
+    CheckpointError,
+    check_weights,
+    find_last,
+    load_checkpoint,
+    load_resumable,
+)
 from src.utils.config import to_plain
 from src.utils.csv_logger import CSVLogger
+from src.utils.errors import UserError
 from src.utils.lock import lock_folder
 from src.utils.loggers import own_wandb_run
 from src.utils.memory import keep_freed_memory
 from src.utils.output import new_file
+from src.utils.strict_json import write_json
 from src.vae_module import VAEModule
 
 log = logging.getLogger(__name__)
@@ -65,7 +73,20 @@ def train(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> dict[str, Any]
         return _train(cfg, output_dir, callbacks)
 
 
+def _check(cfg: DictConfig) -> None:
+    """Find out now what would end the run only when it has been trained."""
+    if not 0 <= cfg.seed < 2**32:
+        raise UserError(f"seed is at least 0 and less than 2^32, not {cfg.seed}")
+    if cfg.eval.num_crystals is not None and cfg.eval.num_crystals < 1:
+        raise UserError(f"eval.num_crystals is at least 1 (null: all), not {cfg.eval.num_crystals}")
+    try:
+        MatcherPool(cfg.eval.num_workers, timeout=cfg.eval.timeout)  # which starts no process yet
+    except ValueError as error:
+        raise UserError(f"eval: {error}") from error
+
+
 def _train(cfg: DictConfig, output_dir: Path, callbacks: Sequence[Callback]) -> dict[str, Any]:
+    _check(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
     keep_freed_memory()
@@ -78,14 +99,16 @@ def _train(cfg: DictConfig, output_dir: Path, callbacks: Sequence[Callback]) -> 
     _keep_splits(datamodule, output_dir)
     vae: VAEModule = instantiate(cfg.vae_module)
     if cfg.ckpt_path:
-        vae.load_state_dict(load_checkpoint(cfg.ckpt_path)["state_dict"])
+        weights = load_checkpoint(cfg.ckpt_path)
+        check_weights(vae, weights, cfg.ckpt_path)
+        vae.load_state_dict(weights["state_dict"])
         log.info("Starting from the weights of %s", cfg.ckpt_path)
     if cfg.compile:
         vae.compile_networks()
     trainer: Trainer = instantiate(
         cfg.trainer, callbacks=[*_instantiate_all(cfg.callbacks), *callbacks], logger=_loggers(cfg)
     )
-    resume_from, first_step = _find_resume(cfg.resume_from, output_dir)
+    resume_from, first_step = _find_resume(cfg.resume_from, output_dir, vae)
     for logger in trainer.loggers:
         if isinstance(logger, CSVLogger):
             logger.continue_from(first_step)
@@ -110,9 +133,8 @@ def _train(cfg: DictConfig, output_dir: Path, callbacks: Sequence[Callback]) -> 
         return json.loads(summary_file.read_text())
     summary = summarize_run(trainer, vae, datamodule, time_s, cfg.eval)
     summary["seed"] = cfg.seed
-    plain = {k: None if v != v else v for k, v in summary.items()}  # JSON has no NaN
     with new_file(summary_file, overwrite=True) as path:
-        path.write_text(json.dumps(plain, indent=2) + "\n")
+        write_json(path, summary)
     for logger in trainer.loggers:
         logger.log_metrics(
             {f"summary/{k}": v for k, v in summary.items() if isinstance(v, (int, float))},
@@ -212,11 +234,16 @@ def _loggers(cfg: DictConfig) -> list[Logger] | bool:
     return _instantiate_all(cfg.get("logger")) or False
 
 
-def _find_resume(resume_from: str | None, output_dir: Path) -> tuple[str | None, int]:
+def _find_resume(
+    resume_from: str | None, output_dir: Path, vae: VAEModule
+) -> tuple[str | None, int]:
     """The checkpoint that `resume_from` means, a path or `last`, and its step.
 
     `last` is that of this run folder; where there is none the run starts anew, so that a job that
     is requeued can always be given it.
+
+    Raises:
+        CheckpointError: if it is of another model or optimizer than the run that is to go on.
     """
     if resume_from is None:
         return None, 0
@@ -231,6 +258,14 @@ def _find_resume(resume_from: str | None, output_dir: Path) -> tuple[str | None,
         )
         return None, 0
     path, checkpoint = found
+    check_weights(vae, checkpoint, path)
+    begun = (checkpoint.get("hyper_parameters") or {}).get("optimizer", vae.optimizer)
+    if begun.get("_target_") != vae.optimizer["_target_"]:
+        raise CheckpointError(
+            f"the run of {path} was begun with {begun.get('_target_')}, whose state is of no use "
+            f"to {vae.optimizer['_target_']}: continue it as it was, or begin a new run from its "
+            "weights with ckpt_path"
+        )
     log.info("Continuing from %s, after step %d", path, checkpoint["global_step"])
     return str(path), checkpoint["global_step"]
 

@@ -92,6 +92,18 @@ def build(
     return cls(*args, **arguments)
 
 
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The fields that two configs both have and that differ, by their dotted names."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in [name for name in one if name in other and one[name] != other[name]]:
+        if isinstance(one[name], Mapping) and isinstance(other[name], Mapping):
+            below = differences(one[name], other[name])
+            found.update({f"{name}.{key}": values for key, values in below.items()})
+        else:
+            found[name] = one[name], other[name]
+    return found
+
+
 def _is_plain(value: Any) -> bool:
     if isinstance(value, dict):
         return all(_is_plain(item) for item in value.values())

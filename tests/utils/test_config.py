@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from src.utils.config import build, describe, to_plain
+from src.utils.config import build, describe, differences, to_plain
 from src.vae_module.decoders.transformer import TransformerDecoder
 from src.vae_module.encoders.transformer import TransformerEncoder
 
@@ -139,3 +139,14 @@ def test_build_does_not_modify_the_config():
 def test_to_plain_resolves_interpolations_at_any_depth():
     inner = OmegaConf.create({"a": 2, "b": "${a}"})
     assert to_plain({"x": (inner, 1)}) == {"x": [{"a": 2, "b": 2}, 1]}
+
+
+def test_differences_of_configs_are_those_of_fields_that_both_have():
+    one = {"encoder": {"width": 1, "depth": 2, "only": 3}, "lr": 0.1, "part": {"a": 1}, "same": 1}
+    other = {"encoder": {"width": 1, "depth": 4}, "lr": 0.2, "part": None, "same": 1, "new": 2}
+    assert differences(one, other) == {
+        "encoder.depth": (2, 4),
+        "lr": (0.1, 0.2),
+        "part": ({"a": 1}, None),
+    }
+    assert differences(one, one) == {}
