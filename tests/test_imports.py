@@ -125,15 +125,15 @@ def test_a_former_name_is_the_same_module(former):
 
 
 def test_names_of_former_modules_that_are_packages_now():
-    from src.commands.trained_model import load_data, load_vae, run_folder
-    from src.metrics.generation.evaluate import coverage, evaluate_generated
-    from src.metrics.reconstruction.errors import ReconstructionErrors
+    from src.commands import load_data, load_vae, run_folder
+    from src.metrics.generation import coverage, evaluate_generated
+    from src.metrics.reconstruction import ReconstructionErrors
 
     for found in (load_data, load_vae, run_folder, coverage, evaluate_generated):
         assert callable(found)
     assert ReconstructionErrors.__name__ == "ReconstructionErrors"
     with pytest.raises(ImportError, match="no_such_name"):
-        from src.commands.trained_model import no_such_name  # noqa: F401
+        from src.commands import no_such_name  # noqa: F401
 
 
 @pytest.mark.parametrize(

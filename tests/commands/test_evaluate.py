@@ -22,6 +22,7 @@ from pymatgen.core import Lattice, Structure
 from rich.console import Console
 from safetensors.torch import load_file
 
+from src.commands import evaluate as module
 from src.commands.evaluate import (
     Evaluation,
     evaluate,
@@ -29,11 +30,10 @@ from src.commands.evaluate import (
     evaluation_table,
     write_evaluation,
 )
-from src.commands.trained_model import evaluate as module
 from src.data import CrystalBatch, DataError, DataModule
 from src.data.dataset import CrystalDataset
 from src.metrics.matching import MatcherPool, PairResult
-from src.metrics.reconstruction.errors import tables
+from src.metrics.reconstruction import tables
 from src.metrics.reconstruction.invariance import TRANSFORMATIONS
 from src.nn.transformer import segment_mean
 from src.utils.checkpoints import CheckpointError, save_checkpoint

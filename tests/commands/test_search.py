@@ -20,9 +20,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 from pymatgen.core import Lattice, Structure
 
+from src.commands import search as module
 from src.commands.search import SearchError, direction_of, parse_space, search
 from src.commands.sweep import read_jobs
-from src.commands.trained_model import search as module
 from src.data.schema import CrystalBatch
 from src.metrics.reconstruction.errors import ReconstructionErrors
 from src.utils.errors import UserError

@@ -406,7 +406,7 @@ def _nearest(
 
 def _load_fingerprints() -> ModuleType:
     try:
-        from src.metrics.generation.evaluate import fingerprints
+        from src.metrics.generation import fingerprints
     except ImportError as error:
         raise ImportError(
             "matminer is needed for fingerprints: run pip install -e '.[generation]' in the "

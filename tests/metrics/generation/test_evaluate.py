@@ -9,6 +9,7 @@ from scipy.spatial.distance import cdist
 
 pytest.importorskip("matminer")
 
+from src.metrics.generation import evaluate as generation
 from src.metrics.generation.evaluate import (
     CoverageCutoffs,
     amd_distances,
@@ -17,7 +18,6 @@ from src.metrics.generation.evaluate import (
     first_matches,
     wasserstein_distances,
 )
-from src.metrics.generation.evaluate import evaluate as generation
 from src.metrics.generation.fingerprints import Fingerprint, compute_fingerprints, fingerprint
 from src.metrics.matching import CDVAE, PYMATGEN, MatcherPool
 

@@ -7,7 +7,7 @@ from pymatgen.core import Composition, Lattice, Structure
 
 from src.data.cif import read_cif
 from src.data.structures import to_structure
-from src.metrics.generation.evaluate import validity
+from src.metrics.generation import validity
 from src.metrics.generation.validity import invalid_reason, is_valid_composition, is_valid_structure
 
 
