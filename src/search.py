@@ -8,6 +8,7 @@ import gc
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,8 +25,10 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from optuna_integration import PyTorchLightningPruningCallback
+from sqlalchemy.pool import NullPool
 
 from src.sweep import report_sweep, write_status
 from src.training import train
@@ -127,7 +130,7 @@ def _open_study(cfg: DictConfig) -> optuna.Study:
     settings = cfg.hparams_search
     pruner = instantiate(settings.pruner) or optuna.pruners.NopPruner()
     study = optuna.create_study(
-        storage=settings.storage,
+        storage=_storage(settings.storage),
         study_name=settings.study_name,
         direction=settings.direction,
         pruner=pruner,
@@ -152,6 +155,18 @@ def _open_study(cfg: DictConfig) -> optuna.Study:
         log.warning("Trial %d was interrupted", trial.number)
         study.tell(trial.number, state=TrialState.FAIL)
     return study
+
+
+def _storage(url: str | None) -> RDBStorage | str | None:
+    """What Optuna takes as the storage of a study.
+
+    For an SQLite file, SQLAlchemy pools connections and Optuna never closes the pool. Without a
+    pool each connection is closed after use, so the study that `search` returns holds no file
+    open. A database in memory needs the pool: it lives as long as its connection.
+    """
+    if url and re.match("sqlite:///(?!.*memory).", url):
+        return RDBStorage(url, engine_kwargs={"poolclass": NullPool})
+    return url
 
 
 def _flatten(value: Any, name: str = "") -> dict[str, Any]:
