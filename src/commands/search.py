@@ -8,6 +8,7 @@ import gc
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,8 +35,10 @@ try:
         IntDistribution,
     )
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+    from optuna.storages import RDBStorage
     from optuna.trial import TrialState
     from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.pool import NullPool
 except ModuleNotFoundError as error:
     raise UserError(
         f"a search needs {error.name}, which comes with an extra: pip install -e '.[sweeps]'"
@@ -214,7 +217,7 @@ def _open_study(cfg: DictConfig) -> optuna.Study:
     pruner = instantiate(settings.pruner) or optuna.pruners.NopPruner()
     try:
         study = optuna.create_study(
-            storage=settings.storage,
+            storage=_storage(settings.storage),
             study_name=settings.study_name,
             direction=settings.direction,
             pruner=pruner,
@@ -247,6 +250,18 @@ def _open_study(cfg: DictConfig) -> optuna.Study:
         log.warning("Trial %d was interrupted", trial.number)
         study.tell(trial.number, state=TrialState.FAIL)
     return study
+
+
+def _storage(url: str | None) -> RDBStorage | str | None:
+    """What Optuna takes as the storage of a study.
+
+    For an SQLite file, SQLAlchemy pools connections and Optuna never closes the pool. Without a
+    pool each connection is closed after use, so the study that `search` returns holds no file
+    open. A database in memory needs the pool: it lives as long as its connection.
+    """
+    if url and re.match("sqlite:///(?!.*memory).", url):
+        return RDBStorage(url, engine_kwargs={"poolclass": NullPool})
+    return url
 
 
 def _flatten(value: Any, name: str = "") -> dict[str, Any]:

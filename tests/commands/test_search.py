@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -179,6 +180,27 @@ def test_an_interrupted_trial_is_failed_and_not_counted(
     states = [trial.state for trial in study.trials]
     assert states == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
     assert [job.status for job in read_jobs(folder)] == ["missing", "done", "done"]
+
+
+def test_no_connection_to_the_study_stays_open(make_config, fake_train, monkeypatch, folder):
+    connect, opened = sqlite3.dbapi2.connect, []
+
+    def record(*args, **kwargs):
+        opened.append(connect(*args, **kwargs))
+        return opened[-1]
+
+    monkeypatch.setattr("sqlite3.dbapi2.connect", record)
+    study = search(make_config("hparams_search.n_trials=1"))
+    assert len(study.trials) == 1
+    assert opened
+    for connection in opened:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            connection.execute("SELECT 1")
+
+
+@pytest.mark.parametrize("url", [None, "sqlite://", "sqlite:///", "sqlite:///:memory:"])
+def test_a_study_in_memory_keeps_its_connection(url):
+    assert module._storage(url) == url
 
 
 def test_a_trial_that_fails_is_counted_and_says_why(make_config, monkeypatch, folder):
@@ -432,7 +454,8 @@ def test_a_search_that_is_killed_goes_on(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     assert "2 trials are missing" in done.stdout
-    study = optuna.load_study(study_name="default", storage=f"sqlite:///{folder}/study.db")
+    storage = module._storage(f"sqlite:///{folder}/study.db")
+    study = optuna.load_study(study_name="default", storage=storage)
     states = [trial.state for trial in study.trials]
     assert states.pop(1) == TrialState.FAIL
     assert states == [TrialState.COMPLETE] * 3

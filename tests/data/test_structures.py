@@ -384,6 +384,22 @@ def test_a_database_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
     assert [r.where for r in found][:2] == ["a.db, frame 0", "a.db, frame 1"]
 
 
+def test_a_database_is_closed_after_it_is_read(tmp_path, monkeypatch):
+    write_db(tmp_path / "a.db", FRAMES, gap=range(3))
+    connect, opened = sqlite3.connect, []
+
+    def record(*args, **kwargs):
+        opened.append(connect(*args, **kwargs))
+        return opened[-1]
+
+    monkeypatch.setattr("src.data.structures.sqlite3.connect", record)
+    assert len(records(tmp_path)) == 3
+    assert opened
+    for connection in opened:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            connection.execute("SELECT 1")
+
+
 def test_a_database_of_something_else_is_left_as_it_is(tmp_path):
     with sqlite3.connect(tmp_path / "a.db") as connection:
         connection.execute("create table notes (text)")

@@ -174,13 +174,15 @@ class _ReadOnlyDatabase(SQLite3Database):
 
 
 def _of_database(file: Path) -> Iterator[_Frame]:
-    database, last = _ReadOnlyDatabase(str(file), use_lock_file=False), 0
-    while rows := list(database.select(f"id>{last}", limit=_ROWS, include_data=False)):
-        for row in rows:
-            energies = {name: row.get(name) for name in _ENERGIES if name in row}
-            values = {**_scalars(energies), **_scalars(row.key_value_pairs)}
-            yield _Frame(read=partial(_read_row, row), id=_own_id(values), values=values)
-        last = rows[-1].id
+    # without `with`, ASE opens a connection per query and leaves it open
+    with _ReadOnlyDatabase(str(file), use_lock_file=False) as database:
+        last = 0
+        while rows := list(database.select(f"id>{last}", limit=_ROWS, include_data=False)):
+            for row in rows:
+                energies = {name: row.get(name) for name in _ENERGIES if name in row}
+                values = {**_scalars(energies), **_scalars(row.key_value_pairs)}
+                yield _Frame(read=partial(_read_row, row), id=_own_id(values), values=values)
+            last = rows[-1].id
 
 
 def _read_row(row: AtomsRow) -> Crystal:
