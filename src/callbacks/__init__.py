@@ -1,6 +1,6 @@
 """What Lightning calls during a run."""
 
-from src.callbacks.last_checkpoint import LastCheckpoint
+from src.callbacks.last_checkpoint import LastCheckpoint, StopWhenTold
 from src.callbacks.learning_rate import LearningRate
 from src.callbacks.match_rate import MatchRate
 from src.callbacks.pictures import ReconstructionPictures
@@ -15,6 +15,7 @@ __all__ = [
     "NonFiniteError",
     "ReconstructionPictures",
     "StopAtNaN",
+    "StopWhenTold",
     "Throughput",
     "ValidationBudget",
 ]

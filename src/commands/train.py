@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from src.callbacks import LastCheckpoint, StopWhenTold
 from src.callbacks.throughput import Throughput
 from src.commands.trained_model import SPLITS_FILE, kept_splits
 from src.data import DataModule
@@ -64,13 +65,15 @@ def train(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> dict[str, Any]
         FileNotFoundError: for a checkpoint that is not there.
     """
     output_dir = Path(cfg.paths.output_dir)
-    if not _is_first_process():  # the first speaks and writes for all
-        logging.getLogger().setLevel(logging.ERROR)
-        return _train(cfg, output_dir, callbacks)
-    with lock_folder(output_dir), own_wandb_run():
-        with new_file(output_dir / "config.yaml", overwrite=True) as path:
-            OmegaConf.save(_with_absolute_paths(cfg), path, resolve=True)
-        return _train(cfg, output_dir, callbacks)
+    callbacks = [*_instantiate_all(cfg.callbacks), *callbacks]
+    with StopWhenTold(any(isinstance(c, LastCheckpoint) for c in callbacks)) as signals:
+        if not _is_first_process():  # the first speaks and writes for all
+            logging.getLogger().setLevel(logging.ERROR)
+            return _train(cfg, output_dir, callbacks, signals)
+        with lock_folder(output_dir), own_wandb_run():
+            with new_file(output_dir / "config.yaml", overwrite=True) as path:
+                OmegaConf.save(_with_absolute_paths(cfg), path, resolve=True)
+            return _train(cfg, output_dir, callbacks, signals)
 
 
 def _check(cfg: DictConfig) -> None:
@@ -85,7 +88,9 @@ def _check(cfg: DictConfig) -> None:
         raise UserError(f"eval: {error}") from error
 
 
-def _train(cfg: DictConfig, output_dir: Path, callbacks: Sequence[Callback]) -> dict[str, Any]:
+def _train(
+    cfg: DictConfig, output_dir: Path, callbacks: Sequence[Callback], signals: StopWhenTold
+) -> dict[str, Any]:
     _check(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
@@ -105,9 +110,7 @@ def _train(cfg: DictConfig, output_dir: Path, callbacks: Sequence[Callback]) -> 
         log.info("Starting from the weights of %s", cfg.ckpt_path)
     if cfg.compile:
         vae.compile_networks()
-    trainer: Trainer = instantiate(
-        cfg.trainer, callbacks=[*_instantiate_all(cfg.callbacks), *callbacks], logger=_loggers(cfg)
-    )
+    trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=_loggers(cfg))
     resume_from, first_step = _find_resume(cfg.resume_from, output_dir, vae)
     for logger in trainer.loggers:
         if isinstance(logger, CSVLogger):
@@ -120,6 +123,9 @@ def _train(cfg: DictConfig, output_dir: Path, callbacks: Sequence[Callback]) -> 
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
         trainer.fit(vae, datamodule, ckpt_path=resume_from, weights_only=True)
     time_s = time.monotonic() - start
+    for callback in callbacks:
+        if isinstance(callback, LastCheckpoint):
+            callback.heed_late_signal()
 
     if not trainer.is_global_zero:
         return {"crmse": math.nan}
@@ -135,6 +141,7 @@ def _train(cfg: DictConfig, output_dir: Path, callbacks: Sequence[Callback]) -> 
     summary["seed"] = cfg.seed
     with new_file(summary_file, overwrite=True) as path:
         write_json(path, summary)
+    signals.is_done()
     for logger in trainer.loggers:
         logger.log_metrics(
             {f"summary/{k}": v for k, v in summary.items() if isinstance(v, (int, float))},
@@ -187,7 +194,8 @@ def summarize_run(
         "crystals_per_second": throughput.crystals_per_second * trainer.world_size,
         "time_s": throughput.total_seconds or time_s,
         "training_steps_s": throughput.seconds,  # the rest: start, validation, checkpoints
-        "epochs": trainer.current_epoch,
+        # begun; of a run that is continued at its end, the last one is not counted as completed
+        "epochs": trainer.fit_loop.epoch_progress.current.ready,
         "steps": trainer.global_step,
         "best_val_loss": math.nan if best_score is None else float(best_score),
         "num_parameters": sum(p.numel() for p in vae.parameters()),

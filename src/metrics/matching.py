@@ -439,6 +439,8 @@ def _start_worker(matcher: bytes) -> None:
     # pebble asks a worker to end by SIGTERM and waits three seconds for Python to react, which it
     # cannot do inside compiled code. There is nothing to tidy up: end at once.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # SLURM may send it to all processes of a job; what follows from it is for the parent to say.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # Read when numpy is loaded, so before pymatgen and the matcher's module are.
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
     import pymatgen.analysis.structure_matcher  # noqa: F401

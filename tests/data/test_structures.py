@@ -392,7 +392,7 @@ def test_a_database_is_closed_after_it_is_read(tmp_path, monkeypatch):
         opened.append(connect(*args, **kwargs))
         return opened[-1]
 
-    monkeypatch.setattr("src.data.structures.sqlite3.connect", record)
+    monkeypatch.setattr("src.data.structures.formats.sqlite3.connect", record)
     assert len(records(tmp_path)) == 3
     assert opened
     for connection in opened:
