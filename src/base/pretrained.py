@@ -6,6 +6,7 @@ make code run that is not ours, since a config may name only our classes and tor
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self, TypeVar
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from src.base.hub import LIBRARY, download_file, upload_folder, version
+from src.data.parsing import ReadOptions
 from src.utils.checkpoints import CheckpointError, load_checkpoint
 from src.utils.config import build, describe
 from src.utils.output import new_folder
@@ -48,6 +50,10 @@ class PretrainedModule(LightningModule):
 
     # what it was trained on, as `CrystalDataset.census` counts it; kept in checkpoints
     training_set: dict[str, Any] | None = None
+
+    # how the crystals of training were read, the fields of `ReadOptions`; kept in checkpoints, of
+    # which old ones have none
+    read_options: dict[str, Any] | None = None
 
     def save_config(self) -> None:
         """Keep the constructor's arguments, as plain types, for the files."""
@@ -90,8 +96,8 @@ class PretrainedModule(LightningModule):
     def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write a folder to pass on, whole or not at all.
 
-        It holds `model.safetensors`, `config.json` (all that rebuilds the module, and
-        `training_set`) and a model card, `README.md`.
+        It holds `model.safetensors`, `config.json` (all that rebuilds the module,
+        `training_set` and `read_options`) and a model card, `README.md`.
 
         Args:
             folder: a new one.
@@ -112,6 +118,7 @@ class PretrainedModule(LightningModule):
             "version": version(),
             "hyper_parameters": dict(self.hparams),
             "training_set": self.training_set,
+            "read_options": self.read_options,
         }
         with new_folder(folder, CONFIG, overwrite) as new:
             (new / WEIGHTS).write_bytes(save(weights, metadata={"format": "pt"}))
@@ -182,9 +189,11 @@ class PretrainedModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["training_set"] = self.training_set
+        checkpoint["read_options"] = self.read_options
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.training_set = checkpoint.get("training_set")
+        self.read_options = checked_options(checkpoint.get("read_options"))
 
 
 def restore(
@@ -198,7 +207,8 @@ def restore(
 
     Args:
         cls: its class.
-        content: `state_dict`, `hyper_parameters` and, if it was trained, `training_set`.
+        content: `state_dict`, `hyper_parameters` and, if it was trained, `training_set` and
+            `read_options`.
         source: where the content is from, for messages.
         strict: whether the weights must fit exactly.
         overrides: constructor arguments that replace those in `hyper_parameters`.
@@ -269,6 +279,21 @@ def read_pretrained(source: str | Path, **download: Any) -> dict[str, Any]:
         raise CheckpointError(f"{source} is damaged or holds no model: {error}") from error
 
 
+def checked_options(given: Any) -> dict[str, Any] | None:
+    """`read_options` of a file, which may hold anything.
+
+    Raises:
+        DataError, TypeError, ValueError: if these make no `ReadOptions`.
+    """
+    if given is None:
+        return None
+    options = asdict(ReadOptions(**given))
+    for name, value in options.items():
+        if name != "cell" and value is not None and type(value) not in (int, float):
+            raise ValueError(f"read_options: {name} is {value!r}, which is no number")
+    return options
+
+
 def _card(module: PretrainedModule) -> str:
     """The model card, in the form that the hub reads."""
     trained = "not recorded"
@@ -280,6 +305,8 @@ def _card(module: PretrainedModule) -> str:
         )
     size = sum(parameter.numel() for parameter in module.parameters())
     rows = [*module.card_rows(), ("parameters", f"{size:,}"), ("trained on", trained)]
+    if module.read_options:
+        rows.append(("cells", module.read_options["cell"]))
     tags = "\n".join(f"- {tag}" for tag in ("crystals", "materials-science", *module.tags))
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     name, package = type(module).__name__, type(module).__module__.rpartition(".")[0]

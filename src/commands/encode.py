@@ -38,7 +38,8 @@ def encode(cfg: DictConfig) -> dict[str, Any]:
     if not splits:
         raise ValueError("splits is empty: name one at least of train, val, test")
     with new_folder(cfg.output, "stats.json", cfg.overwrite) as folder:
-        vae, data = load_vae(cfg), load_data(cfg)
+        vae = load_vae(cfg)
+        data = load_data(cfg, vae)
         datasets = {split: data.dataset(split) for split in splits}  # fails before the work
         stats: dict[str, Any] = {
             "checkpoint": str(cfg.ckpt_path),

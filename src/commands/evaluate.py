@@ -55,7 +55,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     run_dir = run_folder(checkpoint)
     output_dir = Path(cfg.output_dir or run_dir / f"eval_{cfg.split}")
     with new_folder(output_dir, marker="metrics.json", overwrite=cfg.overwrite) as folder:
-        datamodule = load_data(cfg)
+        datamodule = load_data(cfg, vae)
         dataset = datamodule.dataset(cfg.split)
         if cfg.num_crystals is not None:
             dataset = dataset.subset(torch.arange(min(cfg.num_crystals, len(dataset))))

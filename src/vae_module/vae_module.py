@@ -18,6 +18,7 @@ from src.utils.precision import full_precision
 from src.vae_module.decoders.transformer import Prediction
 from src.vae_module.distribution import DiagonalGaussianDistribution
 from src.vae_module.features import Features, featurize
+from src.vae_module.input import to_batch
 from src.vae_module.latent_noise import channel_spread, draw_noise_levels
 from src.vae_module.losses import COORDS_DELTA, LENGTHS_DELTA, PER_CRYSTAL, vae_loss
 
@@ -137,6 +138,10 @@ class VAEModule(CrystalModule):
     def encode(self, batch: CrystalBatch) -> dict[str, Any]:
         """Crystals to latents.
 
+        Args:
+            batch: its cells are taken as they are. `to_batch` and the `DataModule` of the training
+                run give the cells that the model was trained on.
+
         Returns:
             A dict.
 
@@ -211,29 +216,49 @@ class VAEModule(CrystalModule):
             return crystals.to_structure()
         return crystals.to_atoms() if return_atoms else crystals
 
+    def to_batch(
+        self, structures: Sequence[Structure] | Sequence[Atoms], cell: str | None = None
+    ) -> CrystalBatch:
+        """Crystals as the model was trained to see them, on its device.
+
+        The same crystal has other latents in another cell. Training puts crystals into cells of
+        one kind (`data.cell`); so does this, and logs how many it changed. The atoms of a
+        `primitive` or `conventional` cell are not one to one those that were given.
+
+        Args:
+            structures: pymatgen `Structure`s or ASE `Atoms`; they stay as they are.
+            cell: None: as in training (`niggli` for old checkpoints that do not record it); or
+                `niggli`, `primitive`, `conventional` or `as_given`: see
+                `src.data.cells.choose_cell`.
+
+        Raises:
+            ValueError: if there are no structures, for one that is no crystal or has an element
+                that the model does not know, named by its index, or for another `cell`.
+        """
+        return to_batch(self, structures, cell)
+
     def featurize(
-        self, structures: Sequence[Structure] | Sequence[Atoms], batch_size: int = 256
+        self,
+        structures: Sequence[Structure] | Sequence[Atoms],
+        batch_size: int = 256,
+        cell: str | None = None,
     ) -> Features:
         """Latents of crystals as features: of each atom, and pooled for each crystal.
-
-        Cells are taken as they stand, and another cell of the same crystal has other latents.
-        Training reduces cells to their Niggli form (unless `data.cell` is another), so that form
-        is the one to give: `structure.get_reduced_structure("niggli")` of pymatgen, or
-        `src.data.cif.niggli_reduce`.
 
         Args:
             structures: pymatgen `Structure`s or ASE `Atoms`.
             batch_size: how many to encode at a time.
+            cell: as for `to_batch`; by default the cells are those of training.
 
         Returns:
-            `Features` with `per_atom`, a list of (n, latent_dim), and `pooled`, (B, latent_dim),
-            both on the CPU and in the order of `structures`.
+            `Features` with `per_atom`, a list of (n, latent_dim) in the order of the atoms that
+            were given, and `pooled`, (B, latent_dim), both on the CPU and in the order of
+            `structures`.
 
         Raises:
-            ValueError: if there are none, or for one that is no crystal or has an element that the
-                model does not know, named by its index.
+            ValueError: as `to_batch`.
         """
-        return featurize(self, structures, batch_size)
+        return featurize(self, structures, batch_size, cell)
 
     def compile_networks(self) -> None:
         """Compile the Transformers in place, once for all shapes of batches.
