@@ -21,8 +21,8 @@ def choose_cell(crystal: Crystal, cell: str, symprec: float = SYMPREC) -> Crysta
 
     No choice but `as_given` depends on the cell that was given, but for two things: where lengths
     or angles tie there are several such cells with the same parameters, and a Niggli cell of
-    what is not primitive stays that of the larger lattice. The origin is as given but in
-    conventional cells, where it is one of those that the International Tables allow.
+    what is not primitive stays that of the larger lattice. The origin is as given, also in
+    conventional cells.
 
     Args:
         crystal: any cell.

@@ -25,7 +25,7 @@ TRICLINIC = Structure(
 
 
 def rewrite(crystal: Crystal, rng: np.random.Generator, times: int = 1) -> Crystal:
-    """The same crystal in another basis, orientation and order of atoms, of so many cells."""
+    """The same crystal with another basis, origin, orientation and order, of so many cells."""
     basis = np.eye(3)
     for _ in range(4):
         shear = np.eye(3)
@@ -35,7 +35,8 @@ def rewrite(crystal: Crystal, rng: np.random.Generator, times: int = 1) -> Cryst
         basis = basis[[1, 0, 2]]  # left-handed
     axis = np.eye(3)[rng.integers(3)]
     supercell = (1 + (times - 1) * axis)[:, None] * basis
-    copies = [crystal.frac_coords @ np.linalg.inv(basis) + axis * i for i in range(times)]
+    frac_coords = (crystal.frac_coords + rng.random(3)) @ np.linalg.inv(basis)
+    copies = [frac_coords + axis * i for i in range(times)]
     frac_coords = np.concatenate(copies) / (1 + (times - 1) * axis)
     order = rng.permutation(len(frac_coords))
     rotation = np.linalg.qr(rng.normal(size=(3, 3)))[0]
@@ -66,6 +67,7 @@ def test_there_and_back(structure, cell):
             assert distance(change.chosen, expected) < 1e-9
             assert change.chosen.num_atoms == expected.num_atoms
             assert distance(change.undo(change.chosen), given) < 1e-5
+            # with the origin as given
             positions = change.chosen.frac_coords[change.atoms] + change.translations
             np.testing.assert_allclose(given.frac_coords @ change.basis, positions, atol=1e-6)
 
