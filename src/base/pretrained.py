@@ -22,6 +22,7 @@ from src.data.parsing import ReadOptions
 from src.utils.checkpoints import CheckpointError, load_checkpoint
 from src.utils.config import build, describe
 from src.utils.output import new_folder
+from src.utils.user_error import UserError
 
 M = TypeVar("M", bound="PretrainedModule")
 
@@ -78,7 +79,8 @@ class PretrainedModule(LightningModule):
 
         Args:
             checkpoint_path: a `.ckpt` that this class wrote.
-            map_location: as for `torch.load`; the module is on that device. The CPU by default.
+            map_location: as for `torch.load`; None: the CPU. The module is on that device (of a
+                dict or callable that names several, on the one of the first weight).
             strict: whether the weights must fit exactly.
             weights_only: accepted and ignored: code from the file is never run.
             overrides: constructor arguments that replace those in the checkpoint.
@@ -86,12 +88,11 @@ class PretrainedModule(LightningModule):
         Raises:
             FileNotFoundError: if there is no such file.
             CheckpointError: if it is not a checkpoint of this class; it says why.
+            UserError: if there is no such device.
         """
+        _check_device(map_location)
         content = load_checkpoint(checkpoint_path, map_location or "cpu")
-        module = restore(cls, content, checkpoint_path, strict, overrides)
-        # a callable or dict may send each weight to a device of its own; a module has one
-        device = next((weight.device for weight in content["state_dict"].values()), "cpu")
-        return module.to(device)
+        return restore(cls, content, checkpoint_path, strict, overrides)
 
     def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write a folder to pass on, whole or not at all.
@@ -134,8 +135,9 @@ class PretrainedModule(LightningModule):
         token: str | bool | None = None,
         endpoint: str | None = None,
         local_files_only: bool = False,
+        map_location: str | torch.device | None = None,
     ) -> Self:
-        """The module that `save_pretrained` or `push_to_hub` wrote, on the CPU, for evaluation.
+        """The module that `save_pretrained` or `push_to_hub` wrote, in evaluation mode.
 
         No code is ever run from the files.
 
@@ -146,10 +148,13 @@ class PretrainedModule(LightningModule):
             token: for a private repository; by default that of `hf auth login`.
             endpoint: address of the hub; by default HF_ENDPOINT, or the public one.
             local_files_only: use what was downloaded before, without a connection.
+            map_location: the device of the module; None: the CPU.
 
         Raises:
             CheckpointError: if it cannot be loaded, or is no such module; it says why.
+            UserError: if there is no such device.
         """
+        _check_device(map_location)
         content = read_pretrained(
             source,
             revision=revision,
@@ -158,7 +163,7 @@ class PretrainedModule(LightningModule):
             endpoint=endpoint,
             local_files_only=local_files_only,
         )
-        return restore(cls, content, source)
+        return restore(cls, content, source).to(map_location or "cpu")
 
     def push_to_hub(
         self,
@@ -205,6 +210,8 @@ def restore(
 ) -> M:
     """The module that a checkpoint's content describes, in evaluation mode.
 
+    It is on the device of the (first of the) weights.
+
     Args:
         cls: its class.
         content: `state_dict`, `hyper_parameters` and, if it was trained, `training_set` and
@@ -236,17 +243,29 @@ def restore(
             if isinstance(config, Mapping) and config.get("num_layers", 0) > len(weights):
                 raise ValueError(f"{part}.num_layers={config['num_layers']} but fewer weights")
         with torch.device("meta"):
+            module = make()
             # a copy, since torch notes in the metadata of `weights` that they are to be assigned
-            make().load_state_dict(dict(weights), strict=strict, assign=True)
-        module = make()
-        module.load_state_dict(weights, strict=strict)
+            module.load_state_dict(dict(weights), strict=strict, assign=True)
+        device = next((weight.device for weight in weights.values()), torch.device("cpu"))
+        if device.type != "meta":
+            module = make()
+            module.load_state_dict(weights, strict=strict)
         module.on_load_checkpoint(dict(content))
     except Exception as error:  # wrong arguments fail in any way that there is
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise CheckpointError(
             f"{source} is not a checkpoint of {cls.__name__}: {reason}"
         ) from error
-    return module.eval()
+    return module.eval() if device == module.device else module.eval().to(device)
+
+
+def _check_device(device: Any) -> None:
+    """Refuse a device that is not there, where one is named."""
+    if isinstance(device, (str, torch.device)):
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # the latter in a torch without CUDA
+            raise UserError(f"map_location={str(device)!r} cannot be used: {error}") from error
 
 
 def read_pretrained(source: str | Path, **download: Any) -> dict[str, Any]:

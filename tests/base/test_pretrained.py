@@ -28,6 +28,7 @@ from src.data import CrystalBatch
 from src.utils.checkpoints import CheckpointError, save_checkpoint
 from src.utils.output import OutputError
 from src.utils.trainer import build_trainer
+from src.utils.user_error import UserError
 from src.vae_module import VAEModule
 from src.vae_module.decoders.transformer import TransformerDecoder
 from src.vae_module.encoders.transformer import TransformerEncoder
@@ -461,6 +462,58 @@ def test_checkpoints_of_lightning_need_nothing_but_themselves(tmp_path):
         assert_same(VAEModule.load_from_checkpoint(path, weights_only=False), module)
         module.save_pretrained(tmp_path / name)
         assert_same(VAEModule.from_pretrained(tmp_path / name), module)
+
+
+def to_meta(storage, location):
+    return torch.serialization.default_restore_location(storage, "meta")
+
+
+def keep(storage, location):
+    return storage
+
+
+# a device that is there without a GPU, and that is not the one by default
+@pytest.mark.parametrize(
+    ("map_location", "device"),
+    [
+        ("meta", "meta"), (torch.device("meta"), "meta"), ({"cpu": "meta"}, "meta"),
+        (to_meta, "meta"), ("cpu", "cpu"), (torch.device("cpu"), "cpu"), ({"cpu": "cpu"}, "cpu"),
+        ({"cuda:0": "meta"}, "cpu"), (keep, "cpu"), (None, "cpu"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_module_is_on_the_device_that_one_says(tmp_path, map_location, device):
+    vae = make_vae()
+    save_checkpoint(vae, tmp_path / "vae.ckpt")
+    found = VAEModule.load_from_checkpoint(tmp_path / "vae.ckpt", map_location=map_location)
+    assert found.device.type == device
+    tensors = [*found.parameters(), *found.buffers()]
+    assert {tensor.device.type for tensor in tensors} == {device}
+    assert not found.training
+    assert found.read_options == READ_OPTIONS
+    if device == "cpu":
+        assert_same(found, vae)
+        assert {parameter.requires_grad for parameter in found.parameters()} == {True}
+
+
+@pytest.mark.parametrize("device", ["meta", torch.device("meta"), "cpu", None], ids=str)
+def test_a_folder_is_read_to_the_device_that_one_says(folder, device):
+    found = VAEModule.from_pretrained(folder, map_location=device)
+    expected = torch.device(device or "cpu")
+    assert found.device == expected
+    assert {parameter.device for parameter in found.parameters()} == {expected}
+    assert not found.training
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "tpu", torch.device("cuda:99")], ids=str)
+def test_a_device_that_is_not_there_is_named(folder, tmp_path, device):
+    save_checkpoint(make_vae(), tmp_path / "vae.ckpt")
+    for load, path in (
+        (VAEModule.load_from_checkpoint, tmp_path / "vae.ckpt"),
+        (VAEModule.from_pretrained, folder),
+    ):
+        with pytest.raises(UserError, match=f"map_location='{device}' cannot be used"):
+            load(path, map_location=device)
 
 
 def test_weights_in_half_precision_make_a_module_in_full(tmp_path):
