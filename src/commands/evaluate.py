@@ -27,6 +27,7 @@ from src.report import write_report
 from src.utils.checksum import sha256_of
 from src.utils.geometry import transform
 from src.utils.output import new_folder
+from src.vae_module.elements import check_dataset, readers
 from src.vae_module.evaluation import Evaluation, evaluate_vae
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     with new_folder(output_dir, marker="metrics.json", overwrite=cfg.overwrite) as folder:
         datamodule = load_data(cfg, vae)
         dataset = datamodule.dataset(cfg.split)
+        check_dataset(dataset, f"split {cfg.split} of {datamodule.data_dir}", *readers(vae))
         if cfg.num_crystals is not None:
             dataset = dataset.subset(torch.arange(min(cfg.num_crystals, len(dataset))))
         with MatcherPool(cfg.num_workers, timeout=cfg.timeout) as pool:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
-from ase.data import chemical_symbols
 from pymatgen.core import Structure
 
 from src.data.cell_change import CellChange, change_cell
@@ -16,6 +15,7 @@ from src.data.cif import Crystal, CrystalError
 from src.data.schema import CrystalBatch
 from src.data.structures import to_crystal
 from src.utils.user_error import UserError
+from src.vae_module.elements import find_unknown, readers
 
 log = logging.getLogger(__name__)
 
@@ -57,12 +57,8 @@ def prepare(vae: Any, crystal: Crystal, cell: str) -> CellChange:
     Raises:
         CrystalError: if there is no such cell, or the model does not know an element.
     """
-    limit = getattr(vae.encoder, "max_num_elements", None)
-    if limit is not None and (heaviest := int(crystal.atom_types.max())) >= limit:
-        raise CrystalError(
-            f"{chemical_symbols[heaviest]} has atomic number {heaviest}: "
-            f"the model knows elements 1 to {limit - 1}"
-        )
+    if found := find_unknown(torch.from_numpy(crystal.atom_types), *readers(vae)):
+        raise CrystalError(found[1])
     return change_cell(crystal, cell)
 
 

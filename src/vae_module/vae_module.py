@@ -17,6 +17,7 @@ from src.utils.geometry import parameters_to_lattices
 from src.utils.precision import full_precision
 from src.vae_module.decoders.transformer import Prediction
 from src.vae_module.distribution import DiagonalGaussianDistribution
+from src.vae_module.elements import check_loaders, check_splits, check_types, readers
 from src.vae_module.features import Features, featurize
 from src.vae_module.input import to_batch
 from src.vae_module.latent_noise import channel_spread, draw_noise_levels
@@ -150,7 +151,11 @@ class VAEModule(CrystalModule):
               puts another there;
             - `num_atoms`, `batch`, `max_num_atoms` (and `atom_types`, where they are not
               predicted): of the batch.
+
+        Raises:
+            ValueError: for an element that the model does not know, if the batch is on a CPU.
         """
+        check_types(batch.atom_types, batch.batch, *readers(self), is_masked=self.mask_ratio > 0)
         hidden = self.encoder(batch)
         with full_precision(hidden):
             posterior = DiagonalGaussianDistribution(self.quant_conv(hidden.float()))
@@ -171,11 +176,14 @@ class VAEModule(CrystalModule):
             - `lengths`: (B, 3) Å; `angles`: (B, 3) degrees; `lattices`: (B, 3, 3) Å.
 
         Raises:
-            ValueError: if a key is missing.
+            ValueError: if a key is missing, or for an element that the model does not know, if the
+                latents are on a CPU.
         """
         needed = ["x", "num_atoms", "batch", *([] if self.atom_type_predict else ["atom_types"])]
         if missing := [key for key in needed if key not in encoded]:
             raise ValueError(f"decode needs {needed}; {missing} missing from {list(encoded)}")
+        if not self.atom_type_predict:
+            check_types(encoded["atom_types"], encoded["batch"], self.decoder)
         return self._decoded(self._predict(encoded), encoded["num_atoms"])
 
     def reconstruct(self, decoder_out: Mapping[str, Tensor], batch: CrystalBatch) -> CrystalBatch:
@@ -207,9 +215,15 @@ class VAEModule(CrystalModule):
 
         Returns:
             A `CrystalBatch`, or a list as asked for.
+
+        Raises:
+            ValueError: for atom types that the model does not know, or that are missing.
         """
         atom_types = None if self.atom_type_predict else batch.atom_types
-        ask = CrystalBatch.for_sampling(batch.num_atoms, atom_types).to(self.device)
+        ask = CrystalBatch.for_sampling(batch.num_atoms, atom_types)
+        if atom_types is not None:
+            check_types(atom_types, ask.batch, self.decoder)
+        ask = ask.to(self.device)
         x = torch.randn(len(ask.batch), self.latent_dim, generator=generator, device=self.device)
         crystals = self.reconstruct(self.decode({"x": x, **self._layout(ask)}), ask)
         if return_structures:
@@ -261,12 +275,12 @@ class VAEModule(CrystalModule):
         return featurize(self, structures, batch_size, cell)
 
     def compile_networks(self) -> None:
-        """Compile the Transformers in place, once for all shapes of batches.
+        """Compile the networks in place (Transformers, if they have one), once for all shapes.
 
         Names of parameters stay as they are. On a CPU, and for short runs, it does not pay.
         """
         for network in (self.encoder, self.decoder):
-            network.transformer.compile(dynamic=True)
+            getattr(network, "transformer", network).compile(dynamic=True)
 
     def _layout(self, batch: CrystalBatch) -> dict[str, Any]:
         layout = {
@@ -301,6 +315,19 @@ class VAEModule(CrystalModule):
         return out
 
     # Training
+
+    def setup(self, stage: str) -> None:
+        check_splits(self, self.trainer, stage)
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        check_loaders(self, self.trainer, self.trainer.train_dataloader)
+
+    def on_validation_start(self) -> None:
+        check_loaders(self, self.trainer, self.trainer.val_dataloaders)
+
+    def on_test_start(self) -> None:
+        check_loaders(self, self.trainer, self.trainer.test_dataloaders)
 
     def training_step(self, batch: CrystalBatch, batch_idx: int) -> Tensor:
         generator = self.step_generator(batch_idx)
