@@ -333,7 +333,8 @@ class VAEModule(CrystalModule):
         generator = self.step_generator(batch_idx)
         self.seed_dropout(generator)
         target = self._augment(batch, generator)
-        encoded = self.encode(self._corrupt(target, generator))
+        # what is hidden is hidden from the encoder alone
+        encoded = {**self.encode(self._corrupt(target, generator)), **self._layout(target)}
         posterior = encoded["posterior"]
         noise = augment.for_atoms(torch.randn, target, self.latent_dim, generator)
         x = posterior.sample(noise=noise)

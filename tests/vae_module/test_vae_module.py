@@ -201,6 +201,20 @@ def test_every_parameter_gets_a_gradient(batch, predict, forms):
     assert without == []
 
 
+def test_masked_types_are_hidden_from_the_encoder_alone(batch):
+    vae = make_vae(atom_type_predict=False).train()
+    vae.mask_ratio = 1.0
+    vae._trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    seen = {}
+    for name, part in (("encoder", vae.encoder), ("decoder", vae.decoder)):
+        part.atom_type_embedder.register_forward_pre_hook(
+            lambda _, args, name=name: seen.update({name: args[0]})
+        )
+    vae.training_step(batch, 0)
+    assert not seen["encoder"].any()
+    assert torch.equal(seen["decoder"], batch.atom_types)
+
+
 def test_sharded_gradients_are_clipped_by_the_strategy(monkeypatch):
     """Which alone knows the norm of all the shards; there is no GPU here to shard over."""
     vae = make_vae()
