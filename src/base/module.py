@@ -1,6 +1,7 @@
 """The part of a LightningModule that does not depend on what it models."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ class CrystalModule(PretrainedModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         if isinstance(datamodule, DataModule):  # after a checkpoint to go on from was loaded
             self.training_set = datamodule.dataset("train").census()
+            self.read_options = asdict(datamodule.read_options)
 
     def on_train_start(self) -> None:
         # The schedule counts the steps of the run, for which Lightning makes the loader. So when it

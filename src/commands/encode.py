@@ -12,6 +12,7 @@ from src.utils.checksum import sha256_of
 from src.utils.output import new_folder
 from src.utils.strict_json import write_json
 from src.vae_module.datasets import encode_dataset
+from src.vae_module.elements import check_dataset, readers
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +39,11 @@ def encode(cfg: DictConfig) -> dict[str, Any]:
     if not splits:
         raise ValueError("splits is empty: name one at least of train, val, test")
     with new_folder(cfg.output, "stats.json", cfg.overwrite) as folder:
-        vae, data = load_vae(cfg), load_data(cfg)
+        vae = load_vae(cfg)
+        data = load_data(cfg, vae)
         datasets = {split: data.dataset(split) for split in splits}  # fails before the work
+        for split, dataset in datasets.items():
+            check_dataset(dataset, f"split {split} of {data.data_dir}", *readers(vae))
         stats: dict[str, Any] = {
             "checkpoint": str(cfg.ckpt_path),
             "checkpoint_sha256": sha256_of(cfg.ckpt_path),

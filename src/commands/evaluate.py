@@ -25,6 +25,7 @@ from src.utils.checksum import sha256_of
 from src.utils.geometry import transform
 from src.utils.output import new_folder
 from src.utils.strict_json import json_ready, write_json
+from src.vae_module.elements import check_dataset, readers
 from src.vae_module.evaluation import Evaluation, evaluate_vae
 
 log = logging.getLogger(__name__)
@@ -53,8 +54,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     run_dir = run_folder(checkpoint)
     output_dir = Path(cfg.output_dir or run_dir / f"eval_{cfg.split}")
     with new_folder(output_dir, marker="metrics.json", overwrite=cfg.overwrite) as folder:
-        datamodule = load_data(cfg)
+        datamodule = load_data(cfg, vae)
         dataset = datamodule.dataset(cfg.split)
+        check_dataset(dataset, f"split {cfg.split} of {datamodule.data_dir}", *readers(vae))
         if cfg.num_crystals is not None:
             dataset = dataset.subset(torch.arange(min(cfg.num_crystals, len(dataset))))
         with MatcherPool(cfg.num_workers, timeout=cfg.timeout) as pool:

@@ -21,8 +21,8 @@ def choose_cell(crystal: Crystal, cell: str, symprec: float = SYMPREC) -> Crysta
 
     Except for `as_given`, the result depends on the given cell in only two ways: if lengths or
     angles are equal, there are several such cells with the same parameters; and the Niggli cell of
-    a non-primitive cell has the same volume as that cell. The origin is not changed, except in
-    conventional cells, which use an origin allowed by the International Tables.
+    a non-primitive cell has the same volume as that cell. The origin is not changed, in
+    conventional cells either.
 
     Args:
         crystal: a crystal in any cell.
@@ -37,22 +37,32 @@ def choose_cell(crystal: Crystal, cell: str, symprec: float = SYMPREC) -> Crysta
         CrystalError: if the lattice is not finite or has no volume, or spglib finds no such cell.
         ValueError: if `cell` is not one of `CELLS`.
     """
-    if cell == "niggli":
-        return niggli_reduce(crystal)
-    if cell == "as_given":
-        return orient(crystal)
+    return finish_cell(standard_cell(crystal, cell, symprec), cell)
+
+
+def standard_cell(crystal: Crystal, cell: str, symprec: float = SYMPREC) -> Crystal:
+    """The first half of `choose_cell`: spglib's cell, neither reduced nor rotated.
+
+    It spans the lattice of `orient(crystal)` (a part of it, or more than it). For a choice that
+    keeps the lattice it is `crystal` itself.
+    """
+    if cell in ("niggli", "as_given"):
+        return crystal
     if cell not in CELLS:
         raise ValueError(f"cell must be one of {', '.join(CELLS)}, not {cell!r}")
-    primitive = cell == "primitive"
     found = _ask_spglib(
         spglib.standardize_cell,
-        orient(crystal), to_primitive=primitive, no_idealize=True, symprec=symprec,
+        orient(crystal), to_primitive=cell == "primitive", no_idealize=True, symprec=symprec,
     )  # fmt: skip
     if found is None:
         raise CrystalError(f"spglib finds no {cell} cell with symprec={symprec} Å")
     lattice, frac_coords, atom_types = found
-    standard = Crystal(lattice, atom_types.astype(np.int64), frac_coords % 1.0 % 1.0)
-    return niggli_reduce(standard) if primitive else orient(standard)
+    return Crystal(lattice, atom_types.astype(np.int64), frac_coords % 1.0 % 1.0)
+
+
+def finish_cell(crystal: Crystal, cell: str) -> Crystal:
+    """The second half of `choose_cell`: Niggli-reduced or only oriented, as the choice has it."""
+    return niggli_reduce(crystal) if cell in ("niggli", "primitive") else orient(crystal)
 
 
 def symmetry_of(crystal: Crystal, symprec: float) -> Any:

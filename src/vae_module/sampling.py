@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from ase.data import chemical_symbols
 from torch import Tensor
 
 from src.data.compositions import parse_composition
 from src.data.schema import CrystalBatch
 from src.utils.inference import inference
+from src.utils.user_error import UserError
 from src.vae_module.datasets import decode_latents
+from src.vae_module.elements import find_unknown
 from src.vae_module.vae_module import VAEModule
 
 # atom types (n,) of a sample by its index, 0 where the model is to predict them
@@ -109,14 +110,10 @@ def _composition_sampler(
         )
     if num_samples < len(compositions):
         raise ValueError(f"{num_samples} samples are too few for {len(compositions)} compositions")
-    known = vae.decoder.max_num_elements - 1
     cells = [parse_composition(formula) for formula in compositions]
     for formula, cell in zip(compositions, cells, strict=True):
-        if (heaviest := int(cell.max())) > known:
-            raise ValueError(
-                f"composition {formula}: {chemical_symbols[heaviest]} has atomic number "
-                f"{heaviest}, and the model knows elements 1 to {known}"
-            )
+        if found := find_unknown(torch.from_numpy(cell), vae.decoder):
+            raise UserError(f"composition {formula}: {found[1]}")
     return lambda index, _: cells[index % len(cells)]
 
 

@@ -17,7 +17,9 @@ from src.utils.geometry import parameters_to_lattices
 from src.utils.precision import full_precision
 from src.vae_module.decoders.transformer import Prediction
 from src.vae_module.distribution import DiagonalGaussianDistribution
+from src.vae_module.elements import check_loaders, check_splits, check_types, readers
 from src.vae_module.features import Features, featurize
+from src.vae_module.input import to_batch
 from src.vae_module.latent_noise import channel_spread, draw_noise_levels
 from src.vae_module.losses import COORDS_DELTA, LENGTHS_DELTA, PER_CRYSTAL, vae_loss
 
@@ -137,6 +139,10 @@ class VAEModule(CrystalModule):
     def encode(self, batch: CrystalBatch) -> dict[str, Any]:
         """Crystals to latents.
 
+        Args:
+            batch: its cells are taken as they are. `to_batch` and the `DataModule` of the training
+                run give the cells that the model was trained on.
+
         Returns:
             A dict.
 
@@ -145,7 +151,11 @@ class VAEModule(CrystalModule):
               puts another there;
             - `num_atoms`, `batch`, `max_num_atoms` (and `atom_types`, where they are not
               predicted): of the batch.
+
+        Raises:
+            ValueError: for an element that the model does not know, if the batch is on a CPU.
         """
+        check_types(batch.atom_types, batch.batch, *readers(self), is_masked=self.mask_ratio > 0)
         hidden = self.encoder(batch)
         with full_precision(hidden):
             posterior = DiagonalGaussianDistribution(self.quant_conv(hidden.float()))
@@ -166,11 +176,14 @@ class VAEModule(CrystalModule):
             - `lengths`: (B, 3) Å; `angles`: (B, 3) degrees; `lattices`: (B, 3, 3) Å.
 
         Raises:
-            ValueError: if a key is missing.
+            ValueError: if a key is missing, or for an element that the model does not know, if the
+                latents are on a CPU.
         """
         needed = ["x", "num_atoms", "batch", *([] if self.atom_type_predict else ["atom_types"])]
         if missing := [key for key in needed if key not in encoded]:
             raise ValueError(f"decode needs {needed}; {missing} missing from {list(encoded)}")
+        if not self.atom_type_predict:
+            check_types(encoded["atom_types"], encoded["batch"], self.decoder)
         return self._decoded(self._predict(encoded), encoded["num_atoms"])
 
     def reconstruct(self, decoder_out: Mapping[str, Tensor], batch: CrystalBatch) -> CrystalBatch:
@@ -202,46 +215,72 @@ class VAEModule(CrystalModule):
 
         Returns:
             A `CrystalBatch`, or a list as asked for.
+
+        Raises:
+            ValueError: for atom types that the model does not know, or that are missing.
         """
         atom_types = None if self.atom_type_predict else batch.atom_types
-        ask = CrystalBatch.for_sampling(batch.num_atoms, atom_types).to(self.device)
+        ask = CrystalBatch.for_sampling(batch.num_atoms, atom_types)
+        if atom_types is not None:
+            check_types(atom_types, ask.batch, self.decoder)
+        ask = ask.to(self.device)
         x = torch.randn(len(ask.batch), self.latent_dim, generator=generator, device=self.device)
         crystals = self.reconstruct(self.decode({"x": x, **self._layout(ask)}), ask)
         if return_structures:
             return crystals.to_structure()
         return crystals.to_atoms() if return_atoms else crystals
 
+    def to_batch(
+        self, structures: Sequence[Structure] | Sequence[Atoms], cell: str | None = None
+    ) -> CrystalBatch:
+        """Crystals as the model was trained to see them, on its device.
+
+        The same crystal has other latents in another cell. Training puts crystals into cells of
+        one kind (`data.cell`); so does this, and logs how many it changed. The atoms of a
+        `primitive` or `conventional` cell are not one to one those that were given.
+
+        Args:
+            structures: pymatgen `Structure`s or ASE `Atoms`; they stay as they are.
+            cell: None: as in training (`niggli` for old checkpoints that do not record it); or
+                `niggli`, `primitive`, `conventional` or `as_given`: see
+                `src.data.cells.choose_cell`.
+
+        Raises:
+            ValueError: if there are no structures, for one that is no crystal or has an element
+                that the model does not know, named by its index, or for another `cell`.
+        """
+        return to_batch(self, structures, cell)
+
     def featurize(
-        self, structures: Sequence[Structure] | Sequence[Atoms], batch_size: int = 256
+        self,
+        structures: Sequence[Structure] | Sequence[Atoms],
+        batch_size: int = 256,
+        cell: str | None = None,
     ) -> Features:
         """Latents of crystals as features: of each atom, and pooled for each crystal.
-
-        Cells are taken as they stand, and another cell of the same crystal has other latents.
-        Training reduces cells to their Niggli form (unless `data.cell` is another), so that form
-        is the one to give: `structure.get_reduced_structure("niggli")` of pymatgen, or
-        `src.data.cif.niggli_reduce`.
 
         Args:
             structures: pymatgen `Structure`s or ASE `Atoms`.
             batch_size: how many to encode at a time.
+            cell: as for `to_batch`; by default the cells are those of training.
 
         Returns:
-            `Features` with `per_atom`, a list of (n, latent_dim), and `pooled`, (B, latent_dim),
-            both on the CPU and in the order of `structures`.
+            `Features` with `per_atom`, a list of (n, latent_dim) in the order of the atoms that
+            were given, and `pooled`, (B, latent_dim), both on the CPU and in the order of
+            `structures`.
 
         Raises:
-            ValueError: if there are none, or for one that is no crystal or has an element that the
-                model does not know, named by its index.
+            ValueError: as `to_batch`.
         """
-        return featurize(self, structures, batch_size)
+        return featurize(self, structures, batch_size, cell)
 
     def compile_networks(self) -> None:
-        """Compile the Transformers in place, once for all shapes of batches.
+        """Compile the networks in place (Transformers, if they have one), once for all shapes.
 
         Names of parameters stay as they are. On a CPU, and for short runs, it does not pay.
         """
         for network in (self.encoder, self.decoder):
-            network.transformer.compile(dynamic=True)
+            getattr(network, "transformer", network).compile(dynamic=True)
 
     def _layout(self, batch: CrystalBatch) -> dict[str, Any]:
         layout = {
@@ -277,11 +316,25 @@ class VAEModule(CrystalModule):
 
     # Training
 
+    def setup(self, stage: str) -> None:
+        check_splits(self, self.trainer, stage)
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        check_loaders(self, self.trainer, self.trainer.train_dataloader)
+
+    def on_validation_start(self) -> None:
+        check_loaders(self, self.trainer, self.trainer.val_dataloaders)
+
+    def on_test_start(self) -> None:
+        check_loaders(self, self.trainer, self.trainer.test_dataloaders)
+
     def training_step(self, batch: CrystalBatch, batch_idx: int) -> Tensor:
         generator = self.step_generator(batch_idx)
         self.seed_dropout(generator)
         target = self._augment(batch, generator)
-        encoded = self.encode(self._corrupt(target, generator))
+        # what is hidden is hidden from the encoder alone
+        encoded = {**self.encode(self._corrupt(target, generator)), **self._layout(target)}
         posterior = encoded["posterior"]
         noise = augment.draw_per_atom(torch.randn, target, self.latent_dim, generator)
         x = posterior.sample(noise=noise)

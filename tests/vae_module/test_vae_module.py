@@ -201,6 +201,20 @@ def test_every_parameter_gets_a_gradient(batch, predict, forms):
     assert without == []
 
 
+def test_masked_types_are_hidden_from_the_encoder_alone(batch):
+    vae = make_vae(atom_type_predict=False).train()
+    vae.mask_ratio = 1.0
+    vae._trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    seen = {}
+    for name, part in (("encoder", vae.encoder), ("decoder", vae.decoder)):
+        part.atom_type_embedder.register_forward_pre_hook(
+            lambda _, args, name=name: seen.update({name: args[0]})
+        )
+    vae.training_step(batch, 0)
+    assert not seen["encoder"].any()
+    assert torch.equal(seen["decoder"], batch.atom_types)
+
+
 def test_sharded_gradients_are_clipped_by_the_strategy(monkeypatch):
     """Which alone knows the norm of all the shards; there is no GPU here to shard over."""
     vae = make_vae()
@@ -370,13 +384,17 @@ def write_tables(folder: Path, num: dict[str, int]) -> Path:
 
 
 def fit(
-    vae: VAEModule, folder: Path, max_epochs: int = 1, ckpt_path: Path | None = None
+    vae: VAEModule,
+    folder: Path,
+    max_epochs: int = 1,
+    ckpt_path: Path | None = None,
+    **read_options,
 ) -> Trainer:
     trainer = Trainer(
         accelerator="cpu", max_epochs=max_epochs, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    data = DataModule(folder, batch_size=4, cache_dir=folder / "cache")
+    data = DataModule(folder, batch_size=4, cache_dir=folder / "cache", **read_options)
     trainer.fit(vae.train(), datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     return trainer
 
@@ -404,6 +422,28 @@ def test_what_it_was_trained_on_travels_with_it(tmp_path):
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
     trainer.validate(vae, data, verbose=False)
     assert vae.training_set == census(3)
+
+
+def test_how_its_crystals_were_read_travels_with_it(tmp_path):
+    vae = make_vae()
+    assert vae.read_options is None
+    folder = write_tables(tmp_path / "data", {"train": 3, "val": 2})
+    trainer = fit(vae, folder, cell="conventional", max_num_atoms=7)
+    expected = {
+        "cell": "conventional", "max_num_atoms": 7, "max_atomic_number": 99, "min_distance": 0.5,
+    }  # fmt: skip
+    assert vae.read_options == expected
+    lightning, own = tmp_path / "lightning.ckpt", tmp_path / "own.ckpt"
+    trainer.save_checkpoint(lightning)
+    save_checkpoint(vae, own)
+    for path in (lightning, own):
+        assert torch.load(path, weights_only=True)["read_options"] == expected
+        assert VAEModule.load_from_checkpoint(path).read_options == expected
+
+    # a run that goes on with it has its own data
+    again = make_vae()
+    fit(again, folder, max_epochs=2, ckpt_path=lightning, cell="primitive")
+    assert again.read_options["cell"] == "primitive"
 
 
 def test_a_checkpoint_from_before_there_was_a_census(tmp_path):

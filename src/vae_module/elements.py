@@ -1,0 +1,127 @@
+"""Elements that a model has no entry for are refused by name, before a lookup of them fails."""
+
+from typing import Any
+
+import torch
+from ase.data import chemical_symbols
+from lightning import Trainer
+from torch import Tensor
+
+from src.data import DataModule
+from src.data.dataset import CrystalDataset
+from src.utils.user_error import UserError
+
+
+def table_size(*networks: Any) -> int | None:
+    """What all atomic numbers that the networks take are below; None if none of them says.
+
+    A network says it with the attribute `max_num_elements`, which is optional.
+    """
+    sizes = [getattr(network, "max_num_elements", None) for network in networks]
+    return min((size for size in sizes if size is not None), default=None)
+
+
+def readers(vae: Any) -> tuple[Any, ...]:
+    """The networks of a VAE that look atom types up; a stand-in for one may have none."""
+    names = ("encoder",) if getattr(vae, "atom_type_predict", True) else ("encoder", "decoder")
+    return tuple(getattr(vae, name, None) for name in names)
+
+
+def find_unknown(
+    atom_types: Tensor, *networks: Any, is_masked: bool = False
+) -> tuple[int, str] | None:
+    """An atom that the networks have no entry for, the heaviest one.
+
+    Args:
+        atom_types: (N,) atomic numbers. On a GPU this waits for it.
+        is_masked: take the mask token 0, too.
+
+    Returns:
+        Its index, and the reason; None if there is no such atom.
+    """
+    if not len(atom_types):
+        return None
+    size = table_size(*networks)
+    lightest, heaviest = int(atom_types.min()), int(atom_types.max())
+    if lightest < (0 if is_masked else 1):
+        reason = f"an atom has type {lightest}, which is no element (0 is the mask token)"
+        return int(atom_types.argmin()), reason
+    if size is None or heaviest < size:
+        return None
+    symbol = chemical_symbols[heaviest] if heaviest < len(chemical_symbols) else "an element"
+    reason = f"{symbol} has atomic number {heaviest}: the model knows elements 1 to {size - 1}"
+    return int(atom_types.argmax()), reason
+
+
+def check_types(atom_types: Tensor, batch: Tensor, *networks: Any, is_masked: bool = False) -> None:
+    """Refuse atoms on the host that the networks have no entry for.
+
+    Those on a GPU are taken as they are: to look at them would mean to wait for the GPU.
+
+    Args:
+        atom_types: (N,) atomic numbers.
+        batch: (N,) crystal of each atom.
+        is_masked: take the mask token 0, too.
+
+    Raises:
+        UserError: for such an atom; it names the element, and the crystal by its index.
+    """
+    if atom_types.device.type != "cpu":
+        return
+    if found := find_unknown(atom_types, *networks, is_masked=is_masked):
+        raise UserError(f"crystal {int(batch[found[0]])} of the batch: {found[1]}")
+
+
+def check_dataset(dataset: CrystalDataset, where: str, *networks: Any) -> None:
+    """Refuse crystals with an atom that the networks have no entry for.
+
+    Args:
+        where: the crystals are from, for the message.
+
+    Raises:
+        UserError: for such an atom; it names the element, the crystal by its id, and what to do.
+    """
+    found = find_unknown(dataset.atom_types, *networks)
+    if found is None:
+        return
+    ends = dataset.num_atoms.long().cumsum(0).cpu()
+    crystal = int(torch.searchsorted(ends, found[0], right=True))
+    size, hint = table_size(*networks), ""
+    if size is not None:
+        hint = (
+            f". To leave such crystals out, set data.max_atomic_number={size - 1}; to train on "
+            "them, raise vae_module.encoder.max_num_elements"
+        )
+    raise UserError(f"{where}: crystal {dataset.ids[crystal]}: {found[1]}{hint}")
+
+
+def check_splits(vae: Any, trainer: Trainer, stage: str) -> None:
+    """Refuse splits of a trainer's `DataModule` whose loss could not be computed.
+
+    Args:
+        stage: `fit` (all splits that there are), `validate` or `test`.
+
+    Raises:
+        UserError: see `check_dataset`.
+    """
+    datamodule = getattr(trainer, "datamodule", None)
+    if not isinstance(datamodule, DataModule):
+        return
+    if stage == "fit":
+        datasets = datamodule.datasets()
+    else:
+        split = {"validate": "val"}.get(stage, "test")
+        datasets = {split: datamodule.dataset(split)}
+    for split, dataset in datasets.items():
+        where = f"split {split} of {datamodule.data_dir}"
+        check_dataset(dataset, where, vae.encoder, vae.decoder)
+
+
+def check_loaders(vae: Any, trainer: Trainer, loaders: Any) -> None:
+    """The same for loaders of ours that a trainer was given without a `DataModule`."""
+    if isinstance(getattr(trainer, "datamodule", None), DataModule):
+        return
+    for loader in loaders if isinstance(loaders, (list, tuple)) else [loaders]:
+        dataset = getattr(loader, "dataset", None)
+        if isinstance(dataset, CrystalDataset):
+            check_dataset(dataset, "in the loader's data", vae.encoder, vae.decoder)
