@@ -528,6 +528,6 @@ def test_a_sweep_goes_on_after_a_job_that_fails(common, tmp_path):
         cwd=ROOT, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT},
     )  # fmt: skip
     assert process.returncode == 1
-    assert "batch_size is at least 1, not 0" in process.stdout
+    assert "batch_size must be at least 1, not 0" in process.stdout
     made = {path.parent.name for path in tmp_path.glob("*/summary.json")}
     assert made == {"0", "2"}
