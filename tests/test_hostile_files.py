@@ -22,7 +22,7 @@ from src.commands.sample import sample
 from src.commands.train import train
 from src.commands.trained_model import load_data
 from src.data import DataError
-from src.data.structures import output_path, read_structures
+from src.data.structures import read_structures, written_name
 from src.utils.checkpoints import CheckpointError, find_last, load_checkpoint, save_checkpoint
 from src.vae_module import VAEModule
 from src.vae_module.decoders.transformer import TransformerDecoder
@@ -276,7 +276,7 @@ def test_an_archive_stays_where_it_is(tmp_path):
     found, skipped = read_structures(folder / "x.zip")
     assert {"good", "absolute"} <= {item.id for item in found}
     for item in found:
-        target = (tmp_path / "out" / output_path(item.source)).resolve()
+        target = (tmp_path / "out" / written_name(item.source)).resolve()
         assert target.is_relative_to(tmp_path / "out")
     assert any("link" in str(where) for where, _ in skipped)
     assert [path.name for path in tmp_path.rglob("*")] == ["in", "x.zip"]

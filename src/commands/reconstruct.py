@@ -17,11 +17,11 @@ from src.data.cif import CrystalError
 from src.data.structures import (
     NamedStructure,
     Skipped,
-    output_path,
     read_structures,
     to_crystal,
     to_structure,
     write_structures,
+    written_name,
 )
 from src.metrics.matching import MatcherPool
 from src.metrics.reconstruction.evaluate import SETTINGS
@@ -167,7 +167,7 @@ def _write(
     files: dict[Path, list[tuple[Structure, str]]] = {}
     for item, structure in zip(items, structures, strict=True):
         if structure is not None:
-            files.setdefault(output_path(item.source), []).append((structure, item.id))
+            files.setdefault(written_name(item.source), []).append((structure, item.id))
     for path, content in files.items():
         written, ids = zip(*content, strict=True)
         write_structures(folder / path, written, ids)

@@ -27,13 +27,13 @@ from src.data.structures import (
     Skipped,
     StructureReader,
     iter_structures,
-    output_path,
     read_structures,
     split_batch,
     to_atoms,
     to_crystal,
     to_structure,
     write_structures,
+    written_name,
 )
 from src.utils.user_error import UserError
 
@@ -106,7 +106,7 @@ def test_files_written_by_ase(tmp_path, crystal, name):
     ase.io.write(tmp_path / name, atoms)
     (item,), _ = read_structures(tmp_path)
     assert_same(item.structure, to_structure(to_crystal(atoms)), atol=1e-5)
-    assert output_path(item.source).name == (
+    assert written_name(item.source).name == (
         f"{name}.extxyz" if name in ("a.traj", "a.gen") else name
     )
 
@@ -438,7 +438,7 @@ def test_tables_in_a_folder_with_other_files(tmp_path, crystal):
     assert skipped == [
         ("p.parquet row 1 (p-1)", "empty CIF"), ("t.csv.gz row 1 (y)", "empty CIF")
     ]  # fmt: skip
-    assert output_path(found[-1].source) == Path("t.csv.gz.extxyz")
+    assert written_name(found[-1].source) == Path("t.csv.gz.extxyz")
     assert properties_of(records(tmp_path, "gap")) == [None, 0.5, 1, None, 0.5, 1, None]
     assert {r.file for r in records(tmp_path)} == {"a.cif", "p.parquet", "t.csv.gz"}
 

@@ -17,7 +17,7 @@ from src.data.structures.read import (
     iter_structures,
     read_structures,
 )
-from src.data.structures.write import output_path, write_structures
+from src.data.structures.write import write_structures, written_name
 
 __all__ = [
     "FILE_INDEX",
@@ -28,11 +28,11 @@ __all__ = [
     "StructureReader",
     "check_numbers",
     "iter_structures",
-    "output_path",
     "read_structures",
     "split_batch",
     "to_atoms",
     "to_crystal",
     "to_structure",
     "write_structures",
+    "written_name",
 ]

@@ -17,7 +17,7 @@ from src.utils.user_error import UserError
 WRITABLE_FORMATS = ("cif", "poscar", "extxyz", "json")
 
 
-def output_path(source: Path) -> Path:
+def written_name(source: Path) -> Path:
     """The path for writing the crystals of an input file, in the format of that file if possible.
 
     If the format can only be read, `.extxyz` is appended.
