@@ -22,10 +22,10 @@ from src.utils.output import OutputError
 from src.utils.user_error import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-CENTRED = [[0, 0, 0], [0.5, 0.5, 0.5]]
-CSCL = Structure(Lattice.cubic(4.1), ["Cs", "Cl"], CENTRED)
-LIF = Structure(Lattice.cubic(2.6), ["Li", "F"], CENTRED)
-IRON = Structure(Lattice.cubic(2.9), ["Fe", "Fe"], CENTRED)
+CENTERED = [[0, 0, 0], [0.5, 0.5, 0.5]]
+CSCL = Structure(Lattice.cubic(4.1), ["Cs", "Cl"], CENTERED)
+LIF = Structure(Lattice.cubic(2.6), ["Li", "F"], CENTERED)
+IRON = Structure(Lattice.cubic(2.9), ["Fe", "Fe"], CENTERED)
 CLASH = Structure(Lattice.cubic(4.0), ["Cs", "Cl"], [[0, 0, 0], [0.1, 0, 0]])
 
 
@@ -44,7 +44,7 @@ def files(tmp_path):
         write_structures(generated / name, [structure], [Path(name).stem])
     with zipfile.ZipFile(generated / "d.zip", "w") as archive:
         archive.writestr("again.cif", write_cif(to_crystal(CSCL * (1, 1, 2)), "again"))
-    (generated / "torn.cif").write_text("data_torn\nloop_\n")
+    (generated / "damaged.cif").write_text("data_damaged\nloop_\n")
     write_table(data / "train.csv", known=LIF, other=IRON)
     write_table(data / "test.csv", iron=IRON, first=CSCL, second=LIF)
     return tmp_path
@@ -91,8 +91,8 @@ def test_a_folder(files, caplog):
     assert "closer than 0.5 Å" in rows.loc["c", "reason"]
 
     skipped = pd.read_csv(folder / "skipped.csv")
-    assert skipped.file.tolist() == ["torn.cif"]
-    assert "Skipped torn.cif" in caplog.text
+    assert skipped.file.tolist() == ["damaged.cif"]
+    assert "Skipped damaged.cif" in caplog.text
 
 
 def test_a_table_and_a_subset_of_the_reference(files):
@@ -119,7 +119,7 @@ def as_folders(data: Path) -> None:
         path.unlink()
 
 
-def as_loose_crystals(data: Path) -> None:
+def as_cifs_with_splits_csv(data: Path) -> None:
     as_folders(data)
     with (data / "splits.csv").open("w") as file:
         file.write("id,file,split,group\n")
@@ -129,7 +129,7 @@ def as_loose_crystals(data: Path) -> None:
             path.rename(data / f"{name}.cif")
 
 
-@pytest.mark.parametrize("change", [as_parquet, as_folders, as_loose_crystals])
+@pytest.mark.parametrize("change", [as_parquet, as_folders, as_cifs_with_splits_csv])
 def test_test_crystals_do_not_count_as_known(files, change, caplog):
     """CsCl is in test and not in train, whatever the format of the reference."""
     change(files / "data")
@@ -179,7 +179,7 @@ def test_a_missing_test_split_is_an_error(files):
 
 def test_the_split_file_of_a_run(files):
     data = files / "data"
-    as_loose_crystals(data)
+    as_cifs_with_splits_csv(data)
     (data / "splits.csv").rename(files / "splits.csv")
     metrics = evaluate_files(make_config(files, f"split_file={files / 'splits.csv'}"))
     assert (metrics["num_reference"], metrics["num_test_reference"]) == (2, 3)

@@ -146,13 +146,13 @@ def test_the_cache_returns_the_same_tensors(reader, cache_dir):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_cache_made_in_chunks(tmp_path, cache_dir, monkeypatch, num_workers):
     reader = write_table(tmp_path / "train.csv", num=20, bad=("partial", "overlap"))
-    expected, refused = read_crystals(reader, ReadOptions())
+    expected, rejected = read_crystals(reader, ReadOptions())
     monkeypatch.setattr(parsing, "CHUNK", 3)
     assert_same(load_split(reader, ReadOptions(), cache_dir, 0.5, num_workers), expected)
-    again, refused_again = read_crystals(reader, ReadOptions(), num_workers=num_workers)
+    again, rejected_again = read_crystals(reader, ReadOptions(), num_workers=num_workers)
     assert_same(again, expected)
-    assert refused_again == refused
-    assert [record.id for record, _ in refused] == ["partial", "overlap"]
+    assert rejected_again == rejected
+    assert [record.id for record, _ in rejected] == ["partial", "overlap"]
 
 
 GROWTH = """
@@ -597,12 +597,12 @@ def stop_in_the_middle(reader, cache_dir, stage, reached) -> None:
         reached.set()
         time.sleep(600)
 
-    place: tuple[object, str] = {
+    target: tuple[object, str] = {
         "reading": (parsing, "check_crystal"),
         "writing": (TensorWriter, "_put_together"),
         "renaming": (os, "replace"),
     }[stage]
-    setattr(*place, stop)
+    setattr(*target, stop)
     load_split(reader, ReadOptions(), cache_dir)
 
 

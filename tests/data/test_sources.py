@@ -58,9 +58,9 @@ ARCHIVE = make_zip(
         "set/": b"",
         "set/train.csv": TABLES["train.csv"],
         "set/val.csv": TABLES["val.csv"],
-        "__MACOSX/set/._train.csv": b"rubbish",
-        "../../outside.csv": b"rubbish",
-        "set/README.md": b"rubbish",
+        "__MACOSX/set/._train.csv": b"junk",
+        "../../outside.csv": b"junk",
+        "set/README.md": b"junk",
     }
 )
 
@@ -112,8 +112,8 @@ class Server:
             return
         handler.send_response(206 if start else 200)
         if start:
-            place = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            handler.send_header("Content-Range", place)
+            content_range = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            handler.send_header("Content-Range", content_range)
         handler.send_header("Content-Length", str(len(content) - start))
         handler.end_headers()
         body = content[start : start + value] if kind == "cut" else content[start:]
@@ -160,11 +160,11 @@ def toys(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     known = {
         "toy": KnownSet("http://127.0.0.1:9/", {n: blob(c) for n, c in TABLES.items()},
-                        "to be had by all", "Someone 2020"),
+                        "CC0", "Someone 2020"),
         "toy_zip": KnownSet(
             "http://127.0.0.1:9/",
             {"toy.zip": Checksum(sha256=hashlib.sha256(ARCHIVE).hexdigest(), size=len(ARCHIVE))},
-            "to be had by all", "Someone 2020"),
+            "CC0", "Someone 2020"),
     }  # fmt: skip
     for name, source in known.items():
         monkeypatch.setitem(KNOWN_SETS, name, source)
@@ -173,7 +173,7 @@ def toys(monkeypatch):
     monkeypatch.setattr(sources, "CHUNK", CHUNK)
 
 
-def left(folder: Path) -> dict[str, bytes]:
+def files_below(folder: Path) -> dict[str, bytes]:
     """All files below a folder, except locks."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
@@ -223,9 +223,9 @@ def test_the_checksum_agrees_with_git(tmp_path):
 def test_complete_download(server, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         assert download("toy", tmp_path / "a" / "toy", server.url) == list(TABLES)
-    assert left(tmp_path / "a" / "toy") == TABLES
+    assert files_below(tmp_path / "a" / "toy") == TABLES
     assert server.requests == [(f"/toy/{name}", None) for name in TABLES]
-    assert caplog.text.count("License: to be had by all. Cite: Someone 2020.") == 1
+    assert caplog.text.count("License: CC0. Cite: Someone 2020.") == 1
     caplog.clear()
     with caplog.at_level(logging.INFO):
         assert download("toy", tmp_path / "a" / "toy", server.url) == []
@@ -237,14 +237,14 @@ def test_the_published_address(server, tmp_path, monkeypatch):
     published = KnownSet(f"{server.url}/toy/", KNOWN_SETS["toy"].files, "", "")
     monkeypatch.setitem(KNOWN_SETS, "toy", published)
     download("toy", tmp_path)
-    assert left(tmp_path) == TABLES
+    assert files_below(tmp_path) == TABLES
 
 
 def test_redirected(server, tmp_path):
     server.files["/moved"] = server.files.pop("/toy/train.csv")
     server.faults = [("redirect", "/moved")]
     download("toy", tmp_path, server.url)
-    assert left(tmp_path) == TABLES
+    assert files_below(tmp_path) == TABLES
 
 
 @pytest.mark.parametrize("scheme", ["file://", ""])
@@ -253,10 +253,10 @@ def test_a_folder_as_mirror(tmp_path, scheme):
     for name, content in TABLES.items():
         (tmp_path / "mirror" / "toy" / name).write_bytes(content)
     download("toy", tmp_path / "toy", f"{scheme}{tmp_path}/mirror")
-    assert left(tmp_path / "toy") == TABLES
+    assert files_below(tmp_path / "toy") == TABLES
     with pytest.raises(SourceError, match=r"No such file .*toy\.zip"):
         download("toy_zip", tmp_path / "toy_zip", f"{scheme}{tmp_path}/mirror")
-    assert left(tmp_path / "toy_zip") == {}
+    assert files_below(tmp_path / "toy_zip") == {}
 
 
 def test_an_unknown_set(tmp_path):
@@ -273,7 +273,7 @@ def test_interrupted_and_resumed(server, tmp_path, caplog):
     whole = len(TABLES["train.csv"])
     server.faults = [("cut", 10_000), ("cut", 5_000)]
     download("toy", tmp_path, server.url)
-    assert left(tmp_path) == TABLES
+    assert files_below(tmp_path) == TABLES
     # of each piece, the complete chunks are kept
     first = 10_000 // CHUNK * CHUNK
     second = first + 5_000 // CHUNK * CHUNK
@@ -290,11 +290,11 @@ def test_a_later_attempt_resumes(server, tmp_path, monkeypatch):
     with pytest.raises(SourceError, match="Connection broken"):
         download("toy", tmp_path, server.url)
     begun = 10_000 // CHUNK * CHUNK
-    assert left(tmp_path) == {".download/train.csv.part": TABLES["train.csv"][:begun]}
+    assert files_below(tmp_path) == {".download/train.csv.part": TABLES["train.csv"][:begun]}
     download("toy", tmp_path, server.url)
     assert server.requests[1] == ("/toy/train.csv", f"bytes={begun}-")
     assert server.sent[1] == len(TABLES["train.csv"]) - begun
-    assert left(tmp_path) == TABLES
+    assert files_below(tmp_path) == TABLES
     assert not (tmp_path / ".download").exists()
 
 
@@ -304,7 +304,7 @@ def test_a_server_without_support_for_ranges(server, tmp_path):
     download("toy", tmp_path, server.url)
     assert server.requests[1][1] == f"bytes={10_000 // CHUNK * CHUNK}-"
     assert server.sent[:2] == [10_000, len(TABLES["train.csv"])]
-    assert left(tmp_path) == TABLES
+    assert files_below(tmp_path) == TABLES
 
 
 def put_part(folder: Path, content: bytes) -> None:
@@ -323,7 +323,7 @@ def put_part(folder: Path, content: bytes) -> None:
 def test_a_part_left_from_before(server, tmp_path, part, requests):
     put_part(tmp_path, part)
     download("toy", tmp_path, server.url)
-    assert left(tmp_path) == TABLES
+    assert files_below(tmp_path) == TABLES
     asked = [each for path, each in server.requests if path == "/toy/train.csv"]
     assert asked == [f"bytes={len(part)}-", None][:requests]
 
@@ -333,7 +333,7 @@ def test_slow(server, tmp_path, monkeypatch, caplog, kind):
     monkeypatch.setattr(sources, "TIMEOUT", 0.3)
     server.faults = [(kind, 1.0)]
     download("toy", tmp_path, server.url)
-    assert left(tmp_path) == TABLES
+    assert files_below(tmp_path) == TABLES
     assert "no answer within 0.3 s" in caplog.text
     assert len(server.requests) == 4
 
@@ -342,7 +342,7 @@ def test_slow(server, tmp_path, monkeypatch, caplog, kind):
 def test_a_server_that_is_busy(server, tmp_path, status):
     server.faults = [status, status]
     download("toy", tmp_path, server.url)
-    assert left(tmp_path) == TABLES
+    assert files_below(tmp_path) == TABLES
     assert len(server.requests) == 5
 
 
@@ -373,12 +373,12 @@ def test_corrupted(server, tmp_path):
     with pytest.raises(SourceError, match="published checksum, so they were removed") as error:
         download("toy", tmp_path, server.url)
     assert_says_what_to_do(str(error.value), f"{server.url}/toy/val.csv", tmp_path / "val.csv")
-    assert left(tmp_path) == {"train.csv": TABLES["train.csv"]}
+    assert files_below(tmp_path) == {"train.csv": TABLES["train.csv"]}
     assert not (tmp_path / ".download").exists()
     assert len(server.requests) == 2
     server.files["/toy/val.csv"] = TABLES["val.csv"]
     assert download("toy", tmp_path, server.url) == ["val.csv", "test.csv"]
-    assert left(tmp_path) == TABLES
+    assert files_below(tmp_path) == TABLES
 
 
 def test_a_corrupted_file_in_pieces_is_downloaded_twice(server, tmp_path):
@@ -387,14 +387,14 @@ def test_a_corrupted_file_in_pieces_is_downloaded_twice(server, tmp_path):
     with pytest.raises(SourceError, match="do not have the published checksum"):
         download("toy", tmp_path, server.url)
     assert len(server.requests) == 4
-    assert left(tmp_path) == {}
+    assert files_below(tmp_path) == {}
 
 
 def test_a_corrupted_archive(server, tmp_path):
     server.files["/toy_zip/toy.zip"] = ARCHIVE[:-1] + b"x"
     with pytest.raises(SourceError, match="do not have the published checksum"):
         download("toy_zip", tmp_path, server.url)
-    assert left(tmp_path) == {}
+    assert files_below(tmp_path) == {}
 
 
 @pytest.mark.parametrize("status", [404, 403])
@@ -404,7 +404,7 @@ def test_a_missing_file(server, tmp_path, status):
         download("toy", tmp_path, server.url)
     assert_says_what_to_do(str(error.value), f"{server.url}/toy/train.csv", tmp_path / "train.csv")
     assert len(server.requests) == 1  # no second attempt
-    assert left(tmp_path) == {}
+    assert files_below(tmp_path) == {}
 
 
 def test_offline(tmp_path, caplog):
@@ -416,7 +416,7 @@ def test_offline(tmp_path, caplog):
     target = tmp_path / "toy" / "train.csv"
     assert_says_what_to_do(str(error.value), f"{url}/toy/train.csv", target)
     assert caplog.text.count("trying again in") == sources.ATTEMPTS - 1
-    assert left(tmp_path) == {}
+    assert files_below(tmp_path) == {}
 
 
 def test_an_invalid_address(tmp_path):
@@ -443,7 +443,7 @@ def test_a_modified_file_is_used_with_a_warning(server, tmp_path, caplog):
     for name in own:
         text = f"{tmp_path / name} differs from the published file of toy. It is used as it is"
         assert text in caplog.text
-    assert left(tmp_path) == own
+    assert files_below(tmp_path) == own
     assert server.requests == []
 
 
@@ -453,7 +453,7 @@ def test_a_modified_file_is_used_with_a_warning(server, tmp_path, caplog):
 def test_an_archive_is_unpacked(server, tmp_path):
     folder = tmp_path / "deep" / "toy_zip"
     assert download("toy_zip", folder, server.url) == ["toy.zip"]
-    assert left(tmp_path / "deep") == {
+    assert files_below(tmp_path / "deep") == {
         "toy_zip/train.csv": TABLES["train.csv"], "toy_zip/val.csv": TABLES["val.csv"],
     }  # fmt: skip
     assert download("toy_zip", folder, server.url) == []
@@ -466,7 +466,7 @@ def test_an_archive_put_there_by_the_user(server, tmp_path):
     download("toy_zip", tmp_path, server.url)
     assert server.requests == []
     expected = {"toy.zip": ARCHIVE, "train.csv": TABLES["train.csv"], "val.csv": b"mine"}
-    assert left(tmp_path) == expected
+    assert files_below(tmp_path) == expected
 
 
 def test_an_archive_does_not_choose_where_its_tables_go(tmp_path):
@@ -475,7 +475,7 @@ def test_an_archive_does_not_choose_where_its_tables_go(tmp_path):
     archive = make_zip({"../../train.csv": b"1", "/val.csv": b"2", "../test.csv": b"3"})
     (folder / "toy.zip").write_bytes(archive)
     download("toy_zip", folder)
-    assert left(tmp_path).keys() == {f"a/b/{name}" for name in ("toy.zip", *TABLES)}
+    assert files_below(tmp_path).keys() == {f"a/b/{name}" for name in ("toy.zip", *TABLES)}
 
 
 @pytest.mark.parametrize(
@@ -494,7 +494,7 @@ def test_an_archive_that_cannot_be_used(tmp_path, content, message):
     (tmp_path / "toy.zip").write_bytes(content)
     with pytest.raises(SourceError, match=message):
         download("toy_zip", tmp_path)
-    assert left(tmp_path) == {"toy.zip": content}
+    assert files_below(tmp_path) == {"toy.zip": content}
 
 
 # --- many processes --------------------------------------------------------------------------
@@ -529,7 +529,7 @@ def test_processes_that_start_at_once_download_once(server, tmp_path):
         process.stdin.flush()
     answers = [process.communicate(timeout=60)[0] for process in processes]
     assert sorted(answers, key=len) == ["[]\n", "[]\n", f"{list(TABLES)}\n"]
-    assert left(tmp_path) == TABLES
+    assert files_below(tmp_path) == TABLES
     assert [path for path, _ in server.requests] == [f"/toy/{name}" for name in TABLES]
 
 
@@ -544,7 +544,7 @@ def options(server, tmp_path):
 
 def test_a_missing_folder_is_downloaded(server, tmp_path, options):
     DataModule(tmp_path / "toy", **options).prepare_data()
-    assert left(tmp_path / "toy") == TABLES
+    assert files_below(tmp_path / "toy") == TABLES
     data = DataModule(tmp_path / "toy", **{**options, "base_url": None})
     data.prepare_data()
     assert [len(data.dataset(split)) for split in ("train", "val", "test")] == [150, 4, 3]
@@ -559,9 +559,9 @@ def test_an_incomplete_folder_is_completed(server, tmp_path, options):
     server.faults = [None, 404]
     with pytest.raises(SourceError, match="404"):
         DataModule(tmp_path / "toy", **options).prepare_data()
-    assert list(left(tmp_path / "toy")) == ["train.csv"]
+    assert list(files_below(tmp_path / "toy")) == ["train.csv"]
     DataModule(tmp_path / "toy", **options).prepare_data()
-    assert left(tmp_path / "toy") == TABLES
+    assert files_below(tmp_path / "toy") == TABLES
 
 
 @pytest.mark.parametrize(
@@ -580,7 +580,7 @@ def test_nothing_is_added_to_a_folder_with_other_files(server, tmp_path, options
     with outcome:
         data.prepare_data()
     assert server.requests == []
-    assert left(tmp_path / "mine") == files
+    assert files_below(tmp_path / "mine") == files
 
 
 def test_nothing_is_downloaded_if_data_dir_is_a_file(server, tmp_path, options):

@@ -97,8 +97,8 @@ def shipped_config(*overrides: str) -> DictConfig:
 
 
 def shipped_data(folder: Path, *overrides: str) -> DataModule:
-    places = {"data_dir": str(folder), "cache_dir": str(folder.parent / "cache")}
-    return instantiate(shipped_config(*overrides).data, **places)
+    paths = {"data_dir": str(folder), "cache_dir": str(folder.parent / "cache")}
+    return instantiate(shipped_config(*overrides).data, **paths)
 
 
 def sizes(data: DataModule) -> dict[str, int]:
@@ -329,7 +329,7 @@ def test_folders_are_read_by_the_pattern_and_ignored_with_split_by(tmp_path):
 
 
 @pytest.fixture
-def loose(tmp_path) -> Path:
+def cif_folder(tmp_path) -> Path:
     """A folder of single crystals with a `splits.csv`."""
     folder = write(tmp_path / "mine", "train")
     splits = ["train", "test", "train", "val", "test"]
@@ -338,11 +338,11 @@ def loose(tmp_path) -> Path:
     return folder
 
 
-def test_the_splits_csv_of_a_folder(loose, caplog):
-    path = loose / "splits.csv"
-    assert find_splits_csv(loose) == path
+def test_the_splits_csv_of_a_folder(cif_folder, caplog):
+    path = cif_folder / "splits.csv"
+    assert find_splits_csv(cif_folder) == path
     with caplog.at_level(logging.INFO):
-        data = shipped_data(loose)
+        data = shipped_data(cif_folder)
         assert {name: list(each.ids) for name, each in data.datasets().items()} == {
             "train": ["train-0", "train-2"], "val": ["train-3"], "test": ["train-1", "train-4"],
         }  # fmt: skip
@@ -350,36 +350,39 @@ def test_the_splits_csv_of_a_folder(loose, caplog):
     assert data.splits_file == path
     assert data.rejected() == []  # splits.csv is not treated as a damaged crystal
     for split, num in {"train": 2, "val": 1, "test": 2}.items():
-        reference = find_reference(loose, split)
+        reference = find_reference(cif_folder, split)
         assert num_compared(reference) == num
-        assert str(reference) == f"{loose} ({split} of {path})"
+        assert str(reference) == f"{cif_folder} ({split} of {path})"
     assert "contains no splits" not in caplog.text
 
 
-def test_options_take_precedence_over_a_splits_csv(loose, tmp_path):
-    by_composition = shipped_data(loose, "data.split_by=composition")
+def test_options_take_precedence_over_a_splits_csv(cif_folder, tmp_path):
+    by_composition = shipped_data(cif_folder, "data.split_by=composition")
     assert sizes(by_composition) == {"train": 5}
     other = tmp_path / "other.csv"
     shutil.copy(by_composition.splits_file, other)
-    assert num_compared(find_reference(loose, "train", split_file=other)) == 5
+    assert num_compared(find_reference(cif_folder, "train", split_file=other)) == 5
     with pytest.raises(DataError, match=r"other\.csv lists no crystal of .* in the split 'test'"):
-        find_reference(loose, "test", split_file=other).crystals(read_crystals)
+        find_reference(cif_folder, "test", split_file=other).crystals(read_crystals)
 
 
-def test_a_splits_csv_that_does_not_match_the_data(loose, caplog):
-    (loose / "new.cif").write_text((loose / "train-0.cif").read_text())
+def test_a_splits_csv_that_does_not_match_the_data(cif_folder, caplog):
+    (cif_folder / "new.cif").write_text((cif_folder / "train-0.cif").read_text())
     with pytest.raises(
         DataError, match=r"splits\.csv does not match .* Only in the data: 1 crystal: new"
     ):
-        shipped_data(loose).prepare_data()
+        shipped_data(cif_folder).prepare_data()
     # training may have rejected it
-    assert num_compared(find_reference(loose, "train")) == 2
+    assert num_compared(find_reference(cif_folder, "train")) == 2
     assert "1 of 6 crystals" in caplog.text
-    (loose / "train-0.cif").unlink()
+    (cif_folder / "train-0.cif").unlink()
     with pytest.raises(DataError, match=r"which lack 1 crystal: train-0 \(train-0\.cif\)"):
-        find_reference(loose, "train").crystals(read_crystals)
-    (loose / "splits.csv").write_text("material_id,split\ntrain-0,train\n")
-    for use in (shipped_data(loose).prepare_data, lambda: look_up_splits(loose / "splits.csv", [])):
+        find_reference(cif_folder, "train").crystals(read_crystals)
+    (cif_folder / "splits.csv").write_text("material_id,split\ntrain-0,train\n")
+    for use in (
+        shipped_data(cif_folder).prepare_data,
+        lambda: look_up_splits(cif_folder / "splits.csv", []),
+    ):
         with pytest.raises(DataError, match=r"not a readable splits\.csv with the columns id, fi"):
             use()
 
@@ -432,18 +435,19 @@ def test_splits_that_would_be_pooled(tmp_path, caplog, packed):
     inner = tmp_path / "outer" / "mp_20"
     for split in ("train", "test"):
         write(inner / f"{split}.csv", split)
-    place = inner.parent
+    source = inner.parent
     if packed:
-        place = Path(shutil.make_archive(str(tmp_path / "set"), "zip", inner.parent))
+        source = Path(shutil.make_archive(str(tmp_path / "set"), "zip", inner.parent))
     with pytest.raises(
         DataError, match=r"would pool the splits in .*mp_20: give the path of that fol"
     ):
-        find_reference(place, "train", "reference_split")
-    assert num_compared(find_reference(place, None, "reference_split")) == 8
-    assert sum(sizes(shipped_data(place)).values()) == 8
+        find_reference(source, "train", "reference_split")
+    assert num_compared(find_reference(source, None, "reference_split")) == 8
+    assert sum(sizes(shipped_data(source)).values()) == 8
     assert (
-        f"{place}: mp_20 contains splits, which are ignored: all crystals are pooled" in caplog.text
+        f"{source}: mp_20 contains splits, which are ignored: all crystals are pooled"
+        in caplog.text
     )
     caplog.clear()
-    assert find_readers(place, pattern="*", options=SplitOptions("composition"))
+    assert find_readers(source, pattern="*", options=SplitOptions("composition"))
     assert caplog.text == ""

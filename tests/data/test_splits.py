@@ -161,11 +161,11 @@ def test_groups_stay_together_and_a_split_exceeds_its_share_by_less_than_a_group
     rng = np.random.default_rng(0)
     for seed in range(20):
         groups = rng.zipf(1.5, 500).clip(max=60)
-        places = assign_splits(groups, (0.7, 0.2, 0.1), seed)
-        assert all(len(set(places[groups == group])) == 1 for group in set(groups))
-        excess = np.bincount(places, minlength=3) - 500 * np.array([0.7, 0.2, 0.1])
+        split_indices = assign_splits(groups, (0.7, 0.2, 0.1), seed)
+        assert all(len(set(split_indices[groups == group])) == 1 for group in set(groups))
+        excess = np.bincount(split_indices, minlength=3) - 500 * np.array([0.7, 0.2, 0.1])
         assert excess.max() < np.bincount(groups).max()
-        assert (assign_splits(groups, (7, 2, 1), seed) == places).all()
+        assert (assign_splits(groups, (7, 2, 1), seed) == split_indices).all()
     assert (
         assign_splits(np.arange(99), (1, 1, 1), 1) != assign_splits(np.arange(99), (1, 1, 1), 2)
     ).any()
