@@ -509,7 +509,7 @@ def test_a_user_who_may_write_nowhere(open_folder):
         pytest.skip("becoming another user is for root alone")
     output = finish(load(data, cache, "nobody"), code=1)
     assert "Cannot write the cache" in output
-    assert "point data.cache_dir to a folder that can be written" in output
+    assert "point data.cache_dir to a writable folder" in output
     assert "Traceback" not in output
     assert finish(load(data, cache)).split()[-1] == "10"
     assert finish(load(data, cache, "nobody")).split()[-1] == "10"
