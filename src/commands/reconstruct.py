@@ -25,6 +25,7 @@ from src.data.structures import (
 )
 from src.metrics.matching import MatcherPool
 from src.metrics.reconstruction.evaluate import SETTINGS
+from src.utils.errors import UserError
 from src.utils.formulas import full_formula
 from src.utils.output import new_folder
 from src.vae_module.input import choose_trained_cell, log_cells, prepare
@@ -51,7 +52,7 @@ def reconstruct(cfg: DictConfig) -> dict[str, Any]:
         match under CDVAE's and pymatgen's settings; `skipped`: how many entries `skipped.csv` has.
 
     Raises:
-        ValueError: for a checkpoint, input or output that cannot be used, or if nothing came out.
+        UserError: for a checkpoint, input or output that cannot be used, or if nothing came out.
     """
     vae = load_vae(cfg)
     cell = choose_trained_cell(vae, cell_asked(cfg.cell, cfg.niggli))
@@ -73,7 +74,7 @@ def reconstruct(cfg: DictConfig) -> dict[str, Any]:
                 skipped.append(Skipped(_where(item), reason))
         if all(crystal is None for crystal in crystals):
             first = "".join(f"\n  {where}: {reason}" for where, reason in skipped[:5])
-            raise ValueError(f"none of the crystals of {cfg.input} could be reconstructed{first}")
+            raise UserError(f"none of the crystals of {cfg.input} could be reconstructed{first}")
 
         structures = [None if crystal is None else to_structure(crystal) for crystal in crystals]
         # the same crystals in the same cells: the given ones, unless there is no way back to them

@@ -15,6 +15,7 @@ from src.data import DataModule
 from src.data.parsing import ReadOptions
 from src.data.readers import DataError
 from src.utils.config import build, to_plain
+from src.utils.errors import UserError
 from src.vae_module import VAEModule
 from src.vae_module.input import log_as_in_training, name_of
 
@@ -31,7 +32,7 @@ def load_vae(cfg: DictConfig) -> VAEModule:
 
     Raises:
         FileNotFoundError, CheckpointError: if it cannot be used; the message says why.
-        ValueError: if there is no such device.
+        UserError: if there is no such device.
     """
     device = cfg.device
     if device == "auto":
@@ -41,7 +42,7 @@ def load_vae(cfg: DictConfig) -> VAEModule:
     try:
         return vae.to(device)
     except (RuntimeError, AssertionError) as error:  # the latter in a torch without CUDA
-        raise ValueError(
+        raise UserError(
             f"device={device} cannot be used, choose auto, cpu, cuda or mps: {error}"
         ) from error
 

@@ -58,7 +58,7 @@ def reconstruct_structures(
         cell that the model sees comes back in that cell, with a warning.
 
     Raises:
-        ValueError: for a structure that is no ordered crystal, or has an element that the model
+        UserError: for a structure that is no ordered crystal, or has an element that the model
             does not know, named by its index; for a `cell` that is none, or contradicts `niggli`.
     """
     chosen = choose_trained_cell(vae, cell_asked(cell, niggli))
@@ -67,7 +67,7 @@ def reconstruct_structures(
         try:
             changes.append(prepare(vae, to_crystal(structure), chosen))
         except CrystalError as error:
-            raise ValueError(f"structure {i}: {error}") from error
+            raise UserError(f"structure {i}: {error}") from error
     log_cells(vae, changes, chosen)
     crystals = reconstruct_crystals(vae, changes, batch_size, seed if sampled else None, progress)
     return [
@@ -99,7 +99,7 @@ def reconstruct_crystals(
         A crystal for each, see `CellChange.undo`; None where the numbers make none.
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size is at least 1, not {batch_size}")
+        raise UserError(f"batch_size is at least 1, not {batch_size}")
     _warn_of_large(vae, changes)
     _warn_of_unrelated(changes)
     done: list[Crystal | None] = [None] * len(changes)

@@ -13,6 +13,7 @@ from src.data import augmentation as augment
 from src.data.schema import CrystalBatch
 from src.metrics.losses import LossAverages
 from src.metrics.reconstruction.errors import ReconstructionErrors
+from src.utils.errors import UserError
 from src.utils.geometry import parameters_to_lattices
 from src.utils.precision import full_precision
 from src.vae_module.decoders.transformer import Prediction
@@ -56,7 +57,7 @@ class VAEModule(CrystalModule):
         quant_bias: biases in the maps to and from the latent.
 
     Raises:
-        ValueError: for a config that does not fit, naming what.
+        UserError: for a config that does not fit, naming what.
     """
 
     networks = ("encoder", "decoder")
@@ -90,18 +91,18 @@ class VAEModule(CrystalModule):
         self.decoder = make_network(decoder)
         self.atom_type_predict: bool = self.decoder.atom_type_predict
         if atom_type_predict not in (None, self.atom_type_predict):
-            raise ValueError(
+            raise UserError(
                 f"vae_module.atom_type_predict={atom_type_predict} but the decoder has "
                 f"atom_type_predict={self.atom_type_predict}: set only the former"
             )
         unknown = set(loss_weights or {}) - set(LOSS_WEIGHTS)
         if unknown:
-            raise ValueError(f"loss_weights has {sorted(unknown)}; it knows {list(LOSS_WEIGHTS)}")
+            raise UserError(f"loss_weights has {sorted(unknown)}; it knows {list(LOSS_WEIGHTS)}")
         for name, delta in (("coords_delta", coords_delta), ("lengths_delta", lengths_delta)):
             if delta is not None and not delta > 0:
-                raise ValueError(f"{name}={delta} is not above zero; null: squared errors")
+                raise UserError(f"{name}={delta} is not above zero; null: squared errors")
         if not 0 <= noise_share < 1:
-            raise ValueError(
+            raise UserError(
                 f"noise_share={noise_share} is not in [0, 1): without exact latents, "
                 "geometry is not learned"
             )
@@ -153,7 +154,7 @@ class VAEModule(CrystalModule):
               predicted): of the batch.
 
         Raises:
-            ValueError: for an element that the model does not know, if the batch is on a CPU.
+            UserError: for an element that the model does not know, if the batch is on a CPU.
         """
         check_types(batch.atom_types, batch.batch, *readers(self), is_masked=self.mask_ratio > 0)
         hidden = self.encoder(batch)
@@ -176,12 +177,12 @@ class VAEModule(CrystalModule):
             - `lengths`: (B, 3) Å; `angles`: (B, 3) degrees; `lattices`: (B, 3, 3) Å.
 
         Raises:
-            ValueError: if a key is missing, or for an element that the model does not know, if the
+            UserError: if a key is missing, or for an element that the model does not know, if the
                 latents are on a CPU.
         """
         needed = ["x", "num_atoms", "batch", *([] if self.atom_type_predict else ["atom_types"])]
         if missing := [key for key in needed if key not in encoded]:
-            raise ValueError(f"decode needs {needed}; {missing} missing from {list(encoded)}")
+            raise UserError(f"decode needs {needed}; {missing} missing from {list(encoded)}")
         if not self.atom_type_predict:
             check_types(encoded["atom_types"], encoded["batch"], self.decoder)
         return self._decoded(self._predict(encoded), encoded["num_atoms"])
@@ -217,7 +218,7 @@ class VAEModule(CrystalModule):
             A `CrystalBatch`, or a list as asked for.
 
         Raises:
-            ValueError: for atom types that the model does not know, or that are missing.
+            UserError: for atom types that the model does not know, or that are missing.
         """
         atom_types = None if self.atom_type_predict else batch.atom_types
         ask = CrystalBatch.for_sampling(batch.num_atoms, atom_types)
@@ -246,7 +247,7 @@ class VAEModule(CrystalModule):
                 `src.data.cells.choose_cell`.
 
         Raises:
-            ValueError: if there are no structures, for one that is no crystal or has an element
+            UserError: if there are no structures, for one that is no crystal or has an element
                 that the model does not know, named by its index, or for another `cell`.
         """
         return to_batch(self, structures, cell)
