@@ -21,8 +21,8 @@ from src.base.hub import LIBRARY, download_file, upload_folder, version
 from src.data.parsing import ReadOptions
 from src.utils.checkpoints import CheckpointError, load_checkpoint
 from src.utils.config import build, describe
+from src.utils.errors import UserError
 from src.utils.output import new_folder
-from src.utils.user_error import UserError
 
 M = TypeVar("M", bound="PretrainedModule")
 

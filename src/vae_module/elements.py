@@ -9,7 +9,7 @@ from torch import Tensor
 
 from src.data import DataModule
 from src.data.dataset import CrystalDataset
-from src.utils.user_error import UserError
+from src.utils.errors import UserError
 
 
 def table_size(*networks: Any) -> int | None:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from src.data.dataset import CrystalDataset
 from src.nn.transformer import segment_mean
+from src.utils.errors import UserError
 from src.utils.inference import inference
-from src.utils.user_error import UserError
 from src.vae_module.input import change_cells, choose_trained_cell, pack
 
 

@@ -14,7 +14,7 @@ from src.data.cells import CELLS
 from src.data.cif import Crystal, CrystalError
 from src.data.schema import CrystalBatch
 from src.data.structures import to_crystal
-from src.utils.user_error import UserError
+from src.utils.errors import UserError
 from src.vae_module.elements import find_unknown, readers
 
 log = logging.getLogger(__name__)

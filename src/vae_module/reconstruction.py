@@ -13,8 +13,8 @@ from rich.progress import track
 from src.data.cell_change import CellChange
 from src.data.cif import Crystal, CrystalError
 from src.data.structures import check_numbers, split_batch, to_atoms, to_crystal, to_structure
+from src.utils.errors import UserError
 from src.utils.inference import inference
-from src.utils.user_error import UserError
 from src.vae_module.input import choose_trained_cell, log_cells, pack, prepare
 from src.vae_module.vae_module import VAEModule
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from src.data.compositions import parse_composition
 from src.data.schema import CrystalBatch
+from src.utils.errors import UserError
 from src.utils.inference import inference
-from src.utils.user_error import UserError
 from src.vae_module.datasets import decode_latents
 from src.vae_module.elements import find_unknown
 from src.vae_module.vae_module import VAEModule

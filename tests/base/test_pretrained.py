@@ -21,12 +21,12 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
-from src.utils.user_error import UserError
 from torch.utils.data import DataLoader
 
 from src.callbacks import LastCheckpoint
 from src.data import CrystalBatch
 from src.utils.checkpoints import CheckpointError, save_checkpoint
+from src.utils.errors import UserError
 from src.utils.output import OutputError
 from src.utils.trainer import build_trainer
 from src.vae_module import VAEModule

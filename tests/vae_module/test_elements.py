@@ -9,7 +9,6 @@ import torch
 from hydra import compose, initialize_config_dir
 from lightning import Trainer
 from pymatgen.core import Lattice, Structure
-from src.utils.user_error import UserError
 from torch import nn
 
 from src.commands.encode import encode
@@ -22,6 +21,7 @@ from src.data.augmentation import mask_atom_types
 from src.data.cif import Crystal, write_cif
 from src.data.structures import write_structures
 from src.utils.checkpoints import save_checkpoint
+from src.utils.errors import UserError
 from src.vae_module import VAEModule
 from src.vae_module.decoders.transformer import TransformerDecoder
 from src.vae_module.elements import find_unknown, table_size
