@@ -23,8 +23,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from lightning import Callback
 
-from src import training
 from src.callbacks import NonFiniteError
+from src.commands import train as training
 from src.commands.train import train
 from src.data.dataset import CrystalDataset
 from src.utils.checkpoints import CheckpointError, load_checkpoint
@@ -353,7 +353,7 @@ def test_a_signal_while_lightning_tidies_up_is_heeded(common, tmp_path, slurm):
 
 
 def test_a_run_that_has_its_results_is_not_queued_again(common, tmp_path, monkeypatch, slurm):
-    tell(monkeypatch, training, "summary_table", signal.SIGUSR1)
+    tell(monkeypatch, training.VAETraining, "table", signal.SIGUSR1)
     summary = run_here(tmp_path / "run", [*common, "trainer.max_epochs=1"])
     assert summary["steps"] == STEPS
     assert slurm() == []

@@ -38,6 +38,15 @@ class CrystalModule(PretrainedModule):
         self.last_step: dict[str, Tensor] = {}
         self._seed: int | None = None  # of the run
 
+    def compile_networks(self) -> None:
+        """Compile the networks in place (their Transformers, if they have one), for all shapes.
+
+        The names of parameters do not change. It does not pay off on a CPU or for short runs.
+        """
+        for name in self.networks:
+            network = getattr(self, name)
+            getattr(network, "transformer", network).compile(dynamic=True)
+
     def on_fit_start(self) -> None:
         self._seed = torch.initial_seed()
         datamodule = getattr(self.trainer, "datamodule", None)

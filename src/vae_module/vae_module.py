@@ -275,14 +275,6 @@ class VAEModule(CrystalModule):
         """
         return featurize(self, structures, batch_size, cell)
 
-    def compile_networks(self) -> None:
-        """Compile the networks in place (Transformers, if they have one), once for all shapes.
-
-        Names of parameters stay as they are. On a CPU, and for short runs, it does not pay.
-        """
-        for network in (self.encoder, self.decoder):
-            getattr(network, "transformer", network).compile(dynamic=True)
-
     def _layout(self, batch: CrystalBatch) -> dict[str, Any]:
         layout = {
             "num_atoms": batch.num_atoms,

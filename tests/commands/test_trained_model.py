@@ -9,8 +9,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from pymatgen.core import Lattice, Structure
 
-from src.commands.train import _keep_splits, train
+from src.commands.train import train
 from src.commands.trained_model import load_data, load_vae
+from src.commands.training_run import _keep_splits
 from src.data import DataError, DataModule
 from src.data.parsing import ReadOptions
 from src.data.structures import write_structures
@@ -179,7 +180,7 @@ def test_a_known_set_is_that_of_the_run(make_config, run_dir):
 
 def test_ones_own_data_are_split_as_in_training(make_config, run_dir, tmp_path, monkeypatch):
     """Though the run had paths that were relative to another folder."""
-    monkeypatch.setattr("src.commands.train._train", lambda *_: {})
+    monkeypatch.setattr("src.commands.training_run._train", lambda *_: {})
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "there")
     for i in range(20):
