@@ -13,21 +13,33 @@ from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+
+from src.utils.threads import wait_passively  # noqa: E402
+
+wait_passively()  # before torch is loaded
+
+import torch  # noqa: E402
+
+from src.utils.strict_json import json_text  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
     """Run one benchmark, print its table, and write its rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bench", choices=["data", "large", "prepare", "train", "infer",
-                                          "match", "scale"])  # fmt: skip
+                                          "match", "scale", "busy"])  # fmt: skip
     parser.add_argument("--data-dir", type=Path, default=ROOT / "data" / "prototypes")
     parser.add_argument("--preset", choices=["tiny", "small", "mp20"], default="small")
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, help="256; of `busy` 64")
+    parser.add_argument("--size", choices=["small", "medium", "full"], default="small",
+                        help="of the model of `busy`, as it ships")  # fmt: skip
+    parser.add_argument("--beside", type=int, default=1, help="busy processes, of `busy`")
     parser.add_argument("--crystals", type=int, default=1024, help="in an epoch of the benchmark")
     parser.add_argument("--rounds", type=int, default=5, help="of which the median is taken")
     parser.add_argument("--json", type=Path, help="write the rows here")
@@ -39,15 +51,13 @@ def main(argv: list[str] | None = None) -> list[dict]:
     rows = [asdict(row) for row in _run(args)]
     _print(rows)
     if args.json:
-        from src.utils.strict_json import json_text
-
         args.json.write_text(json_text(rows, indent=1) + "\n")
     return rows
 
 
 def _run(args: argparse.Namespace) -> list:
     # Imported here, so that `--help` answers at once.
-    from benchmarks import data, infer, large, match, prepare, scale, train
+    from benchmarks import busy, data, infer, large, match, prepare, scale, train
 
     from src.data import DataModule
 
@@ -67,8 +77,10 @@ def _run(args: argparse.Namespace) -> list:
     # at random, since files are often sorted in some way
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
     dataset = dataset.subset(order[: args.crystals])
+    if args.bench == "busy":
+        return busy.run(dataset, args.size, args.batch_size or 64, args.rounds, args.beside)
     bench = infer if args.bench == "infer" else train
-    return bench.run(dataset, args.preset, args.batch_size, args.rounds)
+    return bench.run(dataset, args.preset, args.batch_size or 256, args.rounds)
 
 
 def _print(rows: list[dict]) -> None:
@@ -89,5 +101,4 @@ def _print(rows: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     main()

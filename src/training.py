@@ -41,6 +41,7 @@ from src.utils.loggers import own_wandb_run
 from src.utils.memory import keep_freed_memory
 from src.utils.output import new_file
 from src.utils.strict_json import write_json
+from src.utils.threads import at_most_threads
 from src.vae_module import VAEModule
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,8 @@ def train(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> dict[str, Any]
     """
     output_dir = Path(cfg.paths.output_dir)
     callbacks = [*_instantiate_all(cfg.callbacks), *callbacks]
-    with StopWhenTold(any(isinstance(c, LastCheckpoint) for c in callbacks)) as signals:
+    goes_on = any(isinstance(c, LastCheckpoint) for c in callbacks)
+    with at_most_threads(cfg.get("num_threads")), StopWhenTold(goes_on) as signals:
         if not _is_first_process():  # the first speaks and writes for all
             logging.getLogger().setLevel(logging.ERROR)
             return _train(cfg, output_dir, callbacks, signals)
