@@ -13,24 +13,36 @@ from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+
+from src.utils.threads import wait_passively  # noqa: E402
+
+wait_passively()  # before torch is loaded
+
+import torch  # noqa: E402
+
+from src.utils.strict_json import json_text  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
     """Run one benchmark, print its tables, optionally write its rows, and return them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bench", choices=["data", "large", "prepare", "train", "infer",
-                                          "match", "scale"])  # fmt: skip
+                                          "match", "scale", "busy"])  # fmt: skip
     parser.add_argument(
         "--data-dir", type=Path, default=ROOT / "data" / "prototypes", help="folder of the crystals"
     )
     parser.add_argument("--preset", choices=["tiny", "small", "mp20"], default="small",
                         help="size of the model")  # fmt: skip
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, help="256, or 64 for `busy`")
+    parser.add_argument("--size", choices=["small", "medium", "full"], default="small",
+                        help="size of the model for `busy`, as in the configs")  # fmt: skip
+    parser.add_argument("--beside", type=int, default=1, help="other busy processes, for `busy`")
     parser.add_argument("--crystals", type=int, default=1024, help="crystals to use")
     parser.add_argument("--rounds", type=int, default=5, help="to take the median of")
     parser.add_argument("--json", type=Path, help="write the results to this file")
@@ -42,15 +54,13 @@ def main(argv: list[str] | None = None) -> list[dict]:
     rows = [asdict(row) for row in _run(args)]
     _print(rows)
     if args.json:
-        from src.utils.strict_json import json_text
-
         args.json.write_text(json_text(rows, indent=1) + "\n")
     return rows
 
 
 def _run(args: argparse.Namespace) -> list:
     # imported here to keep `--help` fast
-    from benchmarks import data, infer, large, match, prepare, scale, train
+    from benchmarks import busy, data, infer, large, match, prepare, scale, train
 
     from src.data import DataModule
     from src.data.split_files import find_split
@@ -73,8 +83,10 @@ def _run(args: argparse.Namespace) -> list:
     # shuffle, because files are often sorted
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
     dataset = dataset.subset(order[: args.crystals])
+    if args.bench == "busy":
+        return busy.run(dataset, args.size, args.batch_size or 64, args.rounds, args.beside)
     bench = infer if args.bench == "infer" else train
-    return bench.run(dataset, args.preset, args.batch_size, args.rounds)
+    return bench.run(dataset, args.preset, args.batch_size or 256, args.rounds)
 
 
 def _print(rows: list[dict]) -> None:
@@ -95,5 +107,4 @@ def _print(rows: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     main()

@@ -15,10 +15,14 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from src.data.cells import CELLS, SYMPREC, choose_cell
-from src.data.cif import Crystal, CrystalError
-from src.data.readers import DataError, crystal_of
-from src.data.splits import find_readers
+from src.utils.threads import wait_passively
+
+wait_passively()  # before torch is loaded
+
+from src.data.cells import CELLS, SYMPREC, choose_cell  # noqa: E402
+from src.data.cif import Crystal, CrystalError  # noqa: E402
+from src.data.readers import DataError, crystal_of  # noqa: E402
+from src.data.splits import find_readers  # noqa: E402
 
 ANGLE_TOLERANCE = 0.1  # degrees; lengths and positions are compared within SYMPREC
 MIN_ENTRIES = 6  # smallest sum of absolute entries of a random change of basis; the identity has 3

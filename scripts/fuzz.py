@@ -34,6 +34,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from src.utils.threads import wait_passively
+
+wait_passively()  # before torch is loaded
+
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 1.0  # time limit per input, seconds
 PATIENCE = 30.0  # seconds after which a process that misses the limit is killed

@@ -7,8 +7,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from src.utils.checkpoints import CheckpointError, save_checkpoint
-from src.vae_module.import_chemeleon2 import import_chemeleon2
+from src.utils.threads import wait_passively
+
+wait_passively()  # before torch is loaded
+
+from src.utils.checkpoints import CheckpointError, save_checkpoint  # noqa: E402
+from src.vae_module.import_chemeleon2 import import_chemeleon2  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -41,6 +41,7 @@ from src.utils.loggers import own_wandb_run
 from src.utils.memory import keep_freed_memory
 from src.utils.output import new_file
 from src.utils.strict_json import write_json
+from src.utils.threads import at_most_threads
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,8 @@ def run_training(
     """
     output_dir = Path(cfg.paths.output_dir)
     callbacks = [*_instantiate_all(cfg.callbacks), *callbacks]
-    with StopWhenTold(any(isinstance(c, LastCheckpoint) for c in callbacks)) as signals:
+    goes_on = any(isinstance(c, LastCheckpoint) for c in callbacks)
+    with at_most_threads(cfg.get("num_threads")), StopWhenTold(goes_on) as signals:
         if not _is_first_process():  # the first speaks and writes for all
             logging.getLogger().setLevel(logging.ERROR)
             return _train(cfg, task, output_dir, callbacks, signals)

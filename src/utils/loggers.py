@@ -1,5 +1,6 @@
 """Loggers that need more than their constructor."""
 
+import inspect
 import os
 import sys
 from collections.abc import Iterator
@@ -14,14 +15,21 @@ def wandb_logger(**kwargs: Any) -> WandbLogger:
 
     `WANDB_MODE`, where set, decides instead. Arguments are those of `WandbLogger`.
     """
-    import wandb  # here, since it takes a while
-
-    has_key = bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
-    kwargs.setdefault("offline", not has_key and "WANDB_MODE" not in os.environ)
+    kwargs.setdefault("offline", "WANDB_MODE" not in os.environ and not _has_wandb_key())
     if kwargs["offline"]:
         # Lightning only sets WANDB_MODE, which wandb has read when it looked for the key
         kwargs.setdefault("mode", "offline")
     return WandbLogger(**kwargs)
+
+
+def _has_wandb_key() -> bool:
+    import wandb  # here, since it takes a while
+
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    if "prompt" in inspect.signature(wandb.login).parameters:
+        return wandb.login(prompt=False, verify=False)
+    return bool(wandb.api.api_key)  # of versions that have no other way; later ones warn of it
 
 
 @contextmanager

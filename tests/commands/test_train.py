@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from lightning import Callback
 
 from src.commands.train import train as run_training
 from src.utils.checkpoints import CheckpointError
@@ -150,6 +151,32 @@ def test_what_would_end_a_run_after_its_training_does_so_before(tmp_path, overri
     with pytest.raises(UserError, match=message):
         run_here(tmp_path, tmp_path / "cache", override)
     assert not (tmp_path / "cache").exists()  # not even the data were read
+
+
+class Threads(Callback):
+    """Notes how many threads there are as a run takes its steps."""
+
+    def __init__(self) -> None:
+        self.seen: set[int] = set()
+
+    def on_train_batch_start(self, *args) -> None:
+        self.seen.add(torch.get_num_threads())
+
+
+@pytest.mark.parametrize(("override", "expected"), [("size=small", 1), ("num_threads=null", 2)])
+def test_a_run_has_the_threads_of_its_config(run_folder, tmp_path, override, expected):
+    threads, before = Threads(), torch.get_num_threads()
+    given = ["experiment=prototypes/vae_dng", "debug=fast", override, "callbacks=none"]
+    given += [f"paths.output_dir={tmp_path}", f"paths.cache_dir={run_folder.parent}/cache"]
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = compose("train_vae", overrides=given)
+    try:
+        torch.set_num_threads(2)
+        run_training(cfg, callbacks=[threads])
+        assert threads.seen == {expected}
+        assert torch.get_num_threads() == 2  # for the next run of this process
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_run_that_logs_no_steps(run_folder, tmp_path):
