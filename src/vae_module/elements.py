@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from ase.data import chemical_symbols
-from lightning import Trainer
+from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from src.data import DataModule
@@ -95,33 +95,41 @@ def check_dataset(dataset: CrystalDataset, where: str, *networks: Any) -> None:
     raise UserError(f"{where}: crystal {dataset.ids[crystal]}: {found[1]}{hint}")
 
 
-def check_splits(vae: Any, trainer: Trainer, stage: str) -> None:
-    """Refuse splits of a trainer's `DataModule` whose loss could not be computed.
+class ElementCheck(Callback):
+    """Refuses data with elements that a VAE has no entry for, before its first step.
 
-    Args:
-        stage: `fit` (all splits that there are), `validate` or `test`.
-
-    Raises:
-        UserError: see `check_dataset`.
+    The loss needs an entry in the encoder and in the decoder. On a GPU, a lookup that fails would
+    end the process with an error that names nothing.
     """
-    datamodule = getattr(trainer, "datamodule", None)
-    if not isinstance(datamodule, DataModule):
-        return
-    if stage == "fit":
-        datasets = datamodule.datasets()
-    else:
-        split = {"validate": "val"}.get(stage, "test")
-        datasets = {split: datamodule.dataset(split)}
-    for split, dataset in datasets.items():
-        where = f"split {split} of {datamodule.data_dir}"
-        check_dataset(dataset, where, vae.encoder, vae.decoder)
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check the splits of a `DataModule`: all of them before training."""
+        datamodule = getattr(trainer, "datamodule", None)
+        if not isinstance(datamodule, DataModule):
+            return
+        if stage == "fit":
+            datasets = datamodule.datasets()
+        else:
+            split = {"validate": "val"}.get(stage, "test")
+            datasets = {split: datamodule.dataset(split)}
+        for split, dataset in datasets.items():
+            where = f"split {split} of {datamodule.data_dir}"
+            check_dataset(dataset, where, pl_module.encoder, pl_module.decoder)
 
-def check_loaders(vae: Any, trainer: Trainer, loaders: Any) -> None:
-    """The same for loaders of ours that a trainer was given without a `DataModule`."""
-    if isinstance(getattr(trainer, "datamodule", None), DataModule):
-        return
-    for loader in loaders if isinstance(loaders, (list, tuple)) else [loaders]:
-        dataset = getattr(loader, "dataset", None)
-        if isinstance(dataset, CrystalDataset):
-            check_dataset(dataset, "in the loader's data", vae.encoder, vae.decoder)
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check_loaders(trainer, pl_module, trainer.train_dataloader)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check_loaders(trainer, pl_module, trainer.val_dataloaders)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check_loaders(trainer, pl_module, trainer.test_dataloaders)
+
+    def _check_loaders(self, trainer: Trainer, pl_module: LightningModule, loaders: Any) -> None:
+        """Check the data of our loaders, where there is no `DataModule`."""
+        if isinstance(getattr(trainer, "datamodule", None), DataModule):
+            return
+        for loader in loaders if isinstance(loaders, (list, tuple)) else [loaders]:
+            dataset = getattr(loader, "dataset", None)
+            if isinstance(dataset, CrystalDataset):
+                check_dataset(dataset, "in the loader's data", pl_module.encoder, pl_module.decoder)
