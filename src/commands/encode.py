@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from src.commands.trained_model import load_data, load_vae
 from src.utils.checksum import sha256_of
+from src.utils.errors import UserError
 from src.utils.output import new_folder
 from src.utils.strict_json import write_json
 from src.vae_module.datasets import encode_dataset
@@ -32,12 +33,12 @@ def encode(cfg: DictConfig) -> dict[str, Any]:
         same of all.
 
     Raises:
-        ValueError: for a checkpoint, data or an output that cannot be used; the message says why.
+        UserError: for a checkpoint, data or an output that cannot be used; the message says why.
         FileNotFoundError: for a checkpoint that is not there.
     """
     splits = [cfg.splits] if isinstance(cfg.splits, str) else cfg.splits
     if not splits:
-        raise ValueError("splits is empty: name one at least of train, val, test")
+        raise UserError("splits is empty: name one at least of train, val, test")
     with new_folder(cfg.output, "stats.json", cfg.overwrite) as folder:
         vae = load_vae(cfg)
         data = load_data(cfg, vae)

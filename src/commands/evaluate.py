@@ -22,6 +22,7 @@ from src.metrics.matching import CDVAE, PYMATGEN, MatcherPool
 from src.metrics.reconstruction.invariance import TRANSFORMATIONS
 from src.report import write_report
 from src.utils.checksum import sha256_of
+from src.utils.errors import UserError
 from src.utils.geometry import transform
 from src.utils.output import new_folder
 from src.utils.strict_json import json_ready, write_json
@@ -44,13 +45,13 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         The content of `metrics.json`.
 
     Raises:
-        ValueError: for a checkpoint, data or a folder that cannot be used; the message says why.
+        UserError: for a checkpoint, data or a folder that cannot be used; the message says why.
         FileNotFoundError: for a checkpoint that is not there.
     """
     checkpoint = Path(cfg.ckpt_path)
     vae = load_vae(cfg)
     if cfg.num_crystals is not None and cfg.num_crystals < 1:
-        raise ValueError(f"num_crystals is at least 1 (null: all), not {cfg.num_crystals}")
+        raise UserError(f"num_crystals is at least 1 (null: all), not {cfg.num_crystals}")
     run_dir = run_folder(checkpoint)
     output_dir = Path(cfg.output_dir or run_dir / f"eval_{cfg.split}")
     with new_folder(output_dir, marker="metrics.json", overwrite=cfg.overwrite) as folder:

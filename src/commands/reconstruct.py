@@ -25,6 +25,7 @@ from src.data.structures import (
 )
 from src.metrics.matching import MatcherPool
 from src.metrics.reconstruction.evaluate import SETTINGS
+from src.utils.errors import UserError
 from src.utils.formulas import full_formula
 from src.utils.output import new_folder
 from src.vae_module.input import choose_trained_cell, log_cells, prepare
@@ -43,15 +44,15 @@ def reconstruct(cfg: DictConfig) -> dict[str, Any]:
     The new folder `cfg.output` gets files of the names and formats of the input (`.extxyz` for a
     format that is only read; the content of an archive as a folder), `changes.csv` with what
     became of each crystal, and `skipped.csv` with what was left out, and why. In `changes.csv`,
-    `cell` is `given` for a reconstruction in the cell of its file, and the name of the model's cell
-    for one that cannot be put back into that.
+    `cell` is `given` for a reconstruction in the cell of its file; if it could not be converted
+    back to that, it is the name of the cell that was encoded.
 
     Returns:
         `crystals`: how many were reconstructed; `matched` and `matched_default`: how many of them
         match under CDVAE's and pymatgen's settings; `skipped`: how many entries `skipped.csv` has.
 
     Raises:
-        ValueError: for a checkpoint, input or output that cannot be used, or if nothing came out.
+        UserError: for a checkpoint, input or output that cannot be used, or if nothing came out.
     """
     vae = load_vae(cfg)
     cell = choose_trained_cell(vae, cell_asked(cfg.cell, cfg.niggli))
@@ -73,10 +74,10 @@ def reconstruct(cfg: DictConfig) -> dict[str, Any]:
                 skipped.append(Skipped(_where(item), reason))
         if all(crystal is None for crystal in crystals):
             first = "".join(f"\n  {where}: {reason}" for where, reason in skipped[:5])
-            raise ValueError(f"none of the crystals of {cfg.input} could be reconstructed{first}")
+            raise UserError(f"none of the crystals of {cfg.input} could be reconstructed{first}")
 
         structures = [None if crystal is None else to_structure(crystal) for crystal in crystals]
-        # the same crystals in the same cells: the given ones, unless there is no way back to them
+        # compare in the given cell, or in the encoded one if there is no way back
         related = [change.atoms is not None for change in changes]
         originals = [
             item.structure if same else to_structure(change.chosen)
