@@ -648,7 +648,7 @@ def test_a_user_who_may_write_nowhere(open_folder):
         pytest.skip("becoming another user is for root alone")
     output = finish(load(data, cache, "nobody"), code=1)
     assert "Cannot write the cache" in output
-    assert "point data.cache_dir to a folder that can be written" in output
+    assert "point data.cache_dir to a writable folder" in output
     assert "Traceback" not in output
     assert finish(load(data, cache)).split()[-1] == "10"
     assert finish(load(data, cache, "nobody")).split()[-1] == "10"
@@ -667,6 +667,6 @@ def test_a_sweep_goes_on_after_a_job_that_fails(common, tmp_path):
         cwd=ROOT, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT},
     )  # fmt: skip
     assert process.returncode == 1
-    assert "batch_size is at least 1, not 0" in process.stdout
+    assert "batch_size must be at least 1, not 0" in process.stdout
     made = {path.parent.name for path in tmp_path.glob("*/summary.json")}
     assert made == {"0", "2"}

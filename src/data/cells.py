@@ -8,6 +8,7 @@ import numpy as np
 import spglib
 
 from src.data.cif import SPGLIB_ERRORS, Crystal, CrystalError, niggli_reduce, orient
+from src.utils.errors import UserError
 
 # otherwise spglib's C code prints a line for each failed attempt
 os.environ.setdefault("SPGLIB_WARNING", "OFF")
@@ -35,7 +36,7 @@ def choose_cell(crystal: Crystal, cell: str, symprec: float = SYMPREC) -> Crysta
 
     Raises:
         CrystalError: if the lattice is not finite or has no volume, or spglib finds no such cell.
-        ValueError: if `cell` is not one of `CELLS`.
+        UserError: if `cell` is not one of `CELLS`.
     """
     return finish_cell(standard_cell(crystal, cell, symprec), cell)
 
@@ -50,7 +51,7 @@ def standard_cell(crystal: Crystal, cell: str, symprec: float = SYMPREC) -> Crys
     if cell in ("niggli", "as_given"):
         return crystal
     if cell not in CELLS:
-        raise ValueError(f"cell must be one of {', '.join(CELLS)}, not {cell!r}")
+        raise UserError(f"cell must be one of {', '.join(CELLS)}, not {cell!r}")
     found = _ask_spglib(
         spglib.standardize_cell,
         orient(crystal), to_primitive=cell == "primitive", no_idealize=True, symprec=symprec,

@@ -38,6 +38,7 @@ from pymatgen.core import DummySpecies, Lattice, Structure
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
+from src.utils.errors import UserError
 from src.utils.geometry import lattices_to_parameters, transform
 
 
@@ -137,15 +138,15 @@ class CrystalBatch(Batch):
         """Create a batch from pymatgen structures; coordinates and cells are not changed.
 
         Raises:
-            ValueError: for a structure without sites, with partial occupancies, or with a site
+            UserError: for a structure without sites, with partial occupancies, or with a site
                 without an element; the message gives its index.
         """
         for i, structure in enumerate(structures):
             if not structure.is_ordered:
-                raise ValueError(f"structure {i} ({structure.formula}) has partial occupancies")
+                raise UserError(f"structure {i} ({structure.formula}) has partial occupancies")
             # the Z of a dummy species is a hash
             if any(isinstance(specie, DummySpecies) for specie in structure.species):
-                raise ValueError(
+                raise UserError(
                     f"structure {i} ({structure.formula}) has a site without an element"
                 )
         return cls._from_arrays(
@@ -159,14 +160,14 @@ class CrystalBatch(Batch):
         """Create a batch from ASE atoms; coordinates and cells are not changed.
 
         Raises:
-            ValueError: for an empty `Atoms`, one without a three-dimensional cell, or one with an
+            UserError: for an empty `Atoms`, one without a three-dimensional cell, or one with an
                 atom without an element (X); the message gives its index.
         """
         for i, a in enumerate(atoms):
             if a.cell.rank < 3:
-                raise ValueError(f"atoms {i} ({a.get_chemical_formula()}) have no 3D cell")
+                raise UserError(f"atoms {i} ({a.get_chemical_formula()}) have no 3D cell")
             if (a.numbers < 1).any():
-                raise ValueError(
+                raise UserError(
                     f"atoms {i} ({a.get_chemical_formula()}) include an atom without an element (X)"
                 )
         return cls._from_arrays(
@@ -178,10 +179,10 @@ class CrystalBatch(Batch):
     @classmethod
     def _from_arrays(cls, atom_types: Sequence, frac_coords: Sequence, lattices: Sequence) -> Self:
         if not len(atom_types):
-            raise ValueError("cannot create a batch of no crystals")
+            raise UserError("cannot create a batch of no crystals")
         counts = [len(a) for a in atom_types]
         if 0 in counts:
-            raise ValueError(f"crystal {counts.index(0)} has no atoms")
+            raise UserError(f"crystal {counts.index(0)} has no atoms")
         return cls.from_tensors(
             atom_types=torch.as_tensor(np.concatenate(atom_types), dtype=torch.int64),
             frac_coords=torch.as_tensor(np.concatenate(frac_coords), dtype=torch.float32),

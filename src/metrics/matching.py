@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, overload
 from pebble import ProcessExpired, ProcessPool
 from rich.progress import Progress
 
+from src.utils.errors import UserError
 from src.utils.formulas import reduced_formula
 from src.utils.processes import WorkerContext, num_cpus
 
@@ -204,9 +205,9 @@ class MatcherPool:
         if num_workers is None:
             num_workers = min(num_cpus(), _MAX_WORKERS)
         if num_workers < 0:
-            raise ValueError(f"num_workers must be at least 0, got {num_workers}")
+            raise UserError(f"num_workers must be at least 0, got {num_workers}")
         if not timeout > 0:
-            raise ValueError(f"timeout must be a positive number of seconds, got {timeout}")
+            raise UserError(f"timeout must be a positive number of seconds, got {timeout}")
         self.num_workers = num_workers
         self.timeout = timeout
         self.matcher = matcher

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from src.utils.errors import UserError
 from src.utils.precision import full_precision
 
 
@@ -107,7 +108,7 @@ class SelfAttention(nn.Module):
     def __init__(self, d_model: int, nhead: int, dropout: float = 0.0, bias: bool = True) -> None:
         super().__init__()
         if not isinstance(nhead, int) or nhead < 1 or d_model % nhead:
-            raise ValueError(f"d_model={d_model} is not a multiple of nhead={nhead}")
+            raise UserError(f"d_model={d_model} is not a multiple of nhead={nhead}")
         self.nhead = nhead
         self.dropout = dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * d_model, d_model))
@@ -142,7 +143,7 @@ class TransformerLayer(nn.Module):
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {list(ACTIVATIONS)}, not {activation!r}")
+            raise UserError(f"activation must be one of {list(ACTIVATIONS)}, not {activation!r}")
         self.self_attn = SelfAttention(d_model, nhead, dropout, bias)
         # A gate adds a third matrix: two thirds of the width keep the number of parameters.
         gated = activation == "swiglu"
@@ -179,7 +180,7 @@ class PackedTransformer(nn.Module):
         final_norm: whether to apply a LayerNorm after the last layer.
 
     Raises:
-        ValueError: for an unknown activation, or if `d_model` is not a multiple of `nhead`.
+        UserError: for an unknown activation, or if `d_model` is not a multiple of `nhead`.
     """
 
     def __init__(

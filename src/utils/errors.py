@@ -28,9 +28,9 @@ class UserError(ValueError):
 def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
     """Let `main` end with exit code 1 and one message where input, not code, is at fault.
 
-    Those are `ValueError` (which `UserError` is), `OSError` (a missing file, a full disk), and
-    configs that lack a value or from which an object cannot be made. HYDRA_FULL_ERROR=1 shows the
-    trace.
+    Those are `UserError`, `OSError` (a missing file, a full disk), and configs that lack a value or
+    from which an object cannot be created. Anything else is a bug and is shown with its stack
+    trace, as HYDRA_FULL_ERROR=1 shows all errors.
 
     A job of a sweep (`-m`) gives the message and raises the error, so that Hydra notes the job as
     failed and goes on with the next.
@@ -41,7 +41,7 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
         try:
             return main(*args, **kwargs)
         except Exception as error:
-            if not isinstance(error, _user_errors()) or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            if not is_user_error(error) or os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
             log.error("%s\n(HYDRA_FULL_ERROR=1 shows where)", error)
             if in_multirun():
@@ -51,18 +51,19 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-def _user_errors() -> tuple[type[Exception], ...]:
-    """Those that are shown as the user's to mend."""
+def is_user_error(error: BaseException) -> bool:
+    """Whether an error is about what the user gave."""
     from hydra.errors import InstantiationException
     from lightning.fabric.utilities.exceptions import MisconfigurationException
-    from omegaconf import MissingMandatoryValue
+    from omegaconf.errors import OmegaConfBaseException
 
-    return (
-        ValueError,
-        OSError,
-        InstantiationException,
-        MissingMandatoryValue,
-        MisconfigurationException,
+    if isinstance(error, InstantiationException):
+        # of a constructor that refuses its arguments, which come from the config
+        refusals = (ValueError, TypeError, ImportError)
+        cause = error.__cause__
+        return cause is None or isinstance(cause, refusals) or is_user_error(cause)
+    return isinstance(
+        error, (UserError, OSError, OmegaConfBaseException, MisconfigurationException)
     )
 
 

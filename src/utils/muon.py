@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from src.utils.errors import UserError
+
 # of the odd polynomial a x + b x^3 + c x^5, which is steep at zero (Jordan et al. 2024)
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -64,7 +66,7 @@ class Muon(torch.optim.Optimizer):
         ns_steps: number of Newton-Schulz iterations, for Muon.
 
     Raises:
-        ValueError: if no matrix has a matching name, or a setting is out of range.
+        UserError: if no matrix has a matching name, or a setting is out of range.
     """
 
     def __init__(
@@ -79,12 +81,12 @@ class Muon(torch.optim.Optimizer):
         ns_steps: int = 3,
     ) -> None:
         if not (lr >= 0 and weight_decay >= 0 and eps >= 0 and ns_steps >= 1):
-            raise ValueError(
+            raise UserError(
                 f"lr={lr}, weight_decay={weight_decay} and eps={eps} must not be negative, and "
                 f"ns_steps={ns_steps} must be at least 1"
             )
         if not all(0 <= decay < 1 for decay in (momentum, *betas)):
-            raise ValueError(f"momentum={momentum} and betas={betas} must be in [0, 1)")
+            raise UserError(f"momentum={momentum} and betas={betas} must be in [0, 1)")
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -102,7 +104,7 @@ class Muon(torch.optim.Optimizer):
             if param.ndim == 2 and re.search(matrices, name)
         }
         if not self._matrices:
-            raise ValueError(
+            raise UserError(
                 f"no parameter that is a matrix has a name that matches {matrices!r}: change "
                 "`matrices`, or use AdamW (vae_module/optimizer=adamw). Strategies that shard "
                 "parameters also need AdamW"

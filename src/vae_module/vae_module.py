@@ -159,12 +159,12 @@ class VAEModule(CrystalModule):
             - `lengths`: (B, 3) Å; `angles`: (B, 3) degrees; `lattices`: (B, 3, 3) Å.
 
         Raises:
-            ValueError: if a key is missing.
-            UserError: for a given element that the model does not know, unless it is on a GPU.
+            UserError: if a key is missing, or for a given element that the model does not know;
+                elements on a GPU are not checked.
         """
         needed = ["x", "num_atoms", "batch", *([] if self.atom_type_predict else ["atom_types"])]
         if missing := [key for key in needed if key not in encoded]:
-            raise ValueError(f"decode needs {needed}; {missing} missing from {list(encoded)}")
+            raise UserError(f"decode needs {needed}; {missing} missing from {list(encoded)}")
         if not self.atom_type_predict:
             check_types(encoded["atom_types"], encoded["batch"], self.decoder)
         return decoded(self._predict(encoded), encoded["num_atoms"])
@@ -228,8 +228,9 @@ class VAEModule(CrystalModule):
                 do not record it is taken to be `niggli`.
 
         Raises:
-            UserError: if there are no structures, or for one that is not an ordered crystal or has
-                an element that the model does not know; the message names its index.
+            UserError: if `cell` does not exist, if there are no structures, or for one that is not
+                an ordered crystal or has an element that the model does not know; the message
+                names its index.
         """
         return to_batch(self, structures, cell)
 

@@ -480,7 +480,7 @@ def keep(storage, location):
         (to_meta, "meta"), ("cpu", "cpu"), (torch.device("cpu"), "cpu"), ({"cpu": "cpu"}, "cpu"),
         ({"cuda:0": "meta"}, "cpu"), (keep, "cpu"), (None, "cpu"),
     ],
-    ids=str,
+    ids=lambda given: getattr(given, "__name__", str(given)),  # without the address of a function
 )  # fmt: skip
 def test_a_module_is_on_the_device_that_one_says(tmp_path, map_location, device):
     vae = make_vae()

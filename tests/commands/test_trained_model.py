@@ -223,7 +223,7 @@ def test_crystals_that_came_later_change_no_split(make_config, run_dir, tmp_path
     assert again.dataset("test").ids == trained_on.dataset("test").ids
     assert again.splits_file == run_dir / "splits.csv"
     write(20)
-    with pytest.raises(DataError, match=r"1 crystals: 20 \(20\.cif\).* are in the data alone"):
+    with pytest.raises(DataError, match=r"Only in the data: 1 crystal: 20 \(20\.cif\)\."):
         load_data(make_config()).dataset("test")
     assert len(load_data(make_config(f"data.data_dir={tmp_path}/mine")).dataset("test")) == 5
 

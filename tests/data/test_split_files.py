@@ -1,4 +1,4 @@
-"""Which file is whose split, by one answer for training, evaluation and download."""
+"""Training, evaluation and download find the same files for each split."""
 
 import gzip
 import json
@@ -21,19 +21,19 @@ from src.commands.evaluate_generated import Reference, find_reference, read_crys
 from src.data import DataError, DataModule
 from src.data.cif import Crystal, write_cif
 from src.data.readers import SPLIT_NAMES, SPLITS
-from src.data.sources import download, lacks_files
+from src.data.sources import download, needs_download
 from src.data.split_files import (
     SUFFIXES,
     find_split,
     find_splits,
+    find_splits_csv,
     folders_with_splits,
-    own_splits_csv,
 )
-from src.data.splits import SplitOptions, find_readers, splits_of
+from src.data.splits import SplitOptions, find_readers, look_up_splits
 from src.data.structures import StructureReader, formats, to_atoms, to_structure
 
 ROOT = Path(__file__).resolve().parents[2]
-# Each split has another number of crystals, by which it is known whatever the format.
+# Each split has a different number of crystals, which identifies it in every format.
 SIZES = {"train": 5, "val": 2, "test": 3}
 
 
@@ -45,7 +45,7 @@ def make_crystals(split: str) -> list[Crystal]:
 
 
 def write(path: Path, split: str) -> Path:
-    """The crystals of a split, as a file of the format that its name says, or as a folder."""
+    """Write the crystals of a split as a folder, or as a file in the format given by its name."""
     crystals = make_crystals(split)
     names = [f"{split}-{i}" for i in range(len(crystals))]
     cifs = [write_cif(*pair) for pair in zip(crystals, names, strict=True)]
@@ -91,14 +91,14 @@ def touch(folder: Path, *names: str) -> None:
 
 @cache
 def shipped_config(*overrides: str) -> DictConfig:
-    """As `train_vae data=structures` has it."""
+    """The config of `train_vae data=structures`."""
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         return compose("train_vae", overrides=["data=structures", *overrides])
 
 
 def shipped_data(folder: Path, *overrides: str) -> DataModule:
-    places = {"data_dir": str(folder), "cache_dir": str(folder.parent / "cache")}
-    return instantiate(shipped_config(*overrides).data, **places)
+    paths = {"data_dir": str(folder), "cache_dir": str(folder.parent / "cache")}
+    return instantiate(shipped_config(*overrides).data, **paths)
 
 
 def sizes(data: DataModule) -> dict[str, int]:
@@ -109,12 +109,12 @@ def num_compared(reference: Reference) -> int:
     return len(reference.crystals(read_crystals))
 
 
-# One answer for all
+# The same splits everywhere
 
 
 @pytest.mark.parametrize("suffix", [*SUFFIXES, ".cif", ".cif.gz", ""])
 def test_training_and_evaluation_find_the_same(tmp_path, suffix):
-    """In every format and packing that splits can have, and in folders."""
+    """In every format, compressed or not, and in folders."""
     folder = tmp_path / "mine"
     paths = {split: write(folder / f"{split}{suffix}", split) for split in SPLITS}
     touch(folder, "README.md", ".train.csv", "._train.csv")
@@ -126,8 +126,8 @@ def test_training_and_evaluation_find_the_same(tmp_path, suffix):
         assert num_compared(reference) == SIZES[split]
 
 
-def test_all_formats_of_many_crystals_are_there():
-    """What StructureReader knows by its suffix is one of a split's, but for single crystals."""
+def test_suffixes_include_all_formats_for_many_crystals():
+    """All suffixes that StructureReader knows, except those for a single crystal."""
     known = {suffix.removesuffix(".gz") for suffix in SUFFIXES}
     assert set(formats._FORMATS) - {".cif", ".vasp", ".poscar"} <= known
     packed = {suffix for suffix in SUFFIXES if suffix.endswith(".gz")}
@@ -150,28 +150,30 @@ def test_spellings_are_read(tmp_path):
     assert find_reference(folder, "Valid") == Reference(folder / "valid.csv.gz")
 
 
-def test_a_split_that_is_not_there(tmp_path):
+def test_a_missing_split(tmp_path):
     folder = tmp_path / "mine"
     for split in ("train", "val"):
         write(folder / f"{split}.parquet", split)
     message = (
         r"mine has no split 'test' \(it has train \(train\.parquet\), val \(val\.parquet\)\): "
-        r"choose one of those with test_reference_split, add test\.csv, or name a file"
+        r"choose one of these with test_reference_split, add test\.csv, or give the path of a file"
     )
     with pytest.raises(DataError, match=message):
         find_reference(folder, "test", "test_reference_split")
     with pytest.raises(DataError, match=r"no split 'test' \(it has train, val\): add test\.csv"):
         shipped_data(folder).dataset("test")
-    with pytest.raises(DataError, match=r"reference_split=all is no split, those are train, val"):
+    with pytest.raises(
+        DataError, match=r"reference_split=all is not a split: choose one of train, val"
+    ):
         find_reference(folder, "all", "reference_split")
     assert find_reference(folder, None) == Reference(folder)  # whatever splits there are
 
 
-def test_without_splits_all_is_taken_and_that_is_said(tmp_path, caplog):
+def test_all_crystals_are_used_with_a_warning_if_there_are_no_splits(tmp_path, caplog):
     folder = write(tmp_path / "mine", "train")
     assert find_split(folder, "train") is None
     assert find_reference(folder, "train") == Reference(folder)
-    assert f"{folder} holds no splits: all its crystals are taken" in caplog.text
+    assert f"{folder} contains no splits: all its crystals are used" in caplog.text
     caplog.clear()
     (file,) = [path for path in folder.iterdir() if path.stem == "train-0"]
     assert find_reference(file, "train") == Reference(file)
@@ -204,40 +206,40 @@ def test_two_candidates_are_an_error(tmp_path, names):
         lambda: shipped_data(folder).prepare_data(),
         lambda: shipped_data(folder, "data.split_by=composition").prepare_data(),
         lambda: download("mp_20", folder, "file:///nowhere"),
-        lambda: lacks_files("mp_20", folder),
+        lambda: needs_download("mp_20", folder),
     ):
         with pytest.raises(DataError, match=r"candidates for the split 'train': ") as error:
             find()
         assert str(folder) in str(error.value)
         assert all(name in str(error.value) for name in names)
-        assert "Delete all but one or move them" in str(error.value)
+        assert "Keep one and delete the others or move them" in str(error.value)
 
 
-def test_val_and_valid_are_one_split(tmp_path):
+def test_val_and_valid_are_the_same_split(tmp_path):
     touch(tmp_path, "train.csv", "val.csv", "valid.csv", "test.csv")
     with pytest.raises(DataError, match=r"2 candidates for the split 'val': val\.csv and valid"):
         find_splits(tmp_path)
 
 
-def test_a_file_and_a_folder_of_one_split(tmp_path):
+def test_a_file_and_a_folder_for_the_same_split(tmp_path):
     for split in ("train", "test"):
         write(tmp_path / f"{split}.csv", split)
         write(tmp_path / split, split)
     with pytest.raises(DataError, match=r"for the split 'train': train and train\.csv"):
         find_splits(tmp_path)
-    shutil.rmtree(tmp_path / "train")  # now `test` may be any folder
+    shutil.rmtree(tmp_path / "train")  # now `test` is not the folder of a split
     assert find_splits(tmp_path)["test"] == tmp_path / "test.csv"
 
 
-def test_a_link_that_leads_nowhere_is_a_candidate(tmp_path):
+def test_a_broken_link_is_a_candidate(tmp_path):
     write(tmp_path / "train.csv.gz", "train")
     (tmp_path / "train.csv").symlink_to(tmp_path / "gone.csv")
     with pytest.raises(DataError, match=r"train\.csv and train\.csv\.gz"):
         find_splits(tmp_path)
 
 
-def test_a_file_and_what_it_was_packed_into_are_one(tmp_path):
-    """As `gzip --keep` and `gunzip --keep` leave them."""
+def test_a_file_and_its_gz_with_the_same_content_are_one_candidate(tmp_path):
+    """As after `gzip --keep` or `gunzip --keep`."""
     folder = tmp_path / "mine"
     for split in SPLITS:
         plain = write(folder / f"{split}.csv", split)
@@ -255,7 +257,7 @@ def test_a_file_and_what_it_was_packed_into_are_one(tmp_path):
         find_splits(folder)
 
 
-def test_what_lies_beside_a_split_is_no_candidate(tmp_path):
+def test_other_files_are_not_candidates(tmp_path):
     names = [
         *("train.csv.lock", "train.csv.part", "train.csv.partial", "train.csv.bak", "train.csv~"),
         *("._train.csv", ".train.csv", "train_ori.pt", "train.pt", "train.lmdb", "train.txt"),
@@ -264,24 +266,24 @@ def test_what_lies_beside_a_split_is_no_candidate(tmp_path):
     ]
     touch(tmp_path, "train.csv", *names)
     touch(tmp_path / ".download", "train.csv.part")
-    touch(tmp_path / "train")  # a folder with nothing in it
+    touch(tmp_path / "train")  # an empty folder
     touch(tmp_path / "test")
     assert find_splits(tmp_path) == {"train": tmp_path / "train.csv"}
     assert find_splits(tmp_path / "nowhere") == {}
     assert find_splits(tmp_path / "train.csv") == {}
 
 
-def test_the_downloader_takes_any_file_for_a_split_that_is_there(tmp_path, caplog):
+def test_the_downloader_accepts_existing_splits_in_any_format(tmp_path, caplog):
     folder = tmp_path / "mp_20"
     for split in SPLITS:
         write(folder / f"{split}.parquet", split)
     assert download("mp_20", folder, "file:///nowhere") == []
-    assert not lacks_files("mp_20", folder)
-    text = "train.parquet is not the file that is published as mp_20: it is used as it is"
+    assert not needs_download("mp_20", folder)
+    text = "train.parquet differs from the published file of mp_20. It is used as it is"
     assert text in caplog.text
 
 
-# Names that mean nothing by themselves
+# Names that are not those of splits by themselves
 
 
 def test_a_crystal_may_be_called_test(tmp_path):
@@ -306,7 +308,7 @@ def test_a_folder_may_be_called_test(tmp_path):
     assert list(find_splits(folder, "*.cif")) == ["train", "test"]
 
 
-def test_folders_are_read_by_the_pattern_and_dealt_out_if_one_says_how(tmp_path):
+def test_folders_are_read_by_the_pattern_and_ignored_with_split_by(tmp_path):
     folder = tmp_path / "mine"
     for split in SPLITS:
         write(folder / split, split)
@@ -314,11 +316,12 @@ def test_folders_are_read_by_the_pattern_and_dealt_out_if_one_says_how(tmp_path)
     data = shipped_data(folder, "data.files=*.cif")
     assert sizes(data) == SIZES
     assert list(data.dataset("val").ids) == ["val-0", "val-1"]
-    dealt = shipped_data(folder, "data.files=*.cif", "data.split_by=composition")
-    assert sizes(dealt) == {"train": 10}  # they are of one
-    assert dealt.splits_file is not None
-    train = find_reference(folder, "train", split_file=dealt.splits_file)
-    assert train == Reference(folder, dealt.splits_file, "train")
+    by_composition = shipped_data(folder, "data.files=*.cif", "data.split_by=composition")
+    assert sizes(by_composition) == {"train": 10}  # all are NaCl
+    splits_file = by_composition.splits_file
+    assert splits_file is not None
+    train = find_reference(folder, "train", split_file=splits_file)
+    assert train == Reference(folder, splits_file, "train")
     assert num_compared(train) == 10
 
 
@@ -326,8 +329,8 @@ def test_folders_are_read_by_the_pattern_and_dealt_out_if_one_says_how(tmp_path)
 
 
 @pytest.fixture
-def loose(tmp_path) -> Path:
-    """Loose crystals, and what of them is in which split."""
+def cif_folder(tmp_path) -> Path:
+    """A folder of single crystals with a `splits.csv`."""
     folder = write(tmp_path / "mine", "train")
     splits = ["train", "test", "train", "val", "test"]
     rows = "".join(f"train-{i},train-{i}.cif,{split},\n" for i, split in enumerate(splits))
@@ -335,60 +338,65 @@ def loose(tmp_path) -> Path:
     return folder
 
 
-def test_the_splits_csv_of_a_folder(loose, caplog):
-    path = loose / "splits.csv"
-    assert own_splits_csv(loose) == path
+def test_the_splits_csv_of_a_folder(cif_folder, caplog):
+    path = cif_folder / "splits.csv"
+    assert find_splits_csv(cif_folder) == path
     with caplog.at_level(logging.INFO):
-        data = shipped_data(loose)
+        data = shipped_data(cif_folder)
         assert {name: list(each.ids) for name, each in data.datasets().items()} == {
             "train": ["train-0", "train-2"], "val": ["train-3"], "test": ["train-1", "train-4"],
         }  # fmt: skip
-    assert f"The splits are those of {path}" in caplog.text
+    assert f"Using the splits in {path}" in caplog.text
     assert data.splits_file == path
-    assert data.rejected() == []  # it is no crystal that cannot be read
+    assert data.rejected() == []  # splits.csv is not treated as a damaged crystal
     for split, num in {"train": 2, "val": 1, "test": 2}.items():
-        reference = find_reference(loose, split)
+        reference = find_reference(cif_folder, split)
         assert num_compared(reference) == num
-        assert str(reference) == f"{loose} ({split} of {path})"
-    assert "holds no splits" not in caplog.text
+        assert str(reference) == f"{cif_folder} ({split} of {path})"
+    assert "contains no splits" not in caplog.text
 
 
-def test_a_splits_csv_goes_behind_what_one_says(loose, tmp_path):
-    dealt = shipped_data(loose, "data.split_by=composition")
-    assert sizes(dealt) == {"train": 5}
+def test_options_take_precedence_over_a_splits_csv(cif_folder, tmp_path):
+    by_composition = shipped_data(cif_folder, "data.split_by=composition")
+    assert sizes(by_composition) == {"train": 5}
     other = tmp_path / "other.csv"
-    shutil.copy(dealt.splits_file, other)
-    assert num_compared(find_reference(loose, "train", split_file=other)) == 5
-    with pytest.raises(DataError, match=r"other\.csv puts no crystal of .* into 'test'"):
-        find_reference(loose, "test", split_file=other).crystals(read_crystals)
+    shutil.copy(by_composition.splits_file, other)
+    assert num_compared(find_reference(cif_folder, "train", split_file=other)) == 5
+    with pytest.raises(DataError, match=r"other\.csv lists no crystal of .* in the split 'test'"):
+        find_reference(cif_folder, "test", split_file=other).crystals(read_crystals)
 
 
-def test_a_splits_csv_that_does_not_fit(loose, caplog):
-    (loose / "new.cif").write_text((loose / "train-0.cif").read_text())
-    with pytest.raises(DataError, match=r"splits\.csv does not fit the data: 1 crystals: new"):
-        shipped_data(loose).prepare_data()
-    # training may have had no use for it
-    assert num_compared(find_reference(loose, "train")) == 2
+def test_a_splits_csv_that_does_not_match_the_data(cif_folder, caplog):
+    (cif_folder / "new.cif").write_text((cif_folder / "train-0.cif").read_text())
+    with pytest.raises(
+        DataError, match=r"splits\.csv does not match .* Only in the data: 1 crystal: new"
+    ):
+        shipped_data(cif_folder).prepare_data()
+    # training may have rejected it
+    assert num_compared(find_reference(cif_folder, "train")) == 2
     assert "1 of 6 crystals" in caplog.text
-    (loose / "train-0.cif").unlink()
-    with pytest.raises(DataError, match=r"which lack 1 crystals: train-0 \(train-0\.cif\)"):
-        find_reference(loose, "train").crystals(read_crystals)
-    (loose / "splits.csv").write_text("material_id,split\ntrain-0,train\n")
-    for use in (shipped_data(loose).prepare_data, lambda: splits_of(loose / "splits.csv", [])):
+    (cif_folder / "train-0.cif").unlink()
+    with pytest.raises(DataError, match=r"which lack 1 crystal: train-0 \(train-0\.cif\)"):
+        find_reference(cif_folder, "train").crystals(read_crystals)
+    (cif_folder / "splits.csv").write_text("material_id,split\ntrain-0,train\n")
+    for use in (
+        shipped_data(cif_folder).prepare_data,
+        lambda: look_up_splits(cif_folder / "splits.csv", []),
+    ):
         with pytest.raises(DataError, match=r"not a readable splits\.csv with the columns id, fi"):
             use()
 
 
-def test_a_table_of_crystals_may_be_called_splits(tmp_path):
+def test_a_table_of_crystals_may_be_called_splits_csv(tmp_path):
     folder = tmp_path / "mine"
     write(folder / "splits.csv", "train")
-    assert own_splits_csv(folder) is None
+    assert find_splits_csv(folder) is None
     assert sum(sizes(shipped_data(folder)).values()) == SIZES["train"]
     assert num_compared(find_reference(folder, "train")) == SIZES["train"]
 
 
-def test_the_splits_csv_of_a_run_says_what_was_trained_on(tmp_path):
-    """Also of one file, and by a column of it."""
+def test_the_splits_csv_of_a_run_identifies_the_training_crystals(tmp_path):
+    """Here those of a single file, split by one of its columns."""
     tables = [pd.read_csv(write(tmp_path / f"{s}.csv", s)).assign(fold=s) for s in SPLITS]
     table = tmp_path / "all" / "mine.csv"
     table.parent.mkdir()
@@ -399,11 +407,13 @@ def test_the_splits_csv_of_a_run_says_what_was_trained_on(tmp_path):
         assert (
             num_compared(find_reference(table, split, split_file=data.splits_file)) == SIZES[split]
         )
-    with pytest.raises(DataError, match=r"holds splits already, as train\.csv: leave split_f"):
+    with pytest.raises(
+        DataError, match=r"already contains splits, such as train\.csv: leave out split_f"
+    ):
         find_reference(tmp_path, "train", split_file=data.splits_file)
 
 
-# Splits that lie deeper
+# Splits in subfolders
 
 
 def test_folders_with_splits():
@@ -421,18 +431,23 @@ def test_folders_with_splits():
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_splits_that_would_be_mixed(tmp_path, caplog, packed):
+def test_splits_that_would_be_pooled(tmp_path, caplog, packed):
     inner = tmp_path / "outer" / "mp_20"
     for split in ("train", "test"):
         write(inner / f"{split}.csv", split)
-    place = inner.parent
+    source = inner.parent
     if packed:
-        place = Path(shutil.make_archive(str(tmp_path / "set"), "zip", inner.parent))
-    with pytest.raises(DataError, match=r"would mix the splits that .*mp_20 holds: name that fol"):
-        find_reference(place, "train", "reference_split")
-    assert num_compared(find_reference(place, None, "reference_split")) == 8
-    assert sum(sizes(shipped_data(place)).values()) == 8
-    assert f"{place}: mp_20 holds splits of its own, which are mixed" in caplog.text
+        source = Path(shutil.make_archive(str(tmp_path / "set"), "zip", inner.parent))
+    with pytest.raises(
+        DataError, match=r"would pool the splits in .*mp_20: give the path of that fol"
+    ):
+        find_reference(source, "train", "reference_split")
+    assert num_compared(find_reference(source, None, "reference_split")) == 8
+    assert sum(sizes(shipped_data(source)).values()) == 8
+    assert (
+        f"{source}: mp_20 contains splits, which are ignored: all crystals are pooled"
+        in caplog.text
+    )
     caplog.clear()
-    assert find_readers(place, pattern="*", options=SplitOptions("composition"))
+    assert find_readers(source, pattern="*", options=SplitOptions("composition"))
     assert caplog.text == ""

@@ -29,7 +29,6 @@ def raising(error: Exception):
 
 USER_ERRORS = [
     UserError("wrong input"),
-    ValueError("wrong value"),
     DataError("wrong data"),
     CheckpointError("wrong checkpoint"),
     NoCheckpointError("no checkpoint"),
@@ -60,8 +59,8 @@ def test_one_message_and_exit_code_1(caplog, error):
 def test_a_job_of_a_sweep_raises_so_that_the_others_go_on(caplog, monkeypatch, mode):
     config = OmegaConf.create({"hydra": {"mode": RunMode[mode]}})
     monkeypatch.setattr(HydraConfig.instance(), "cfg", config)
-    error = ValueError("wrong value")
-    with pytest.raises(SystemExit if mode == "RUN" else ValueError) as raised:
+    error = UserError("wrong value")
+    with pytest.raises(SystemExit if mode == "RUN" else UserError) as raised:
         raising(error)()
     assert (raised.value is error) is (mode == "MULTIRUN")
     assert caplog.text.count("wrong value\n") == 1
@@ -85,10 +84,45 @@ def test_the_trace_on_demand(monkeypatch, error):
     assert raised.value is error
 
 
-@pytest.mark.parametrize("error", [TypeError("bug"), KeyError("bug"), RuntimeError("bug")])
+@pytest.mark.parametrize(
+    "error", [ValueError("bug"), TypeError("bug"), KeyError("bug"), RuntimeError("bug")]
+)
 def test_other_errors_keep_their_trace(error):
     with pytest.raises(type(error)):
         raising(error)()
+
+
+def refuses(value: int) -> None:
+    raise ValueError(f"{value} is too large")
+
+
+def has_a_bug(value: int) -> None:
+    raise AttributeError("no such attribute")
+
+
+@pytest.mark.parametrize(
+    ("target", "arguments", "is_users"),
+    [(refuses, {"value": 3}, True), (refuses, {"valu": 3}, True), (has_a_bug, {"value": 3}, False)],
+)
+def test_a_constructor_that_refuses_its_config_is_told_from_one_that_fails(
+    target, arguments, is_users
+):
+    @exit_on_user_error
+    def main() -> None:
+        instantiate({"_target_": f"{__name__}.{target.__name__}", **arguments})
+
+    with pytest.raises(SystemExit if is_users else InstantiationException):
+        main()
+
+
+def test_a_config_that_cannot_be_resolved(caplog):
+    @exit_on_user_error
+    def main() -> None:
+        OmegaConf.to_container(OmegaConf.create({"a": "${b}"}), resolve=True)
+
+    with pytest.raises(SystemExit):
+        main()
+    assert "'b' not found" in caplog.text
 
 
 def test_arguments_value_and_name_pass_through():

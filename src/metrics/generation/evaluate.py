@@ -28,6 +28,7 @@ from src.metrics.generation.validity import (
     is_valid_structure,
 )
 from src.metrics.matching import PYMATGEN, MatcherPool, MatcherSettings
+from src.utils.errors import UserError
 from src.utils.formulas import reduced_formula
 
 if TYPE_CHECKING:
@@ -145,11 +146,11 @@ def evaluate_generated(
         - `matcher`, `cutoffs`: the settings that the metrics depend on.
 
     Raises:
-        ValueError: if there are no generated crystals or no valid reference crystals.
+        UserError: if there are no generated crystals or no valid reference crystals.
         ImportError: if matminer is not installed.
     """
     if not generated:
-        raise ValueError("there are no generated crystals to evaluate")
+        raise UserError("there are no generated crystals to evaluate")
     known = _valid_by_index(reference, "training")
     test = list(
         (known if test_reference is None else _valid_by_index(test_reference, "test")).values()
@@ -419,7 +420,7 @@ def _valid_by_index(structures: Sequence[Structure], name: str) -> dict[int, Str
     """The structures with a valid geometry, by index."""
     valid = {i: _strip_annotations(s) for i, s in enumerate(structures) if is_valid_structure(s)}
     if not valid:
-        raise ValueError(f"there are no valid crystals in the {name} reference")
+        raise UserError(f"there are no valid crystals in the {name} reference")
     if left_out := len(structures) - len(valid):
         logger.warning("Left out %d invalid crystals of the %s reference", left_out, name)
     return valid

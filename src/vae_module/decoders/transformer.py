@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from src.nn.embedding import sinusoidal_embedding
 from src.nn.transformer import PackedTransformer, Packing, segment_mean
+from src.utils.errors import UserError
 from src.utils.precision import full_precision
 from src.vae_module.cell_init import init_cell_output
 
@@ -59,7 +60,7 @@ class TransformerDecoder(nn.Module):
         index_embedding: add a sinusoidal embedding of the index of each atom; see the encoder.
 
     Raises:
-        ValueError: for an unknown `coords_output` or `activation`.
+        UserError: for an unknown `coords_output` or `activation`.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class TransformerDecoder(nn.Module):
     ) -> None:
         super().__init__()
         if coords_output not in ("torus", "raw"):
-            raise ValueError(f"coords_output must be 'torus' or 'raw', not {coords_output!r}")
+            raise UserError(f"coords_output must be 'torus' or 'raw', not {coords_output!r}")
         self.d_model = d_model
         self.nhead = nhead
         self.num_layers = num_layers
@@ -137,12 +138,12 @@ class TransformerDecoder(nn.Module):
                 with the device.
 
         Raises:
-            ValueError: if atom types are required but not given.
+            UserError: if atom types are required but not given.
         """
         packing = Packing(num_atoms, batch, max_num_atoms)
         if not self.atom_type_predict and self.atom_type_input:
             if atom_types is None:
-                raise ValueError("this decoder does not predict atom types: pass atom_types")
+                raise UserError("this decoder does not predict atom types: pass atom_types")
             x = x + self.atom_type_embedder(atom_types)
         if self.index_embedding:
             x = x + sinusoidal_embedding(packing.token_idx, self.d_model)

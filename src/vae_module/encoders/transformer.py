@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from src.data.schema import CrystalBatch
 from src.nn.embedding import MLPEmbedding, fourier_features, sinusoidal_embedding
 from src.nn.transformer import PackedTransformer, Packing
+from src.utils.errors import UserError
 from src.vae_module.cell_init import init_cell_input
 
 
@@ -35,7 +36,7 @@ class TransformerEncoder(nn.Module):
             permutation equivariance and exists for old checkpoints.
 
     Raises:
-        ValueError: for an unknown `coords_input`, `lattice_input` or `activation`.
+        UserError: for an unknown `coords_input`, `lattice_input` or `activation`.
     """
 
     def __init__(
@@ -57,9 +58,9 @@ class TransformerEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if coords_input not in ("fourier", "raw"):
-            raise ValueError(f"coords_input must be 'fourier' or 'raw', not {coords_input!r}")
+            raise UserError(f"coords_input must be 'fourier' or 'raw', not {coords_input!r}")
         if lattice_input not in ("parameters", "matrix"):
-            raise ValueError(
+            raise UserError(
                 f"lattice_input must be 'parameters' or 'matrix', not {lattice_input!r}"
             )
         self.d_model = d_model
