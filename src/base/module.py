@@ -82,6 +82,15 @@ class CrystalModule(PretrainedModule):
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every > 0 and (self.global_step + 1) % every == 0
 
+    def compile_networks(self) -> None:
+        """Compile the networks (of ours, their Transformers) in place, for batches of any shape.
+
+        The names of parameters do not change. It is not worthwhile on a CPU or for short runs.
+        """
+        for name in self.networks:
+            network = getattr(self, name)
+            getattr(network, "transformer", network).compile(dynamic=True)
+
     def log_figures(self, stage: str, figures: Mapping[str, Tensor], **how: Any) -> None:
         """Log each of the figures as `stage/name`; `loss` is shown in the progress bar too."""
         for name, value in figures.items():

@@ -52,8 +52,8 @@ class PretrainedModule(LightningModule):
     # what it was trained on, as `CrystalDataset.census` counts it; kept in checkpoints
     training_set: dict[str, Any] | None = None
 
-    # how the crystals of training were read, the fields of `ReadOptions`; kept in checkpoints, of
-    # which old ones have none
+    # how the training crystals were read (the fields of `ReadOptions`); kept in checkpoints, except
+    # in old ones
     read_options: dict[str, Any] | None = None
 
     def save_config(self) -> None:
@@ -302,14 +302,14 @@ def checked_options(given: Any) -> dict[str, Any] | None:
     """`read_options` of a file, which may hold anything.
 
     Raises:
-        DataError, TypeError, ValueError: if these make no `ReadOptions`.
+        UserError, TypeError: if these make no `ReadOptions`.
     """
     if given is None:
         return None
     options = asdict(ReadOptions(**given))
     for name, value in options.items():
         if name != "cell" and value is not None and type(value) not in (int, float):
-            raise ValueError(f"read_options: {name} is {value!r}, which is no number")
+            raise UserError(f"read_options: {name} is {value!r}, which is no number")
     return options
 
 

@@ -44,8 +44,8 @@ def reconstruct(cfg: DictConfig) -> dict[str, Any]:
     The new folder `cfg.output` gets files of the names and formats of the input (`.extxyz` for a
     format that is only read; the content of an archive as a folder), `changes.csv` with what
     became of each crystal, and `skipped.csv` with what was left out, and why. In `changes.csv`,
-    `cell` is `given` for a reconstruction in the cell of its file, and the name of the model's cell
-    for one that cannot be put back into that.
+    `cell` is `given` for a reconstruction in the cell of its file; if it could not be converted
+    back to that, it is the name of the cell that was encoded.
 
     Returns:
         `crystals`: how many were reconstructed; `matched` and `matched_default`: how many of them
@@ -77,7 +77,7 @@ def reconstruct(cfg: DictConfig) -> dict[str, Any]:
             raise UserError(f"none of the crystals of {cfg.input} could be reconstructed{first}")
 
         structures = [None if crystal is None else to_structure(crystal) for crystal in crystals]
-        # the same crystals in the same cells: the given ones, unless there is no way back to them
+        # compare in the given cell, or in the encoded one if there is no way back
         related = [change.atoms is not None for change in changes]
         originals = [
             item.structure if same else to_structure(change.chosen)

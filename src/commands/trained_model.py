@@ -27,8 +27,8 @@ SPLITS_FILE = "splits.csv"  # of a run: its crystals, where their files are in n
 def load_vae(cfg: DictConfig) -> VAEModule:
     """The model of `cfg.ckpt_path` on `cfg.device` (`auto`: a GPU if there is one).
 
-    If an old checkpoint does not record how its crystals were read, `read_options` are those in
-    the config of its run, where that is still there.
+    If an old checkpoint does not record how its crystals were read, `read_options` is taken from
+    the config of its run, if that still exists.
 
     Raises:
         FileNotFoundError, CheckpointError: if it cannot be used; the message says why.
@@ -55,13 +55,13 @@ def run_folder(checkpoint: str | Path) -> Path:
 
 
 def load_data(cfg: DictConfig, vae: VAEModule | None = None) -> DataModule:
-    """The data that `cfg.data` names; what it leaves open is as in the training of `cfg.ckpt_path`.
+    """The data of `cfg.data`, with unset fields as in the training of `cfg.ckpt_path`.
 
-    How crystals are read (`ReadOptions`) is recorded in the checkpoint. The rest is in the
-    `config.yaml` that a run keeps in its folder (see `run_folder`).
+    How crystals are read (`ReadOptions`) is recorded in the checkpoint. The other fields are in the
+    `config.yaml` in the folder of the run (see `run_folder`).
 
     Args:
-        vae: the model of `cfg.ckpt_path`, if `load_vae` has read it already.
+        vae: the model of `cfg.ckpt_path`, if it is already loaded.
 
     Raises:
         DataError: if `cfg.data` leaves the folder open and there is no such file, or no config.
@@ -82,15 +82,15 @@ def load_data(cfg: DictConfig, vae: VAEModule | None = None) -> DataModule:
         given = {**of_run, **given}
     data = build(given, DataModule, allow=["src.data"])
     options = data.read_options
-    done = f"Crystals are put into their {name_of(options.cell)} cells"
+    done = f"Crystals are converted to their {name_of(options.cell)} cells"
     log_as_in_training(done, options.cell, trained.get("cell"))
     if options.max_num_atoms is not None:
-        log.info("Larger crystals than data.max_num_atoms=%d are rejected", options.max_num_atoms)
+        log.info("Crystals larger than data.max_num_atoms=%d are rejected", options.max_num_atoms)
     return data
 
 
 def _load(checkpoint: Path) -> VAEModule:
-    """The model with its `read_options`, of an old checkpoint from the config of its run."""
+    """The model; `read_options` of an old checkpoint are taken from the config of its run."""
     vae = VAEModule.load_from_checkpoint(checkpoint)
     if vae.read_options is None:
         try:

@@ -1,4 +1,4 @@
-"""The same crystal in the cell that was given and in the cell of a choice, and the way back."""
+"""Convert a crystal to another cell, and a changed copy of the result back to the given cell."""
 
 from dataclasses import dataclass
 
@@ -7,28 +7,29 @@ import numpy as np
 from src.data.cells import SYMPREC, finish_cell, standard_cell
 from src.data.cif import Crystal, orient
 
-# Å. Atoms that spglib merges are within SYMPREC of the merged one; two atoms are never this close.
+# Å. spglib merges atoms that are equivalent within SYMPREC; different atoms are never this close.
 TOLERANCE = 10 * SYMPREC
 
-# The entries of `CellChange.basis` are multiples of 1/12: a conventional cell is centered by halves
-# or thirds of its vectors.
+# The entries of `CellChange.basis` are multiples of 1/12, because the centering vectors of a
+# conventional cell are halves or thirds of its lattice vectors.
 DENOMINATOR = 12
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CellChange:
-    """A crystal as given and as chosen, and how the two are related.
+    """A crystal in the given cell and in a chosen cell, and the relation between the two.
 
-    A position has the fractional coordinates `x` in the given cell and `x @ basis` in the chosen
-    one.
+    A position with the fractional coordinates `x` in the given cell has the coordinates `x @ basis`
+    in the chosen cell.
 
     Attributes:
-        given: n atoms, any cell.
-        chosen: m atoms, the same crystal in the cell that `choose_cell` gives.
-        basis: (3, 3). Apart from a rotation, the given lattice is `basis @ chosen.lattice`.
-        atoms: (n,) indices. Atom i of `given` is atom `atoms[i]` of `chosen`, within `TOLERANCE`
-            and a translation of the chosen lattice. None if there is no such atom for each i.
-        translations: (n, 3) integers, that translation in units of the chosen lattice vectors.
+        given: the crystal in the given cell, n atoms.
+        chosen: the same crystal in the cell that `choose_cell` returns, m atoms.
+        basis: (3, 3). The given lattice is `basis @ chosen.lattice`, apart from a rotation.
+        atoms: (n,) for each given atom, the index of the corresponding atom in `chosen`: they are
+            the same up to `TOLERANCE` and a translation of the chosen lattice. None if a given
+            atom has no such counterpart.
+        translations: (n, 3) that translation, in units of the chosen lattice vectors.
     """
 
     given: Crystal
@@ -39,21 +40,21 @@ class CellChange:
 
     @property
     def is_changed(self) -> bool:
-        """Whether the cells differ by more than a rotation or an inversion of the basis."""
+        """Whether the cells differ by more than a rotation or inversion of the basis."""
         return not np.array_equal(self.basis * np.sign(self.basis[0, 0]), np.eye(3))
 
     def undo(self, crystal: Crystal) -> Crystal:
-        """A changed copy of `chosen` in the given cell, orientation and order of atoms.
+        """Convert a changed copy of `chosen` to the given cell, orientation and order of atoms.
 
-        Where the chosen cell is a multiple of the given one, each given atom is the one chosen
-        atom at its place; the other copies of it are left out.
+        If the chosen cell is larger than the given cell, only the atoms at the positions of the
+        given ones are used.
 
         Args:
-            crystal: m atoms that correspond to those of `chosen`. Each is taken to have moved to
-                the image nearest to where it is in `chosen`.
+            crystal: m atoms that correspond to those of `chosen`. Of the periodic images of an
+                atom, the one nearest to its position in `chosen` is used.
 
         Returns:
-            n atoms in the order of `given`; `crystal` itself if `atoms` is None.
+            n atoms in the order of `given`, or `crystal` itself if `atoms` is None.
         """
         if self.atoms is None:
             return crystal
@@ -61,7 +62,7 @@ class CellChange:
         frac_coords = self.chosen.frac_coords + moved - np.rint(moved)
         frac_coords = (frac_coords[self.atoms] + self.translations) @ np.linalg.inv(self.basis)
         lattice = self.basis @ crystal.lattice
-        # the rotation that takes it nearest to the given lattice (Kabsch 1976)
+        # the rotation that best aligns it with the given lattice (Kabsch 1976)
         u, _, vt = np.linalg.svd(lattice.T @ self.given.lattice)
         rotation = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
         atom_types = crystal.atom_types[self.atoms]
@@ -69,14 +70,14 @@ class CellChange:
 
 
 def change_cell(crystal: Crystal, cell: str, symprec: float = SYMPREC) -> CellChange:
-    """Put a crystal into the cell of a choice, and find the way back.
+    """Convert a crystal to another cell, and keep what is needed to convert it back.
 
     Args:
-        crystal: any cell, coordinates in [0, 1).
+        crystal: a crystal in any cell, with coordinates in [0, 1).
         cell, symprec: see `choose_cell`.
 
     Raises:
-        CrystalError, ValueError: as `choose_cell`.
+        CrystalError, ValueError: as in `choose_cell`.
     """
     standard, basis = standard_cell(crystal, cell, symprec), np.eye(3)
     if standard is not crystal:
@@ -84,7 +85,8 @@ def change_cell(crystal: Crystal, cell: str, symprec: float = SYMPREC) -> CellCh
         ratio = oriented.lattice @ np.linalg.inv(standard.lattice)
         # `orient` inverts a left-handed basis
         basis = np.sign(np.linalg.det(crystal.lattice)) * np.rint(DENOMINATOR * ratio) / DENOMINATOR
-    # Coordinates come back modulo 1, so that those of a thousandth of each axis give the change.
+    # Coordinates are returned modulo 1, so mark a point at a thousandth of each axis: where the
+    # three points end up tells how the basis was changed.
     marked = Crystal(
         standard.lattice,
         np.append(standard.atom_types, [1, 1, 1]),
@@ -100,11 +102,11 @@ def change_cell(crystal: Crystal, cell: str, symprec: float = SYMPREC) -> CellCh
 def _find_atoms(
     given: Crystal, chosen: Crystal, basis: np.ndarray
 ) -> tuple[np.ndarray | None, np.ndarray]:
-    """`CellChange.atoms` and `CellChange.translations`."""
+    """Find `CellChange.atoms` and `CellChange.translations`."""
     positions = given.frac_coords @ basis
     atoms = np.zeros(given.num_atoms, dtype=np.int64)
     translations = np.zeros((given.num_atoms, 3))
-    step = max(1, 2**20 // chosen.num_atoms)  # rows at a time, to bound the memory
+    step = max(1, 2**20 // chosen.num_atoms)  # given atoms at a time, to limit the memory
     for start in range(0, given.num_atoms, step):
         rows = slice(start, start + step)
         offsets = positions[rows, None] - chosen.frac_coords

@@ -42,10 +42,11 @@ def choose_cell(crystal: Crystal, cell: str, symprec: float = SYMPREC) -> Crysta
 
 
 def standard_cell(crystal: Crystal, cell: str, symprec: float = SYMPREC) -> Crystal:
-    """The first half of `choose_cell`: spglib's cell, neither reduced nor rotated.
+    """The first half of `choose_cell`: spglib's cell, before it is reduced or rotated.
 
-    It spans the lattice of `orient(crystal)` (a part of it, or more than it). For a choice that
-    keeps the lattice it is `crystal` itself.
+    Returns:
+        A cell in the orientation of `orient(crystal)`, or `crystal` itself if the choice of cell
+        keeps the lattice.
     """
     if cell in ("niggli", "as_given"):
         return crystal
@@ -62,7 +63,7 @@ def standard_cell(crystal: Crystal, cell: str, symprec: float = SYMPREC) -> Crys
 
 
 def finish_cell(crystal: Crystal, cell: str) -> Crystal:
-    """The second half of `choose_cell`: Niggli-reduced or only oriented, as the choice has it."""
+    """The second half of `choose_cell`: Niggli reduction, or only the standard orientation."""
     return niggli_reduce(crystal) if cell in ("niggli", "primitive") else orient(crystal)
 
 

@@ -1,10 +1,10 @@
-"""Elements that a model has no entry for are refused by name, before a lookup of them fails."""
+"""Refuse elements that a model does not know by name, before looking them up fails."""
 
 from typing import Any
 
 import torch
 from ase.data import chemical_symbols
-from lightning import Trainer
+from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from src.data import DataModule
@@ -13,16 +13,17 @@ from src.utils.errors import UserError
 
 
 def table_size(*networks: Any) -> int | None:
-    """What all atomic numbers that the networks take are below; None if none of them says.
+    """The number of atom types that all of the networks know, including the mask token 0.
 
-    A network says it with the attribute `max_num_elements`, which is optional.
+    It is the smallest of their attributes `max_num_elements`, which are optional; None if there is
+    none.
     """
     sizes = [getattr(network, "max_num_elements", None) for network in networks]
     return min((size for size in sizes if size is not None), default=None)
 
 
 def readers(vae: Any) -> tuple[Any, ...]:
-    """The networks of a VAE that look atom types up; a stand-in for one may have none."""
+    """The networks of a VAE that take atom types as input."""
     names = ("encoder",) if getattr(vae, "atom_type_predict", True) else ("encoder", "decoder")
     return tuple(getattr(vae, name, None) for name in names)
 
@@ -30,14 +31,14 @@ def readers(vae: Any) -> tuple[Any, ...]:
 def find_unknown(
     atom_types: Tensor, *networks: Any, is_masked: bool = False
 ) -> tuple[int, str] | None:
-    """An atom that the networks have no entry for, the heaviest one.
+    """Find the heaviest atom that the networks do not know.
 
     Args:
-        atom_types: (N,) atomic numbers. On a GPU this waits for it.
-        is_masked: take the mask token 0, too.
+        atom_types: (N,) atomic numbers. If they are on a GPU, this waits for it.
+        is_masked: allow the mask token 0.
 
     Returns:
-        Its index, and the reason; None if there is no such atom.
+        Its index and the reason, or None if there is no such atom.
     """
     if not len(atom_types):
         return None
@@ -54,17 +55,15 @@ def find_unknown(
 
 
 def check_types(atom_types: Tensor, batch: Tensor, *networks: Any, is_masked: bool = False) -> None:
-    """Refuse atoms on the host that the networks have no entry for.
-
-    Those on a GPU are taken as they are: to look at them would mean to wait for the GPU.
+    """Refuse atoms that the networks do not know. Atoms on a GPU are not checked: it would stall.
 
     Args:
         atom_types: (N,) atomic numbers.
-        batch: (N,) crystal of each atom.
-        is_masked: take the mask token 0, too.
+        batch: (N,) index of the crystal of each atom.
+        is_masked: allow the mask token 0.
 
     Raises:
-        UserError: for such an atom; it names the element, and the crystal by its index.
+        UserError: for such an atom; the message names the element and the index of the crystal.
     """
     if atom_types.device.type != "cpu":
         return
@@ -73,13 +72,14 @@ def check_types(atom_types: Tensor, batch: Tensor, *networks: Any, is_masked: bo
 
 
 def check_dataset(dataset: CrystalDataset, where: str, *networks: Any) -> None:
-    """Refuse crystals with an atom that the networks have no entry for.
+    """Refuse a data set with an atom that the networks do not know.
 
     Args:
-        where: the crystals are from, for the message.
+        where: start of the message, such as the split and its folder.
 
     Raises:
-        UserError: for such an atom; it names the element, the crystal by its id, and what to do.
+        UserError: for such an atom; the message names the element and the id of the crystal, and
+            says what to do.
     """
     found = find_unknown(dataset.atom_types, *networks)
     if found is None:
@@ -95,33 +95,41 @@ def check_dataset(dataset: CrystalDataset, where: str, *networks: Any) -> None:
     raise UserError(f"{where}: crystal {dataset.ids[crystal]}: {found[1]}{hint}")
 
 
-def check_splits(vae: Any, trainer: Trainer, stage: str) -> None:
-    """Refuse splits of a trainer's `DataModule` whose loss could not be computed.
+class ElementCheck(Callback):
+    """Refuses data with elements that the encoder or decoder of a VAE does not know.
 
-    Args:
-        stage: `fit` (all splits that there are), `validate` or `test`.
-
-    Raises:
-        UserError: see `check_dataset`.
+    It does so before the first step. On a GPU, looking up an unknown element would end the process
+    with an error that does not name it.
     """
-    datamodule = getattr(trainer, "datamodule", None)
-    if not isinstance(datamodule, DataModule):
-        return
-    if stage == "fit":
-        datasets = datamodule.datasets()
-    else:
-        split = {"validate": "val"}.get(stage, "test")
-        datasets = {split: datamodule.dataset(split)}
-    for split, dataset in datasets.items():
-        where = f"split {split} of {datamodule.data_dir}"
-        check_dataset(dataset, where, vae.encoder, vae.decoder)
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check the splits of a `DataModule`, all of them before training."""
+        datamodule = getattr(trainer, "datamodule", None)
+        if not isinstance(datamodule, DataModule):
+            return
+        if stage == "fit":
+            datasets = datamodule.datasets()
+        else:
+            split = {"validate": "val"}.get(stage, "test")
+            datasets = {split: datamodule.dataset(split)}
+        for split, dataset in datasets.items():
+            where = f"split {split} of {datamodule.data_dir}"
+            check_dataset(dataset, where, pl_module.encoder, pl_module.decoder)
 
-def check_loaders(vae: Any, trainer: Trainer, loaders: Any) -> None:
-    """The same for loaders of ours that a trainer was given without a `DataModule`."""
-    if isinstance(getattr(trainer, "datamodule", None), DataModule):
-        return
-    for loader in loaders if isinstance(loaders, (list, tuple)) else [loaders]:
-        dataset = getattr(loader, "dataset", None)
-        if isinstance(dataset, CrystalDataset):
-            check_dataset(dataset, "in the loader's data", vae.encoder, vae.decoder)
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check_loaders(trainer, pl_module, trainer.train_dataloader)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check_loaders(trainer, pl_module, trainer.val_dataloaders)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check_loaders(trainer, pl_module, trainer.test_dataloaders)
+
+    def _check_loaders(self, trainer: Trainer, pl_module: LightningModule, loaders: Any) -> None:
+        """Check the data sets of `CrystalLoader`s that are used without a `DataModule`."""
+        if isinstance(getattr(trainer, "datamodule", None), DataModule):
+            return
+        for loader in loaders if isinstance(loaders, (list, tuple)) else [loaders]:
+            dataset = getattr(loader, "dataset", None)
+            if isinstance(dataset, CrystalDataset):
+                check_dataset(dataset, "in the loader's data", pl_module.encoder, pl_module.decoder)

@@ -21,11 +21,11 @@ class Features:
     """Latents of B crystals, on the CPU, in the order in which the crystals were given.
 
     Args:
-        per_atom: B tensors (n, Z), the posterior means of the n atoms that were given, in their
-            order. If the model sees another cell, each given atom has the mean of the atom at its
-            place there: in a smaller cell, atoms that are the same but for a translation share
-            one; in a larger cell, the other copies of an atom are left out.
-        pooled: (B, Z), the posterior means averaged over all atoms of the cell that the model sees.
+        per_atom: B tensors (n, Z), the posterior means of the n given atoms, in their order. If
+            the crystal was converted to another cell, each given atom gets the mean of the
+            corresponding atom there. In a smaller cell, given atoms that are translations of each
+            other share one; in a larger cell, the additional copies of an atom are left out.
+        pooled: (B, Z), the posterior means averaged over all atoms of the cell that was encoded.
     """
 
     per_atom: list[Tensor]
@@ -48,7 +48,7 @@ def featurize(
         if change.atoms is None:
             raise UserError(
                 f"structure {i}: the atoms of its {choose_trained_cell(vae, cell)} cell cannot be "
-                "assigned to those that were given: give it in that cell, with cell='as_given'"
+                "assigned to the given ones: convert it to that cell and pass cell='as_given'"
             )
     dataset = CrystalDataset.from_batch(pack([change.chosen for change in changes]))
     per_atom: list[Tensor] = []

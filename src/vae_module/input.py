@@ -1,4 +1,4 @@
-"""Crystals of a user as a model was trained to see them: in the same choice of cell."""
+"""Convert crystals to the kind of cell that a model was trained on."""
 
 import logging
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ from src.vae_module.elements import find_unknown, readers
 
 log = logging.getLogger(__name__)
 
-OLD = "niggli"  # the cells of checkpoints that do not record them
-NAMES = {"niggli": "Niggli", "as_given": "given"}  # of cells, in messages
+OLD = "niggli"  # assumed for checkpoints that do not record their cell
+NAMES = {"niggli": "Niggli", "as_given": "given"}  # names of cells in messages
 
 
 def to_batch(
@@ -34,11 +34,11 @@ def to_batch(
 def change_cells(
     vae: Any, structures: Sequence[Structure] | Sequence[Atoms], cell: str | None = None
 ) -> list[CellChange]:
-    """Each structure in the cell that the model is to see, and the way back.
+    """Convert structures to the cell that the model was trained on, or to another one.
 
     Raises:
-        UserError: for a cell of another name, no structures, or a structure that cannot be used,
-            named by its index.
+        UserError: if `cell` is not a choice of cell, if there are no structures, or for a structure
+            that cannot be used; the message names its index.
     """
     chosen = choose_trained_cell(vae, cell)
     changes = []
@@ -52,10 +52,10 @@ def change_cells(
 
 
 def prepare(vae: Any, crystal: Crystal, cell: str) -> CellChange:
-    """A crystal in the cell that the model is to see.
+    """Convert a crystal to a cell, if the model knows its elements.
 
     Raises:
-        CrystalError: if there is no such cell, or the model does not know an element.
+        CrystalError: if it has an element that the model does not know, or cannot be converted.
     """
     if found := find_unknown(torch.from_numpy(crystal.atom_types), *readers(vae)):
         raise CrystalError(found[1])
@@ -63,10 +63,10 @@ def prepare(vae: Any, crystal: Crystal, cell: str) -> CellChange:
 
 
 def choose_trained_cell(vae: Any, cell: str | None = None) -> str:
-    """`cell`; if that is None, the choice of cell that the model was trained with.
+    """`cell`, or the one that the model was trained on if that is None.
 
     Raises:
-        UserError: if there is no such choice.
+        UserError: if it is not a choice of cell.
     """
     if cell is None:
         return trained_cell(vae) or OLD
@@ -76,21 +76,21 @@ def choose_trained_cell(vae: Any, cell: str | None = None) -> str:
 
 
 def trained_cell(vae: Any) -> str | None:
-    """The choice of cell that a model was trained with, if its checkpoint recorded it."""
+    """The choice of cell that a model was trained on, or None if its checkpoint is too old."""
     return (getattr(vae, "read_options", None) or {}).get("cell")
 
 
 def log_cells(vae: Any, changes: Sequence[CellChange], cell: str) -> None:
-    """Say how many crystals were put into cells of this choice, and whether training did so."""
-    done = f"{len(changes)} crystals were left in the cells that were given"
+    """Log how many crystals were converted, and whether this is the cell of the training."""
+    done = f"{len(changes)} crystals were kept in their given cells"
     if cell != "as_given":
         num = sum(change.is_changed for change in changes)
-        done = f"{num} of {len(changes)} crystals were put into their {name_of(cell)} cells"
+        done = f"{num} of {len(changes)} crystals were converted to their {name_of(cell)} cells"
     log_as_in_training(done, cell, trained_cell(vae))
 
 
 def log_as_in_training(done: str, cell: str, trained: str | None) -> None:
-    """Log what was done to get cells of a choice; a warning if training had others."""
+    """Log what was done, and whether it was the same in training; if not, as a warning."""
     if trained is None:
         log.info("%s; the checkpoint does not record the cells of training", done)
     elif trained == cell:
@@ -105,7 +105,7 @@ def name_of(cell: str) -> str:
 
 
 def pack(crystals: Sequence[Crystal]) -> CrystalBatch:
-    """A batch of crystals on the CPU, their cells and coordinates as they are."""
+    """Make a batch of crystals, on the CPU and without converting their cells."""
     counts = [crystal.num_atoms for crystal in crystals]
     return CrystalBatch.from_tensors(
         torch.from_numpy(np.concatenate([crystal.atom_types for crystal in crystals])),
@@ -129,7 +129,7 @@ def _to_crystals(structures: Sequence[Structure] | Sequence[Atoms]) -> list[Crys
             )
         if isinstance(structure, Atoms):
             structure = structure.copy()
-            structure.pbc = True  # which ASE leaves off unless told
+            structure.pbc = True  # off by default in ASE
         try:
             crystals.append(to_crystal(structure))
         except CrystalError as error:

@@ -9,6 +9,32 @@ from src.data import augmentation as augment
 from src.data.schema import CrystalBatch
 
 
+def add_noise(
+    x: Tensor,
+    mean: Tensor,
+    batch: CrystalBatch,
+    max_level: float,
+    share: float,
+    all_gather: Callable[..., Tensor],
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Add noise to the latents of some crystals.
+
+    Args:
+        x: (N, latent_dim) latents.
+        mean: (N, latent_dim) posterior means, whose spread is the unit of the noise.
+        batch, max_level, share, generator: see `draw_noise_levels`.
+        all_gather: see `channel_spread`.
+
+    Returns:
+        The latents (N, latent_dim) with noise, and the weights (B,) of the geometry terms.
+    """
+    level, geometry_weights = draw_noise_levels(batch, max_level, share, generator)
+    spread = channel_spread(mean, all_gather)
+    noise = augment.draw_per_atom(torch.randn, batch, x.shape[1], generator)
+    return x + level[batch.batch, None] * spread * noise, geometry_weights
+
+
 def draw_noise_levels(
     batch: CrystalBatch, max_level: float, share: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Crystals through a VAE and back, in the cell and the order of atoms that they were given in."""
+"""Encode and decode crystals, and return them in the given cell and order of atoms."""
 
 import logging
 from collections.abc import Sequence
@@ -35,31 +35,33 @@ def reconstruct_structures(
 ) -> list[AnyStructure | None]:
     """Encode and decode crystals.
 
-    The model sees each crystal in the cell that it was trained on. A reconstruction has the order
-    of atoms, the choice of cell and the orientation of the crystal that was given. Its atoms lie in
-    the cell.
+    Crystals are converted to the kind of cell that the model was trained on. The reconstructions
+    are converted back: they have the cell, orientation and order of atoms of the given crystals,
+    with all atoms inside the cell.
 
     Args:
         vae: the model.
-        structures: pymatgen `Structure` or ASE `Atoms`; they stay as they are.
-        batch_size: crystals that are decoded at a time.
-        niggli: True is `cell="niggli"`, False is `cell="as_given"`.
-        sampled: decode one draw from the posterior, not its mean.
-        seed: of that draw, which depends on it and on the place in the list alone.
+        structures: pymatgen `Structure` or ASE `Atoms`. They are not changed.
+        batch_size: crystals decoded at a time.
+        niggli: True: same as `cell="niggli"`; False: same as `cell="as_given"`.
+        sampled: decode a sample from the posterior instead of its mean.
+        seed: random seed of the samples. Each depends only on the seed and its position in the
+            list.
         progress: show a progress bar.
-        cell: show the model another choice of cell than in training, see `choose_cell`. In a cell
-            that is smaller than the given one, atoms that are the same within 0.01 Å but for a
-            translation are one atom, and come back as the same. Of one that is larger, the given
-            cell gets the atoms at the places of its own.
+        cell: the cell to encode, see `choose_cell`; None: as in training. If it is smaller than the
+            given cell, atoms that are translations of each other within 0.01 Å are encoded as one
+            atom, and are exact translations of each other in the result. If it is larger, only the
+            atoms at the positions of the given ones are returned.
 
     Returns:
-        One for each, of the type that was given; None where the model gives numbers that are not
-        finite, or a cell without volume. A crystal whose atoms cannot be assigned to those of the
-        cell that the model sees comes back in that cell, with a warning.
+        A reconstruction for each structure, of the same type, or None if the model predicts numbers
+        that are not finite or a cell without volume. If the atoms of the two cells cannot be
+        assigned to each other, it is in the cell that was encoded, and a warning is logged.
 
     Raises:
-        UserError: for a structure that is no ordered crystal, or has an element that the model
-            does not know, named by its index; for a `cell` that is none, or contradicts `niggli`.
+        UserError: for a structure that is not an ordered crystal or has an element that the model
+            does not know, named by its index; for a `cell` that does not exist or contradicts
+            `niggli`.
     """
     chosen = choose_trained_cell(vae, cell_asked(cell, niggli))
     changes = []
@@ -77,7 +79,7 @@ def reconstruct_structures(
 
 
 def cell_asked(cell: str | None, niggli: bool | None) -> str | None:
-    """The choice of cell that two arguments ask for, of which `niggli` is the older one.
+    """The choice of cell that `cell` and the older argument `niggli` ask for.
 
     Raises:
         UserError: if they contradict each other.
@@ -93,10 +95,13 @@ def cell_asked(cell: str | None, niggli: bool | None) -> str | None:
 def reconstruct_crystals(
     vae: VAEModule, changes: Sequence[CellChange], batch_size: int, seed: int | None, progress: bool
 ) -> list[Crystal | None]:
-    """Decoded from a draw of the posterior where there is a seed, else from its mean.
+    """Encode and decode crystals whose cells are already converted.
+
+    Args:
+        seed: decode a sample from the posterior with this seed; None: decode its mean.
 
     Returns:
-        A crystal for each, see `CellChange.undo`; None where the numbers make none.
+        For each the result of `CellChange.undo`, or None if the model predicts no valid cell.
     """
     if batch_size < 1:
         raise UserError(f"batch_size is at least 1, not {batch_size}")
@@ -136,8 +141,8 @@ def _given_cell(crystal: Crystal, change: CellChange) -> Crystal | None:
 def _warn_of_unrelated(changes: Sequence[CellChange]) -> None:
     if num := sum(change.atoms is None for change in changes):
         log.warning(
-            "The atoms of %d of %d crystals cannot be assigned to those of the cells that the "
-            "model sees: their reconstructions are in those cells",
+            "%d of %d crystals cannot be converted back to the given cells: their "
+            "reconstructions are in the cells that were encoded",
             num, len(changes),
         )  # fmt: skip
 

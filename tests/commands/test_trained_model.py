@@ -129,7 +129,7 @@ def test_crystals_are_read_as_in_training_whatever_the_data(
             options = load_data(cfg).read_options
         assert options == ReadOptions("conventional", 12, 60, 0.7)
         assert load_data(cfg, load_vae(cfg)).read_options == options
-        assert "Crystals are put into their conventional cells, as in training" in caplog.text
+        assert "Crystals are converted to their conventional cells, as in training" in caplog.text
         assert "data.max_num_atoms=12" in caplog.text
     more = ["data.max_num_atoms=30", "data.max_atomic_number=20", "data.min_distance=0.1"]
     options = load_data(make_config(*data.split(), *more, command=command)).read_options

@@ -167,5 +167,5 @@ def test_errors_are_those_of_the_choice():
     same = Crystal(np.eye(3) * 4, np.array([11, 11]), np.zeros((2, 3)))
     with pytest.raises(CrystalError, match="spglib finds no primitive cell"):
         change_cell(same, "primitive")
-    with pytest.raises(ValueError, match="a cell is one of"):
+    with pytest.raises(ValueError, match="cell must be one of"):
         change_cell(same, "smallest")

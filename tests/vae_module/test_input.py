@@ -107,16 +107,16 @@ def test_the_batch_is_where_the_model_is():
 @pytest.mark.parametrize(
     ("trained", "asked", "level", "message"),
     [
-        ("niggli", None, "INFO", "2 of 3 crystals were put into their Niggli cells, as in tr"),
-        ("niggli", "niggli", "INFO", "2 of 3 crystals were put into their Niggli cells, as in tr"),
-        ("primitive", None, "INFO", "3 of 3 crystals were put into their primitive cells, as in"),
-        ("conventional", None, "INFO", "2 of 3 crystals were put into their conventional cells,"),
-        ("as_given", None, "INFO", "3 crystals were left in the cells that were given, as in tr"),
-        (None, None, "INFO", "put into their Niggli cells; the checkpoint does not record the cel"),
+        ("niggli", None, "INFO", "2 of 3 crystals were converted to their Niggli cells, as"),
+        ("niggli", "niggli", "INFO", "2 of 3 crystals were converted to their Niggli cells, as"),
+        ("primitive", None, "INFO", "3 of 3 crystals were converted to their primitive cells, as"),
+        ("conventional", None, "INFO", "2 of 3 crystals were converted to their conventional"),
+        ("as_given", None, "INFO", "3 crystals were kept in their given cells, as in tr"),
+        (None, None, "INFO", "converted to their Niggli cells; the checkpoint does not record"),
         ("primitive", "niggli", "WARNING",
-         "put into their Niggli cells, but the model was trained on primitive cells"),
+         "converted to their Niggli cells, but the model was trained on primitive cells"),
         ("niggli", "as_given", "WARNING",
-         "3 crystals were left in the cells that were given, but the model was trained on Niggli"),
+         "3 crystals were kept in their given cells, but the model was trained on Niggli"),
     ],
 )  # fmt: skip
 def test_each_call_says_what_it_did(caplog, trained, asked, level, message):

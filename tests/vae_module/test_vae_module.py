@@ -276,7 +276,7 @@ def test_noise_on_the_latents_follows_their_spread(noisy, batch, monkeypatch):
         encoded.clear()
         for level in (0 * levels, levels):
             draw = lambda *_, level=level: (level, torch.ones_like(level))  # noqa: E731
-            monkeypatch.setattr("src.vae_module.vae_module.draw_noise_levels", draw)
+            monkeypatch.setattr("src.vae_module.latent_noise.draw_noise_levels", draw)
             torch.manual_seed(seed)
             noisy.training_step(batch, 0)
         without, with_noise = encoded
@@ -296,7 +296,7 @@ def test_noise_on_the_latents_follows_their_spread(noisy, batch, monkeypatch):
 def test_crystals_with_noise_teach_types_alone(noisy, batch, monkeypatch):
     everyone = torch.full((len(batch.num_atoms),), 0.2)
     monkeypatch.setattr(
-        "src.vae_module.vae_module.draw_noise_levels", lambda *_: (everyone, 0 * everyone)
+        "src.vae_module.latent_noise.draw_noise_levels", lambda *_: (everyone, 0 * everyone)
     )
     noisy.training_step(batch, 0).backward()
     decoder = noisy.decoder
@@ -315,7 +315,7 @@ def test_given_types_have_no_noise(batch, monkeypatch):
     vae = make_vae(atom_type_predict=False)
     vae._trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     monkeypatch.setattr(
-        "src.vae_module.vae_module.draw_noise_levels", lambda *_: pytest.fail("noise was drawn")
+        "src.vae_module.latent_noise.draw_noise_levels", lambda *_: pytest.fail("noise was drawn")
     )
     assert vae.latent_noise > 0
     vae.training_step(batch, 0).backward()
@@ -327,7 +327,7 @@ def test_deltas_shape_the_loss(batch, delta):
     vae = make_vae()
     vae.coords_delta, vae.lengths_delta = delta, None if delta is None else 0.1
     vae.validation_step(batch, 0)
-    found = vae.val_losses.compute()
+    found = vae.val_figures.losses.compute()
     prediction = vae._predict(vae.encode(batch))
     for name, loss, predicted, true in (
         ("frac_coords", frac_coords_loss, prediction.coords, batch.frac_coords),
