@@ -96,14 +96,21 @@ class EvaluationFiles:
 
 def _read_crystals(folder: Path) -> pd.DataFrame:
     path = folder / "per_crystal.csv"
-    # converters, because pandas would read the formula of sodium nitride, NaN, as a missing value
-    crystals = _parse(path, lambda p: pd.read_csv(p, converters={"id": str, "formula": str}))
+    crystals = _parse(path, _read_table)
     needed = {"id", "formula", "num_atoms", "matched", "rms", "coords_rmsd"}
     if missing := sorted(needed - set(crystals.columns)):
         raise DataError(f"{path} lacks the columns {', '.join(missing)}: evaluate again")
     if crystals.empty:
         raise DataError(f"{path} has no rows: there is nothing to report")
     return crystals
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path)
+    # Read again, because pandas takes the formula of sodium nitride, NaN, for a missing value.
+    # As of pandas 3, converters do not prevent that.
+    texts = [name for name in ("id", "formula") if name in table]
+    return table.assign(**pd.read_csv(path, usecols=texts, dtype=str, keep_default_na=False))
 
 
 def _read_extxyz(path: Path) -> list[Atoms]:
