@@ -1,13 +1,14 @@
-"""Compare variants of a recipe at an equal budget: `python scripts/ablation.py NAME --epochs 20`.
+"""Compare variants of a config with equal budgets: `python scripts/ablation.py NAME --epochs 20`.
 
-A list of variants is a file in scripts/ablations: names, and the overrides that each of them adds
-to the experiment. Every variant trains once with each seed; seeds are the outer loop, so that a
-busy machine slows all variants alike. Runs that are there already are not repeated: the same
-command again continues where it was cut off, and with more seeds it adds to the table.
+A list of variants is a file in scripts/ablations that maps the name of each variant to the
+overrides that it adds to the experiment. Every variant is trained once per seed. Seeds are the
+outer loop, so that a busy machine slows all variants alike. Existing runs are not repeated: run the
+same command again to continue after an interruption, or with more seeds to extend the table.
 """
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -22,19 +23,23 @@ from rich.console import Console
 from rich.table import Table
 
 from src.utils.processes import num_cpus
+from src.utils.strict_json import json_text
+from src.utils.threads import wait_passively
+
+wait_passively()  # before torch is loaded
 
 ROOT = Path(__file__).resolve().parents[1]
 LISTS = ROOT / "scripts" / "ablations"
-NOISE = (0.0, 0.1, 0.2)  # on the latents, in standard deviations of each channel
+NOISE = (0.0, 0.1, 0.2)  # levels of latent noise, in standard deviations of each channel
 
-# what costs time and is done below for all variants in the same way
+# skip what takes time; the evaluation below covers all variants in the same way
 ALL_RUNS = [
     "callbacks.match_rate.every_n_epochs=0",
     "callbacks.pictures.every_n_epochs=0",
     "eval.num_crystals=1",
 ]
 
-COLUMNS = {  # of the table: key of a run's figures, and its form
+COLUMNS = {  # heading: key in the metrics of a run, and format
     "match": ("match_rate", "{:.2%}"),
     "RMSE": ("rmse", "{:.4f}"),
     "match, pymatgen": ("match_rate_default", "{:.2%}"),
@@ -51,24 +56,29 @@ COLUMNS = {  # of the table: key of a run's figures, and its form
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Train, evaluate, print the table, and return its rows, one for each run."""
+    """Train and evaluate the variants, print the table, and return one row per run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     lists = read_lists()
-    parser.add_argument("name", choices=sorted(lists), help="of the list of variants")
-    parser.add_argument("--experiment", default="prototypes/vae_dng")
+    parser.add_argument("name", choices=sorted(lists), help="name of the list of variants")
+    parser.add_argument("--experiment", default="prototypes/vae_dng", help="config to start from")
     budget = parser.add_mutually_exclusive_group(required=True)
-    budget.add_argument("--steps", type=int)
-    budget.add_argument("--epochs", type=int)
-    budget.add_argument("--minutes", type=float, help="of a run, validation and all")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--variants", nargs="+", help="of the list; all by default")
-    parser.add_argument("--split", default="val", help="to evaluate")
-    parser.add_argument("--crystals", type=int, default=500, help="of it, the first")
-    parser.add_argument("--folder", type=Path, help="of the runs; logs/ablations/NAME by default")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, that share the CPUs")
-    parser.add_argument("--json", type=Path, help="write the rows here")
-    parser.add_argument("--picture", type=Path, help="of exactness against smoothness, as PNG")
-    parser.add_argument("overrides", nargs="*", help="right behind the name: data.batch_size=64")
+    budget.add_argument("--steps", type=int, help="per run")
+    budget.add_argument("--epochs", type=int, help="per run")
+    budget.add_argument("--minutes", type=float, help="per run, including validation")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run for each")
+    parser.add_argument("--variants", nargs="+", help="variants to run; all by default")
+    parser.add_argument("--split", default="val", help="split to evaluate on")
+    parser.add_argument(
+        "--crystals",
+        type=int,
+        default=500,
+        help="how many to evaluate, from the start of the split",
+    )
+    parser.add_argument("--folder", type=Path, help="for the runs; logs/ablations/NAME by default")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the CPUs")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    parser.add_argument("--picture", type=Path, help="plot match rate with noise over cRMSE (PNG)")
+    parser.add_argument("overrides", nargs="*", help="after the name, e.g. data.batch_size=64")
     args = parser.parse_args(argv)
 
     variants = lists[args.name]
@@ -91,19 +101,19 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     ]
     Console(width=160).print(table(rows, f"{args.name}: {' '.join(shared)}"))
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+        args.json.write_text(json_text(rows, indent=1) + "\n")
     if args.picture:
         draw(rows, args.picture)
     return rows
 
 
 def read_lists() -> dict[str, dict[str, list[str]]]:
-    """The overrides of each variant of each list."""
+    """The overrides of each variant, by list and variant name."""
     return {path.stem: yaml.safe_load(path.read_text()) for path in LISTS.glob("*.yaml")}
 
 
 def limit(args: argparse.Namespace) -> list[str]:
-    """The budget as overrides; whichever it is, the learning rate comes down where it ends."""
+    """The budget as overrides. The learning-rate schedule ends with any of these limits."""
     if args.steps:
         return [f"trainer.max_steps={args.steps}", "trainer.max_epochs=-1"]
     if args.epochs:
@@ -114,7 +124,7 @@ def limit(args: argparse.Namespace) -> list[str]:
 
 
 def train(run: Path, overrides: Sequence[str], threads: int) -> None:
-    """Train in a process of its own, unless that was done before."""
+    """Train in a separate process, unless the run exists already."""
     if not (run / "summary.json").is_file():
         Console(stderr=True).print(f"training {run.parent.name}, seed {run.name}", style="bold")
         where = [f"hydra.run.dir={run}", "resume_from=last"]
@@ -124,15 +134,15 @@ def train(run: Path, overrides: Sequence[str], threads: int) -> None:
 
 
 def evaluate(run: Path, split: str, num_crystals: int) -> dict[str, Any]:
-    """Figures of the best checkpoint of a run, on the first crystals of a split."""
+    """Metrics of the best checkpoint of a run on the first crystals of a split."""
     file = run / f"figures_{split}_{num_crystals}.json"
     if not file.is_file():
-        file.write_text(json.dumps(_evaluate(run, split, num_crystals), indent=1))
+        file.write_text(json_text(_evaluate(run, split, num_crystals), indent=1))
     return json.loads(file.read_text())
 
 
 def _evaluate(run: Path, split: str, num_crystals: int) -> dict[str, Any]:
-    # imported here, so that `--help` answers at once
+    # imported here to keep `--help` fast
     import torch
     from omegaconf import OmegaConf
 
@@ -174,7 +184,7 @@ def _evaluate(run: Path, split: str, num_crystals: int) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
-    """A row for each variant: the mean over its seeds, and half their range where there are two."""
+    """One row per variant: the mean over seeds, ± half the range if there are several seeds."""
     shown = Table(title=title, title_justify="left")
     shown.add_column("variant")
     for heading in COLUMNS:
@@ -182,7 +192,8 @@ def table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     for name in dict.fromkeys(row["variant"] for row in rows):
         cells = []
         for key, form in COLUMNS.values():
-            values = [row[key] for row in rows if row["variant"] == name]
+            of_name = [row[key] for row in rows if row["variant"] == name]
+            values = [math.nan if value is None else value for value in of_name]
             spread = (max(values) - min(values)) / 2
             cells.append(form.format(statistics.mean(values)))
             if len(values) > 1 and key not in ("steps", "training_steps_s"):
@@ -192,8 +203,8 @@ def table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
 
 
 def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """What each variant pays in exactness for latents that bear noise; a point is a run."""
-    from matplotlib.figure import Figure  # here, so that `--help` answers at once
+    """Plot robustness to latent noise over the error without noise; each point is a run."""
+    from matplotlib.figure import Figure  # imported here to keep `--help` fast
 
     levels = [level for level in NOISE if level]
     figure = Figure(figsize=(4.5 * len(levels), 4), layout="constrained")
@@ -204,10 +215,10 @@ def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
             x = [row["crmse"] for row in of_name]
             y = [100 * row[f"match_rate_noise_{level:g}"] for row in of_name]
             ax.plot(x, y, "oDsv^P"[k % 6], color=f"C{k % 10}", label=name)
-        ax.set(xscale="log", xlabel="cRMSE, exact latents", title=f"noise of {level:g} std")
+        ax.set(xscale="log", xlabel="cRMSE without noise", title=f"latent noise of {level:g} std")
         ax.set_ylim(min(80, ax.get_ylim()[0]), 101)
         ax.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("match rate with noise on the latents, %")
+    figure.axes[0].set_ylabel("match rate with latent noise, %")
     figure.legend(handles=figure.axes[0].get_lines(), loc="outside right upper", frameon=False)
     figure.savefig(file, dpi=130)
 

@@ -1,11 +1,10 @@
-"""Benchmarks: `python scripts/benchmark.py {data,large,prepare,train,...} [--json FILE]`.
+"""Run a benchmark: `python scripts/benchmark.py {data,large,prepare,train,...} [--json FILE]`.
 
-Each figure is a median of several runs in which the variants take turns, so that a busy machine
-slows all of them alike: trust the ratios.
+Each value is the median of several rounds. The variants alternate within a round, so that a busy
+machine slows all of them alike: the ratios are more reliable than the absolute values.
 """
 
 import argparse
-import json
 import logging
 import platform
 import sys
@@ -14,25 +13,40 @@ from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+
+from src.utils.threads import wait_passively  # noqa: E402
+
+wait_passively()  # before torch is loaded
+
+import torch  # noqa: E402
+
+from src.utils.strict_json import json_text  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
-    """Run one benchmark, print its table, and write its rows."""
+    """Run one benchmark, print its tables, optionally write its rows, and return them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bench", choices=["data", "large", "prepare", "train", "infer",
-                                          "match", "scale"])  # fmt: skip
-    parser.add_argument("--data-dir", type=Path, default=ROOT / "data" / "prototypes")
-    parser.add_argument("--preset", choices=["tiny", "small", "mp20"], default="small")
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--crystals", type=int, default=1024, help="in an epoch of the benchmark")
-    parser.add_argument("--rounds", type=int, default=5, help="of which the median is taken")
-    parser.add_argument("--json", type=Path, help="write the rows here")
-    parser.add_argument("--picture", type=Path, default=Path("scale.png"), help="of `scale`")
+                                          "match", "scale", "busy"])  # fmt: skip
+    parser.add_argument(
+        "--data-dir", type=Path, default=ROOT / "data" / "prototypes", help="folder of the crystals"
+    )
+    parser.add_argument("--preset", choices=["tiny", "small", "mp20"], default="small",
+                        help="size of the model")  # fmt: skip
+    parser.add_argument("--batch-size", type=int, help="256, or 64 for `busy`")
+    parser.add_argument("--size", choices=["small", "medium", "full"], default="small",
+                        help="size of the model for `busy`, as in the configs")  # fmt: skip
+    parser.add_argument("--beside", type=int, default=1, help="other busy processes, for `busy`")
+    parser.add_argument("--crystals", type=int, default=1024, help="crystals to use")
+    parser.add_argument("--rounds", type=int, default=5, help="to take the median of")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    parser.add_argument("--picture", type=Path, default=Path("scale.png"), help="plot of `scale`")
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -40,20 +54,23 @@ def main(argv: list[str] | None = None) -> list[dict]:
     rows = [asdict(row) for row in _run(args)]
     _print(rows)
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+        args.json.write_text(json_text(rows, indent=1) + "\n")
     return rows
 
 
 def _run(args: argparse.Namespace) -> list:
-    # Imported here, so that `--help` answers at once.
-    from benchmarks import data, infer, large, match, prepare, scale, train
+    # imported here to keep `--help` fast
+    from benchmarks import busy, data, infer, large, match, prepare, scale, train
 
     from src.data import DataModule
+    from src.data.split_files import find_split
 
     if args.bench == "large":
         return large.run(args.crystals, args.rounds)
     if args.bench in ("data", "prepare"):
-        path = next(p for p in args.data_dir.glob("train.csv*"))
+        path = find_split(args.data_dir, "train")
+        if path is None:
+            raise SystemExit(f"{args.data_dir} holds no train.csv")
         if args.bench == "prepare":
             return prepare.run(path, args.crystals)
         return data.run(path, args.rounds)
@@ -63,11 +80,13 @@ def _run(args: argparse.Namespace) -> list:
     if args.bench == "scale":
         return scale.run(args.preset, args.rounds, args.picture)
     dataset = module.dataset("train")
-    # at random, since files are often sorted in some way
+    # shuffle, because files are often sorted
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
     dataset = dataset.subset(order[: args.crystals])
+    if args.bench == "busy":
+        return busy.run(dataset, args.size, args.batch_size or 64, args.rounds, args.beside)
     bench = infer if args.bench == "infer" else train
-    return bench.run(dataset, args.preset, args.batch_size, args.rounds)
+    return bench.run(dataset, args.preset, args.batch_size or 256, args.rounds)
 
 
 def _print(rows: list[dict]) -> None:
@@ -88,5 +107,4 @@ def _print(rows: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     main()

@@ -1,8 +1,8 @@
-"""What each choice of cell makes of real crystals: `python scripts/cells.py --data-dir FOLDER`.
+"""Compare choices of cell on real crystals: `python scripts/cells.py --data-dir FOLDER`.
 
-Each crystal is put into the cell as it is given, and again after it was written in another way: in
-another basis of the same lattice, with another origin, and in a cell of twice the volume. A choice
-is unique in the sense that, and to the extent that, what comes out is the same.
+Each crystal is converted to each choice of cell three times: as it is given, in a different basis
+of the same lattice with a different origin, and in a cell of twice the volume. The more often the
+results agree, the closer the choice is to being unique.
 """
 
 import argparse
@@ -15,13 +15,17 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from src.data.cells import CELLS, SYMPREC, choose_cell
-from src.data.cif import Crystal, CrystalError
-from src.data.readers import DataError, crystal_of
-from src.data.splits import find_readers
+from src.utils.threads import wait_passively
+
+wait_passively()  # before torch is loaded
+
+from src.data.cells import CELLS, SYMPREC, choose_cell  # noqa: E402
+from src.data.cif import Crystal, CrystalError  # noqa: E402
+from src.data.readers import DataError, crystal_of  # noqa: E402
+from src.data.splits import find_readers  # noqa: E402
 
 ANGLE_TOLERANCE = 0.1  # degrees; lengths and positions are compared within SYMPREC
-MIN_ENTRIES = 6  # sum of the absolute integers of a random basis; the given one has 3
+MIN_ENTRIES = 6  # smallest sum of absolute entries of a random change of basis; the identity has 3
 HEADER = (
     "cell", "atoms, mean", "atoms, max", "other number of atoms", "volume / given",
     "crystals / CPU s", "same cell", "same positions", "same cell of a doubled one", "fails",
@@ -30,7 +34,7 @@ HEADER = (
 
 @dataclass
 class Tally:
-    """Of one choice of cell, over crystals."""
+    """Results for one choice of cell, with one entry per crystal."""
 
     num_atoms: list[int] = field(default_factory=list)
     changed: list[bool] = field(default_factory=list)
@@ -42,7 +46,7 @@ class Tally:
     fails: int = 0
 
     def row(self, cell: str) -> tuple[str, ...]:
-        """The values of `HEADER`."""
+        """The table row, with one value for each column of `HEADER`."""
 
         def share(found: list[bool]) -> str:
             return f"{100 * np.mean(found):.1f} %"
@@ -56,12 +60,12 @@ class Tally:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the table as Markdown, return the exit code."""
+    """Print the table as Markdown and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data-dir", type=Path, required=True, help="as data.data_dir")
-    parser.add_argument("--files", default="*", help="as data.files")
-    parser.add_argument("--num", type=int, default=3000, help="crystals, drawn at random")
-    parser.add_argument("--seed", type=int, default=0, help="of drawing and of rewriting")
+    parser.add_argument("--data-dir", type=Path, required=True, help="same as data.data_dir")
+    parser.add_argument("--files", default="*", help="same as data.files")
+    parser.add_argument("--num", type=int, default=3000, help="crystals to draw at random")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     args = parser.parse_args(argv)
     rng = np.random.default_rng(args.seed)
     try:
@@ -92,7 +96,7 @@ def _read(data_dir: Path, files: str) -> list[Crystal]:
         except CrystalError:
             continue
     if not crystals:
-        raise DataError(f"{data_dir} holds no crystal that can be read")
+        raise DataError(f"{data_dir} contains no crystal that can be read")
     return crystals
 
 
@@ -123,7 +127,7 @@ def _chosen(crystal: Crystal, cell: str) -> Crystal | None:
 
 
 def rewrite(crystal: Crystal, rng: np.random.Generator) -> Crystal:
-    """The same crystal in another basis of its lattice, with another origin."""
+    """The same crystal in a random other basis of its lattice, with a random origin."""
     change = np.eye(3)
     while np.abs(change).sum() < MIN_ENTRIES:
         i, j = rng.permutation(3)[:2]
@@ -133,7 +137,7 @@ def rewrite(crystal: Crystal, rng: np.random.Generator) -> Crystal:
 
 
 def double(crystal: Crystal, rng: np.random.Generator) -> Crystal:
-    """The same crystal in a cell of twice the volume."""
+    """The same crystal in a cell that is doubled along a random axis."""
     axis = rng.integers(3)
     scale = np.ones(3)
     scale[axis] = 2
@@ -146,7 +150,7 @@ def double(crystal: Crystal, rng: np.random.Generator) -> Crystal:
 
 
 def same_cell(one: Crystal, other: Crystal) -> bool:
-    """Whether the lattices have the same lengths and angles, in this order, and as many atoms."""
+    """Whether the lengths and angles (in order) and the numbers of atoms are the same."""
     (lengths, angles), (others, other_angles) = _parameters(one), _parameters(other)
     return (
         one.num_atoms == other.num_atoms
@@ -156,7 +160,7 @@ def same_cell(one: Crystal, other: Crystal) -> bool:
 
 
 def same_positions(one: Crystal, other: Crystal) -> bool:
-    """Whether, with the origin moved, each atom of the one is at an atom of the other."""
+    """Whether a shift of the origin puts each atom of `one` on an atom of its kind in `other`."""
     numbers, counts = np.unique(one.atom_types, return_counts=True)
     rarest = numbers[counts.argmin()]
     anchor = one.frac_coords[one.atom_types == rarest][0]

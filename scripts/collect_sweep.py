@@ -1,7 +1,7 @@
-"""Make the table and the picture of a sweep: `python scripts/collect_sweep.py FOLDER`.
+"""Make the table and plot of a sweep: `python scripts/collect_sweep.py FOLDER`.
 
-A multirun and a search do that themselves when they end; this is for one that has not ended, and
-for the folders that an array on a cluster leaves.
+Multiruns and searches do this themselves when they finish. Use this script for a sweep that has not
+finished, and for the runs of a job array on a cluster.
 """
 
 import argparse
@@ -12,11 +12,11 @@ from src.commands.sweep import SweepError, report_sweep
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write sweep.csv and sweep.png into the folder, print the table, return the exit code."""
+    """Write sweep.csv and sweep.png to the folder, print the table, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="the folder that the jobs' folders lie in")
+    parser.add_argument("folder", type=Path, help="folder that contains the folders of the jobs")
     parser.add_argument(
-        "--objective", default="crmse", help="figure of summary.json to draw (default: crmse)"
+        "--objective", default="crmse", help="metric in summary.json to plot (default: crmse)"
     )
     args = parser.parse_args(argv)
     try:

@@ -1,7 +1,7 @@
 """The configuration reference: each field of each config with its default and its comment.
 
-`python scripts/config_reference.py` prints it; the documentation is built with it. Comments are
-read from where they stand in the files: behind a field, or on the lines above it.
+`python scripts/config_reference.py` prints it; building the documentation turns it into a page. The
+comment of a field is read from the end of its line and from the lines above it.
 """
 
 import re
@@ -18,47 +18,48 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 INTRODUCTION = """\
 # Configuration reference
 
-Every field of every file in `configs`, made from the files themselves when this page is built. A
-name is what one writes on the command line: `data.batch_size=64`. A field that is **required** has
-no default. `${...}` takes the value of another field. A row marked *group* chooses a file:
-`data=mp_20` takes `configs/data/mp_20.yaml` for the group `data`; what that sets are the rows of
-the section of that name. Experiments and `debug` state only what differs from the rest.
+This page lists every field of every file in `configs`. It is generated from these files. The name
+of a field is what you write on the command line, for example `data.batch_size=64`. Fields marked
+**required** have no default. `${...}` is the value of another field. A row marked *group* selects a
+file: `data=mp_20` selects `configs/data/mp_20.yaml` for the group `data`, and the section of that
+name lists its fields. Experiments and `debug` list only the fields that they change.
 
-`python src/train_vae.py --cfg job` prints what a command line comes to; `--info defaults-tree`
-says which files it took.
+`python src/train_vae.py --cfg job` prints the config that a command line results in, and
+`--info defaults-tree` prints the files that it is composed from.
 """
 
 GROUPS = {
     "": "Commands",
     "data": "Data",
-    "vae_module": "The module",
-    "vae_module/encoder": "Its encoder",
-    "vae_module/decoder": "Its decoder",
-    "vae_module/optimizer": "Its optimizer",
-    "scheduler": "Its learning-rate schedule",
+    "vae_module": "VAE module",
+    "vae_module/encoder": "Encoder",
+    "vae_module/decoder": "Decoder",
+    "vae_module/optimizer": "Optimizer",
+    "scheduler": "Learning-rate schedule",
+    "size": "Model size",
     "trainer": "Trainer",
     "callbacks": "Callbacks",
     "logger": "Loggers",
-    "hparams_search": "Searches",
+    "hparams_search": "Hyperparameter search",
     "paths": "Paths",
-    "hydra": "Runs and sweeps of Hydra",
+    "hydra": "Hydra runs and sweeps",
     "hydra/launcher": "Launchers of sweeps",
     "hydra/job_logging": "Logging",
-    "debug": "Looking for mistakes",
+    "debug": "Debugging",
     "experiment": "Experiments",
 }
-"""Headings of the groups, in order; others that there are follow."""
+"""Headings of the groups, in order; groups that are not listed here come last."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of a table.
+    """A row of a table.
 
     Attributes:
-        name: of the field, or of the group, as on the command line.
-        value: as it is written in the file; empty for a field that only holds others.
-        comment: of the file.
-        is_group: whether the value chooses a file.
+        name: name of the field or group, as on the command line.
+        value: the value as written in the file; empty for a field that only contains other fields.
+        comment: the comment in the file.
+        is_group: whether the value selects a file.
     """
 
     name: str
@@ -69,12 +70,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class ConfigFile:
-    """What a config says, in order.
+    """The content of a config file, in order.
 
     Attributes:
-        about: comments at the top and at the end.
-        bases: files of the same group that it starts from.
-        rows: its choices of groups, then its fields.
+        about: the comments at the top and at the end.
+        bases: files of the same group that this one extends.
+        rows: the groups that it selects, then its fields.
     """
 
     about: str
@@ -83,11 +84,11 @@ class ConfigFile:
 
 
 def read_config(path: Path, prefix: str) -> ConfigFile:
-    """Read the fields of a file, and the comments on them.
+    """Read the fields of a file and their comments.
 
     Args:
         path: a YAML file.
-        prefix: what comes before its fields' names, such as `data.`; a `# @package` in the file
+        prefix: prefix of the names of its fields, such as `data.`; a `# @package` line in the file
             replaces it.
     """
     text = path.read_text()
@@ -145,7 +146,7 @@ def _fields(
 
 
 def _comment(start: yaml.Node, end: yaml.Node, lines: list[str], top: int) -> str:
-    """The lines above a field, back to another field, and what follows on the line it ends on."""
+    """The comment lines directly above a field, joined with the comment at the end of its line."""
     row = start.start_mark.line
     first = row
     while first > top and _is_comment(lines[first - 1]):
@@ -159,7 +160,7 @@ def _join(comments: Iterable[str]) -> str:
 
 
 def reference(configs: Path = CONFIGS) -> str:
-    """The page, in Markdown with tables in HTML."""
+    """The page as Markdown, with HTML tables."""
     by_group: dict[str, list[Path]] = {group: [] for group in GROUPS}
     for path in sorted(configs.rglob("*.yaml")):
         group = path.relative_to(configs).parent.as_posix()
@@ -186,7 +187,7 @@ def _section(path: Path, group: str, folder: Path) -> str:
         text.append(f"<p>{f'<code>{about}</code>' if is_command else about}</p>\n")
     if config.bases:
         bases = ", ".join(f"<code>{escape(base)}</code>" for base in config.bases)
-        text.append(f"<p>Starts from {bases} of the same group.</p>\n")
+        text.append(f"<p>Extends {bases} of the same group.</p>\n")
     if config.rows:
         text.append(_table(config.rows))
     return "\n".join(text)
@@ -199,7 +200,7 @@ def _table(rows: list[Row]) -> str:
         value = "<br>".join(f"<code>{escape(line)}</code>" for line in row.value.splitlines())
         value = "<strong>required</strong>" if row.value == "???" else value
         comment = " ".join(filter(None, ["<em>group</em>" * row.is_group, _html(row.comment)]))
-        # names may be broken at their dots, where they are too long for the column
+        # long names may wrap at their dots
         name = escape(row.name).replace(".", ".<wbr>")
         cells.append(f"<tr><td><code>{name}</code></td><td>{value}</td><td>{comment}</td></tr>")
     return "\n".join([*cells, "</tbody>", "</table>", ""])

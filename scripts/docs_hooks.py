@@ -1,7 +1,7 @@
-"""What MkDocs asks of us as it builds the documentation: the generated page, and equations.
+"""MkDocs hooks: add the generated configuration page, and convert equations to MathML.
 
-Equations become MathML when the site is built, so that a page needs neither a script nor a network
-to show them.
+Equations are converted when the site is built, so that pages can show them without scripts and
+without a network connection.
 """
 
 import html
@@ -13,18 +13,18 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-# what pymdownx.arithmatex leaves of $...$ and $$...$$
+# the output of pymdownx.arithmatex for $...$ and $$...$$
 EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', flags=re.DOTALL)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the configuration reference."""
+    """Add the configuration reference to the pages."""
     files.append(File.generated(config, "configuration.md", content=reference()))
     return files
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Write equations as MathML."""
+    """Convert equations to MathML."""
     return EQUATION.sub(_mathml, content)
 
 

@@ -1,7 +1,7 @@
-"""Fetch known data sets: `python scripts/download_data.py mp_20 [perov_5 ... | all]`.
+"""Download known data sets: `python scripts/download_data.py mp_20 [perov_5 ... | all]`.
 
-Each set is verified and put in a folder of its name. What is there already is not fetched again;
-what was cut off goes on where it stopped.
+Each data set is verified and placed in a folder of the same name. Existing files are not downloaded
+again, and interrupted downloads are resumed.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from src.data.readers import DataError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Fetch each set, say what became of it, and return the exit code."""
+    """Download each set, print a summary, and return the exit code."""
     summary, details = __doc__.split("\n\n")
     parser = argparse.ArgumentParser(description=summary, epilog=details)
     parser.add_argument(
@@ -32,13 +32,13 @@ def main(argv: list[str] | None = None) -> int:
         "--data-dir",
         type=Path,
         default=Path("data"),
-        help="the folder that gets a folder for each set (default: data)",
+        help="folder in which to create one folder per data set (default: data)",
     )
     parser.add_argument(
         "--base-url",
         metavar="ADDRESS",
-        help="a mirror: http://, https://, file:// or a folder, with a folder for each set in it "
-        "(default: where each is published)",
+        help="mirror to download from: http://, https://, file:// or a folder, with one folder per "
+        "data set (default: the original sources)",
     )
     args = parser.parse_args(argv)
     from src.data.sources import download
@@ -48,18 +48,19 @@ def main(argv: list[str] | None = None) -> int:
         level=logging.INFO, format="%(message)s", force=True,
         handlers=[RichHandler(console=console, show_time=False, show_path=False)],
     )  # fmt: skip
-    table = Table("set", "fetched", "crystals, as published", Column("folder", overflow="fold"))
+    table = Table("set", "downloaded", "published crystals", Column("folder", overflow="fold"))
     code = 0
     names = KNOWN_SETS if "all" in args.sets else dict.fromkeys(args.sets)
     for name in names:
         try:
-            fetched = ", ".join(download(name, args.data_dir / name, args.base_url)) or "was there"
+            fetched = ", ".join(download(name, args.data_dir / name, args.base_url))
+            fetched = fetched or "already there"
         except (DataError, OSError) as error:
             print(error, file=sys.stderr)
             fetched, code = "[red]failed[/]", 1
         except KeyboardInterrupt:
-            print("Stopped: the same command goes on where this one was.", file=sys.stderr)
-            return 130  # what shells say of SIGINT
+            print("Stopped. Run the same command again to resume.", file=sys.stderr)
+            return 130  # the shell's exit code for SIGINT
         crystals = [f"{n:,} {split}" for split, n in KNOWN_SETS[name].crystals.items()]
         table.add_row(name, fetched, ", ".join(crystals), str(args.data_dir / name))
     console.print(table)

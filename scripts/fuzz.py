@@ -1,8 +1,9 @@
-"""Feed damaged files to the readers: `python scripts/fuzz.py {cif,csv,checkpoint} --num 10000`.
+"""Fuzz the readers with damaged files: `python scripts/fuzz.py {cif,csv,checkpoint} --num 10000`.
 
-A reader must take or refuse each of them within a second, refuse it with its own error, and take
-it for the crystal that another reader (pymatgen, Python's csv) takes it for. Each input is made
-from real files by its number and the seed alone, and tried in a process that may die of it.
+A reader must accept or reject each file within a second. It must reject a file with its own error
+class, and read an accepted file like an independent reader (pymatgen, Python's csv). Each input is
+made from real files and depends only on its number and the seed. It is tried in a separate process,
+which it may crash.
 """
 
 import argparse
@@ -33,18 +34,22 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parents[1]
-LIMIT = 1.0  # seconds that an input may take
-PATIENCE = 30.0  # seconds after which a process is killed that does not notice the limit
-MEMORY = 12 * 2**30  # bytes of address space, so that the machine survives what takes more
+from src.utils.threads import wait_passively
 
-MAX_REASONS = 20  # for each verdict in the table
+wait_passively()  # before torch is loaded
+
+ROOT = Path(__file__).resolve().parents[1]
+LIMIT = 1.0  # time limit per input, seconds
+PATIENCE = 30.0  # seconds after which a process that misses the limit is killed
+MEMORY = 12 * 2**30  # limit of the address space in bytes, to protect the machine
+
+MAX_REASONS = 20  # reasons shown per verdict
 
 FAULTS = ("error", "hang", "crash", "disagreed")
 
 
 class Outcome(NamedTuple):
-    """What became of an input: a verdict, and the class of the reason."""
+    """The result for an input: a verdict, and the kind of reason."""
 
     verdict: str
     reason: str = ""
@@ -54,7 +59,7 @@ class Outcome(NamedTuple):
 
 
 def mutate_text(rng: random.Random, text: str, others: Sequence[str]) -> str:
-    """A few small damages, of those that files suffer and of those that people think up."""
+    """Damage a text in one to four places, as accidents or adversaries would."""
     for _ in range(rng.choice([1, 1, 1, 2, 4])):
         text = rng.choice(TEXT_DAMAGES)(rng, text, others)
     return text
@@ -117,7 +122,7 @@ TEXT_DAMAGES = (_bytes, _cut, *3 * [_lines], *6 * [_number], *2 * [_token])
 
 
 def mutate_bytes(rng: random.Random, content: bytes) -> bytes:
-    """Flipped bytes, a piece that is gone or comes twice, or a shorter file."""
+    """Change random bytes, remove or duplicate pieces, or truncate the file."""
     damaged = bytearray(content)
     for _ in range(rng.randint(1, 6)):
         i, n = rng.randrange(len(damaged) + 1), rng.randint(1, 16)
@@ -134,7 +139,7 @@ def mutate_bytes(rng: random.Random, content: bytes) -> bytes:
 
 
 def mutate_archive(rng: random.Random, content: bytes) -> bytes:
-    """The same of one member, so that a checkpoint's checksums are right."""
+    """Damage the pickle within a checkpoint, with correct checksums of the archive."""
     new = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(new, "w") as archive:
         for name in old.namelist():
@@ -144,7 +149,7 @@ def mutate_archive(rng: random.Random, content: bytes) -> bytes:
 
 
 def mutate_content(rng: random.Random, content: bytes) -> bytes:
-    """A checkpoint of plain types with one value in it replaced by another, or left out."""
+    """Replace or remove one value in a checkpoint of plain types."""
     import torch
 
     checkpoint = node = torch.load(io.BytesIO(content), weights_only=True)
@@ -175,7 +180,7 @@ def mutate_content(rng: random.Random, content: bytes) -> bytes:
 
 
 def try_cif(text: str) -> Outcome:
-    """`read_cif` and `check_crystal` against pymatgen's `CifParser`."""
+    """Compare `read_cif` and `check_crystal` with pymatgen's `CifParser`."""
     from src.data.cif import CrystalError, check_crystal, niggli_reduce, read_cif
 
     with time_limit():
@@ -187,12 +192,12 @@ def try_cif(text: str) -> Outcome:
             return Outcome("rejected", _class_of(error))
     volume = np.linalg.det(crystal.lattice)
     if not np.isclose(np.linalg.det(reduced.lattice), volume, rtol=1e-6):
-        return Outcome("disagreed", "the Niggli cell has another volume")
+        return Outcome("disagreed", "the Niggli cell has a different volume")
     return compare_with_pymatgen(text, crystal)
 
 
 def compare_with_pymatgen(text: str, crystal) -> Outcome:
-    """Whether pymatgen finds the same lattice and the same atoms at the same places."""
+    """Check that pymatgen reads the same lattice and the same atoms in the same places."""
     from pymatgen.io.cif import CifParser
 
     try:
@@ -214,26 +219,24 @@ def compare_with_pymatgen(text: str, crystal) -> Outcome:
     offsets -= np.rint(offsets)
     distances = np.linalg.norm(offsets @ crystal.lattice, axis=-1)
     distances[crystal.atom_types[:, None] != theirs] = np.inf
-    # pymatgen rounds 0.3333 to 1/3; further than that no atom may be from the nearest of its kind
+    # pymatgen rounds 0.3333 to 1/3; apart from that, each atom must have a counterpart
     if max(distances.min(0).max(), distances.min(1).max()) > 1e-3 * structure.lattice.abc[0] + 0.02:
         return Outcome("disagreed", "other coordinates")
     return Outcome("accepted")
 
 
 def _explain_other_number(text: str, structure, warned: str) -> Outcome:
-    """Where the number of atoms is not pymatgen's, whether the file is on our side."""
+    """Decide whether a number of atoms different from pymatgen's is right for the file."""
     if "Defaulting to P1" in warned:
-        return Outcome(
-            "accepted, not by pymatgen", "a space group that it does not know is P1 to it"
-        )
+        return Outcome("accepted, not by pymatgen", "it reads an unknown space group as P1")
     if not structure.is_valid(tol=0.05):
-        return Outcome("accepted, not by pymatgen", "it keeps images of an atom that overlap")
+        return Outcome("accepted, not by pymatgen", "it keeps overlapping images of an atom")
     block = next(b for b in gemmi.cif.read_string(text) if b.find_values("_atom_site_fract_x"))
     operations = list(block.find_values("_symmetry_equiv_pos_as_xyz"))
     if operations and "x,y,z" not in [op.strip("'\"").replace(" ", "") for op in operations]:
-        return Outcome("accepted, not by pymatgen", "it does without the identity")
+        return Outcome("accepted, not by pymatgen", "it does not add the identity operation")
     if len(block.find_values("_atom_site_label")) < len(block.find_values("_atom_site_fract_x")):
-        return Outcome("accepted, not by pymatgen", "it counts labels, and they are elsewhere")
+        return Outcome("accepted, not by pymatgen", "it counts labels, and some are missing")
     if set(block.find_values("_atom_site_occupancy")) & {".", "?"}:
         # 1 by the definition of the CIF core dictionary
         return Outcome("accepted, not by pymatgen", "it drops sites with the default occupancy")
@@ -241,7 +244,7 @@ def _explain_other_number(text: str, structure, warned: str) -> Outcome:
 
 
 def try_csv(content: bytes) -> Outcome:
-    """`CsvReader` against Python's csv."""
+    """Compare `CsvReader` with Python's csv module."""
     from src.data.readers import CsvReader, DataError
 
     with tempfile.TemporaryDirectory() as folder:
@@ -273,7 +276,7 @@ def _is_crystal(text: str) -> bool:
 
 
 def try_checkpoint(content: bytes) -> Outcome:
-    """`VAEModule.load_from_checkpoint` and `import_chemeleon2`; a module that comes of it works."""
+    """Try `VAEModule.load_from_checkpoint` and `import_chemeleon2`; loaded modules must work."""
     import torch
 
     from src.data import CrystalBatch
@@ -297,7 +300,7 @@ def try_checkpoint(content: bytes) -> Outcome:
 
 
 def _class_of(error: Exception, path: Path | None = None) -> str:
-    """A message without what differs from input to input."""
+    """The error message without the parts that depend on the input."""
     message = " ".join(str(error).replace(str(path), "FILE").split())
     message = re.sub(r"data:[\d:()]*( in \S+:)?|'[^']*'|\"[^\"]*\"|`[^`]*`", "...", message)
     message = re.sub(r"occupancy \S+:", "occupancy ...:", message)
@@ -312,7 +315,7 @@ def _class_of(error: Exception, path: Path | None = None) -> str:
 
 @dataclass(frozen=True)
 class Target:
-    """A reader: what makes an input of the originals, and what tries it."""
+    """A reader to test: its original files, how to damage them, and how to judge the result."""
 
     originals: Callable[[Path], list]
     make: Callable[[random.Random, list], str | bytes]
@@ -320,7 +323,7 @@ class Target:
 
 
 def read_cifs(data_dir: Path) -> list[str]:
-    """Some of the crystals of a data folder as their CIFs, half of them with symmetry."""
+    """CIFs of some crystals in a data folder, and versions of some of them with symmetry."""
     from pymatgen.core import Structure
     from pymatgen.io.cif import CifWriter
 
@@ -334,7 +337,7 @@ def read_cifs(data_dir: Path) -> list[str]:
     for text in texts[:40]:
         structure = Structure.from_str(text, fmt="cif")
         symmetric.append(str(CifWriter(structure, symprec=0.01)))
-        # the name alone, and no operations
+        # only the name of the space group, without operations
         symmetric.append(
             re.sub(r"loop_\n _symmetry_equiv.*?(?=loop_)", "", symmetric[-1], flags=re.S)
         )
@@ -342,7 +345,7 @@ def read_cifs(data_dir: Path) -> list[str]:
 
 
 def read_tables(data_dir: Path) -> list[bytes]:
-    """The same, three crystals to a table."""
+    """CSV tables with three of these crystals each."""
     texts = read_cifs(data_dir)
     tables = []
     for start in range(0, len(texts) - 2, 3):
@@ -356,7 +359,7 @@ def read_tables(data_dir: Path) -> list[bytes]:
 
 
 def read_checkpoints(data_dir: Path) -> list[bytes]:
-    """A small one of ours, and those in a folder at any depth."""
+    """A small checkpoint of this project, and all checkpoints below a folder."""
     import torch
 
     from src.utils.checkpoints import save_checkpoint
@@ -374,7 +377,7 @@ def read_checkpoints(data_dir: Path) -> list[bytes]:
 
 
 def make_table(rng: random.Random, tables: list) -> bytes:
-    """A damaged table, or one with a damaged text in it."""
+    """Damage a table as bytes or as text."""
     table = rng.choice(tables)
     if rng.random() < 0.5:
         return mutate_bytes(rng, table)
@@ -383,7 +386,7 @@ def make_table(rng: random.Random, tables: list) -> bytes:
 
 
 def make_checkpoint(rng: random.Random, checkpoints: list) -> bytes:
-    """A damaged file, one whose pickle is damaged, or ours with something else in it."""
+    """Damage a value in our own checkpoint, or the file or pickle of any checkpoint."""
     how = rng.random()
     if how < 0.5:
         return mutate_content(rng, checkpoints[0])
@@ -404,7 +407,7 @@ class TimeUp(Exception):
 
 @contextmanager
 def time_limit(times: float = 1.0) -> Iterator[None]:
-    """Raise `TimeUp` in the block after so many times `LIMIT`."""
+    """Raise `TimeUp` if the block takes more than `times` times `LIMIT`."""
 
     def stop(*_: object) -> None:
         raise TimeUp
@@ -418,7 +421,7 @@ def time_limit(times: float = 1.0) -> Iterator[None]:
 
 
 class Fuzzer:
-    """Makes input number i of a target, and tries it."""
+    """Makes and tries the inputs of a target, by their number."""
 
     def __init__(self, target: str, data_dir: Path, seed: int = 0) -> None:
         self.target = TARGETS[target]
@@ -456,7 +459,7 @@ def _try(index: int) -> Outcome:
 
 
 def run(target: str, data_dir: Path, num: int, seed: int = 0) -> list[Outcome]:
-    """Try inputs 0 to num - 1, in a process that is started anew when one kills it."""
+    """Try inputs 0 to num - 1 in a process that is restarted after a crash."""
     outcomes = []
     with ProcessPool(1, initializer=_start, initargs=(target, data_dir, seed)) as pool:
         results = pool.map(_try, range(num), timeout=PATIENCE).result()
@@ -471,7 +474,7 @@ def run(target: str, data_dir: Path, num: int, seed: int = 0) -> list[Outcome]:
 
 
 def summarize(outcomes: Sequence[Outcome]) -> Table:
-    """How many inputs met which end."""
+    """A table of the number of inputs per verdict and reason."""
     table = Table(title=f"{len(outcomes):,} inputs")
     table.add_column("verdict")
     table.add_column("reason")
@@ -490,16 +493,16 @@ def summarize(outcomes: Sequence[Outcome]) -> Table:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Fuzz one reader; the exit code is 1 if it crashed, hung, or disagreed."""
+    """Fuzz one reader; return 1 if it failed, hung, crashed or disagreed, else 0."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target", choices=TARGETS)
-    parser.add_argument("--num", type=int, default=10_000, help="of inputs")
+    parser.add_argument("--num", type=int, default=10_000, help="number of inputs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--data-dir", type=Path, default=ROOT / "data" / "prototypes", help="of the originals"
+        "--data-dir", type=Path, default=ROOT / "data" / "prototypes", help="original files"
     )
-    parser.add_argument("--show", type=int, help="print the input of this number, and its verdict")
-    parser.add_argument("--json", type=Path, help="write each verdict here")
+    parser.add_argument("--show", type=int, help="print the input of this number and its verdict")
+    parser.add_argument("--json", type=Path, help="write all verdicts to this file")
     args = parser.parse_args(argv)
     if args.show is not None:
         fuzzer = Fuzzer(args.target, args.data_dir, args.seed)
@@ -510,7 +513,7 @@ def main(argv: list[str] | None = None) -> int:
     outcomes = run(args.target, args.data_dir, args.num, args.seed)
     Console().print(summarize(outcomes))
     if args.json:
-        args.json.write_text(json.dumps(outcomes))
+        args.json.write_text(json.dumps(outcomes, allow_nan=False))
     return int(any(outcome.verdict in FAULTS for outcome in outcomes))
 
 

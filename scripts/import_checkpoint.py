@@ -1,24 +1,28 @@
-"""Turn a Chemeleon2 checkpoint into one of ours: `python scripts/import_checkpoint.py PATH OUT`.
+"""Convert a Chemeleon2 checkpoint: `python scripts/import_checkpoint.py PATH OUT`.
 
-Nothing in the file is executed.
+No code in the Chemeleon2 checkpoint is executed.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from src.utils.checkpoints import CheckpointError, save_checkpoint
-from src.vae_module.import_chemeleon2 import import_chemeleon2
+from src.utils.threads import wait_passively
+
+wait_passively()  # before torch is loaded
+
+from src.utils.checkpoints import CheckpointError, save_checkpoint  # noqa: E402
+from src.vae_module.import_chemeleon2 import import_chemeleon2  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Import, say what it is, and return the exit code."""
+    """Convert the checkpoint, print what it contains, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("path", type=Path, help="the checkpoint of Chemeleon2")
-    parser.add_argument("out", type=Path, help="the checkpoint to write")
+    parser.add_argument("path", type=Path, help="Chemeleon2 checkpoint")
+    parser.add_argument("out", type=Path, help="checkpoint file to write")
     args = parser.parse_args(argv)
     if args.out.exists():
-        print(f"{args.out} exists: name another file, or remove it", file=sys.stderr)
+        print(f"{args.out} already exists: choose another file, or remove it", file=sys.stderr)
         return 1
     try:
         vae = import_chemeleon2(args.path)

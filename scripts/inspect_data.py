@@ -1,4 +1,4 @@
-"""Look at a data set before training on it: `python scripts/inspect_data.py data=mp_20`."""
+"""Inspect a data set before training: `python scripts/inspect_data.py data=mp_20`."""
 
 import os
 from pathlib import Path
@@ -9,6 +9,10 @@ from omegaconf import DictConfig
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("PROJECT_ROOT", str(ROOT))
 
+from src.utils.threads import wait_passively  # noqa: E402
+
+wait_passively()  # before torch is loaded
+
 from src.commands.inspect_data import inspect_data  # noqa: E402
 from src.utils.errors import exit_on_user_error  # noqa: E402
 
@@ -16,7 +20,7 @@ from src.utils.errors import exit_on_user_error  # noqa: E402
 @hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="inspect_data")
 @exit_on_user_error
 def main(cfg: DictConfig) -> None:
-    """Write what a data set holds, and end with one line on it."""
+    """Write a report on the data set and print a one-line summary."""
     inspect_data(cfg)
 
 

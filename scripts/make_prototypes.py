@@ -1,21 +1,22 @@
-"""Make the embedded data set: AFLOW prototypes with other elements on their sites.
+"""Make the included data set: AFLOW prototypes decorated with other elements.
 
-A crystal is made in four steps:
+Each crystal is made in four steps:
 
-1. Take a parent: one of the AFLOW prototypes that come with pymatgen, as a Niggli-reduced primitive
-   cell of at most 20 atoms.
-2. Replace each of its elements by a similar one: of the same column of the periodic table, or at
-   most `MAX_SCALE_DISTANCE` away on Pettifor's chemical scale (Solid State Commun. 51, 31, 1984;
-   pymatgen's `mendeleev_no`). Where the parent is charge balanced with common oxidation states,
-   the child must be so too.
-3. Scale the cell: V = V_parent * DLS(child) / DLS(parent), with the volumes that pymatgen's
-   DLSVolumePredictor gives to both. The ratio cancels the error that DLS makes on the parent.
-4. Keep it if it `is_plausible` and matches no crystal of the same formula that is kept already.
+1. Take a parent: one of the AFLOW prototypes in pymatgen, as a Niggli-reduced primitive cell with
+   at most 20 atoms.
+2. Replace each element by a similar one, from the same column of the periodic table or at most
+   `MAX_SCALE_DISTANCE` away on Pettifor's chemical scale (Solid State Commun. 51, 31, 1984;
+   pymatgen's `mendeleev_no`). If the parent is charge neutral with common oxidation states, the
+   child must be neutral too.
+3. Scale the cell: V = V_parent * DLS(child) / DLS(parent), with volumes predicted by pymatgen's
+   DLSVolumePredictor. The ratio cancels the prediction error for the parent.
+4. Keep the crystal if it `is_plausible` and matches no kept crystal with the same formula.
 
-The parents take turns, so each contributes about as many crystals as any other, and a parent that
-has run out of new crystals drops out. A random permutation then deals the crystals to the splits.
+The parents take turns, so that each contributes about the same number of crystals. A parent that
+yields no more new crystals drops out. A random permutation then assigns the crystals to the splits.
 
-The same pymatgen and seed give the same bytes. Run `python scripts/make_prototypes.py --help`.
+The same pymatgen version and seed give the same bytes. For the options, run
+`python scripts/make_prototypes.py --help`.
 """
 
 import argparse
@@ -37,13 +38,13 @@ from rich.table import Table
 
 MAX_NUM_ATOMS = 20
 MAX_SCALE_DISTANCE = 6
-MAX_DRAWS = 300  # in one turn; a parent that finds no new crystal in them drops out
-MAX_DLS_ERROR = 1.6  # factor; beyond it a parent is molecular or has atoms that overlap
-MAX_VOLUME_RATIO = 2.0  # of child and parent, either way; DLS looks at the tightest bond only
-MAX_ASPECT = 6.0  # longest by shortest lattice vector
+MAX_DRAWS = 300  # per turn; a parent that finds no new crystal in these draws drops out
+MAX_DLS_ERROR = 1.6  # factor; beyond it, a parent is molecular or has overlapping atoms
+MAX_VOLUME_RATIO = 2.0  # child to parent or inverse; DLS considers only the tightest bond
+MAX_ASPECT = 6.0  # longest to shortest lattice vector
 VOLUME_PER_ATOM = (5.0, 80.0)  # Å^3
 MIN_DISTANCE = 0.9  # Å
-MIN_RADII_FRACTION = 0.6  # of the sum of two atomic radii
+MIN_RADII_FRACTION = 0.6  # smallest distance, as a fraction of the sum of the atomic radii
 
 UNWANTED = {"He", "Ne", "Ar", "Kr", "Xe", "Tc", "Pm"}  # inert, or without a stable isotope
 ELEMENTS = [
@@ -52,14 +53,14 @@ ELEMENTS = [
     if element.symbol not in UNWANTED
 ]
 DLS = DLSVolumePredictor(min_scaling=None, max_scaling=None)
-# The tolerances of the field's reconstruction metric: what it calls equal is one crystal here.
+# The tolerances of the usual reconstruction metric: what matches there is a duplicate here.
 MATCHER = StructureMatcher(ltol=0.3, stol=0.5, angle_tol=10)
 OXIDATION_STATES = {e.symbol: e.common_oxidation_states or () for e in ELEMENTS}
-OXIDATION_STATES["C"] = (-4, 4)  # pymatgen has all from -4 to 4, with which C balances anything
+OXIDATION_STATES["C"] = (-4, 4)  # pymatgen allows -4 to 4, with which C balances anything
 
 
 def are_similar(old: Element, new: Element) -> bool:
-    """Whether one element may replace the other; H counts as no alkali metal."""
+    """Whether one element may replace the other; H does not count as an alkali metal."""
     same_column = old.group == new.group and Element.H not in (old, new)
     return same_column or abs(old.mendeleev_no - new.mendeleev_no) <= MAX_SCALE_DISTANCE
 
@@ -72,11 +73,11 @@ SIMILAR = {
 class Parent(NamedTuple):
     prototype: str  # AFLOW label
     structure: Structure  # Niggli-reduced primitive cell
-    dls_volume: float  # of the cell, Å^3
+    dls_volume: float  # predicted volume of the cell, Å^3
 
 
 def load_parents() -> list[Parent]:
-    """The prototypes that are small enough and whose volume DLS understands."""
+    """The prototypes that are small enough and whose volume DLS predicts well enough."""
     parents = []
     for entry in AFLOW_PROTOTYPE_LIBRARY:
         structure = entry["snl"].structure.get_primitive_structure().get_reduced_structure("niggli")
@@ -89,14 +90,14 @@ def load_parents() -> list[Parent]:
 
 
 def is_balanced(composition: Composition) -> bool:
-    """Whether one common oxidation state per element can make the compound neutral."""
+    """Whether the compound can be neutral with one common oxidation state per element."""
     amounts = composition.get_el_amt_dict()
     states = product(*(OXIDATION_STATES[symbol] for symbol in amounts))
     return len(amounts) > 1 and any(np.dot(charges, [*amounts.values()]) == 0 for charges in states)
 
 
 def is_plausible(structure: Structure) -> bool:
-    """Whether cell shape, density and all interatomic distances lie within sensible bounds."""
+    """Whether cell shape, density and all interatomic distances are within sensible bounds."""
     lengths = structure.lattice.lengths
     if max(lengths) > MAX_ASPECT * min(lengths):
         return False
@@ -109,12 +110,12 @@ def is_plausible(structure: Structure) -> bool:
 
 
 def are_equal(first: Structure, second: Structure) -> bool:
-    """Whether the two match; at tolerances as wide as these, the order may matter."""
+    """Whether the two match in either order, since with such wide tolerances the order matters."""
     return MATCHER.fit(first, second) or MATCHER.fit(second, first)
 
 
 def decorate(parent: Parent, rng: np.random.Generator) -> Structure | None:
-    """Draw one child of a parent, or None where the draw makes no sensible crystal."""
+    """Draw one child of a parent; None if the result is not a sensible crystal."""
     structure = parent.structure
     new = {old: SIMILAR[old][rng.integers(len(SIMILAR[old]))] for old in structure.symbol_set}
     if len(set(new.values())) < len(new):
@@ -131,7 +132,7 @@ def decorate(parent: Parent, rng: np.random.Generator) -> Structure | None:
 
 
 def generate(rng: np.random.Generator) -> Iterator[tuple[str, Structure]]:
-    """Yield (prototype, structure), no two alike, until every parent has run out."""
+    """Yield distinct (prototype, structure) pairs until no parent yields new ones."""
     parents = load_parents()
     known: defaultdict[str, list[tuple[str, Structure]]] = defaultdict(list)  # by formula
 
@@ -153,9 +154,9 @@ def generate(rng: np.random.Generator) -> Iterator[tuple[str, Structure]]:
 
 
 def to_cif(structure: Structure) -> str:
-    """The structure as CIF in P1, lengths and angles to 4 and coordinates to 6 decimals.
+    """The structure as CIF in P1, with 4 decimals for lengths and angles and 6 for coordinates.
 
-    The sites are in the order of electronegativity, as pymatgen's reader and writer have them.
+    The sites are sorted by electronegativity, as in pymatgen's reader and writer.
     """
     structure = structure.get_sorted_structure()
     cell = [
@@ -166,7 +167,7 @@ def to_cif(structure: Structure) -> str:
             strict=True,
         )
     ]
-    # Rounding can make a 1 of 0.9999999: wrap once more.
+    # rounding can turn 0.9999999 into 1, so wrap again
     frac_coords = np.round(structure.frac_coords % 1, 6) % 1
     sites = [
         f"{site.specie}{index} {site.specie} {x:.6f} {y:.6f} {z:.6f}"
@@ -190,7 +191,7 @@ def to_cif(structure: Structure) -> str:
 
 
 def to_row(prototype: str, structure: Structure) -> dict[str, str | float]:
-    """One line of the CSV file."""
+    """One row of the CSV file."""
     formula = structure.composition.reduced_formula
     return {
         "material_id": f"{prototype}-{formula}",
@@ -202,7 +203,7 @@ def to_row(prototype: str, structure: Structure) -> dict[str, str | float]:
 
 
 def summarize(splits: dict[str, list[tuple[str, Structure]]]) -> Table:
-    """What a reader wants to know of the files at a glance."""
+    """A table that summarizes the splits."""
     table = Table("split", "crystals", "prototypes", "elements", "atoms per crystal (min mean max)")
     for name, crystals in splits.items():
         num_atoms = [len(structure) for _, structure in crystals]
@@ -235,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     turns = zip(range(total), generate(rng), strict=False)
     crystals = [c for _, c in track(turns, "Decorating", total=total, console=console)]
     if len(crystals) < total:
-        parser.error(f"the parents give {len(crystals)} crystals, {total} were asked for")
+        parser.error(f"the parents yield only {len(crystals)} of the {total} requested crystals")
 
     order = iter(rng.permutation(total))
     splits = {name: [crystals[next(order)] for _ in range(n)] for name, n in sizes.items()}

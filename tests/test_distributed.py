@@ -33,18 +33,23 @@ SHORT = [
 ]
 
 
-def train(folder: Path, cache: Path, *overrides: str) -> str:
+def train(folder: Path, cache: Path, *overrides: str, code: int = 0) -> str:
     """Run the command in processes of its own; returns what it printed."""
     command = [sys.executable, str(ROOT / "src" / "train_vae.py"), *SHORT, *TINY, *overrides]
     done = subprocess.run(
         [*command, f"hydra.run.dir={folder}", f"paths.cache_dir={cache}"],
         capture_output=True,
         text=True,
-        env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        env={
+            "PATH": "/usr/bin:/bin",
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "200",
+            "PYTHONPATH": str(ROOT),
+        },
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
@@ -101,3 +106,45 @@ def test_switches_work_with_two_processes(tmp_path, more):
     losses = pd.read_csv(folder / "metrics.csv")["train/loss"].dropna()
     assert len(losses) >= 2
     assert np.isfinite(losses).all()
+
+
+@pytest.mark.slow
+def test_dropout_is_each_processs_own_and_yet_repeats(tmp_path):
+    """Also in a run that was stopped and goes on."""
+
+    def run(name: str, *more: str, code: int = 0) -> tuple[list[list[str]], dict]:
+        train(
+            tmp_path / name, tmp_path / "cache", "trainer=ddp_sim", "data.batch_size=128",
+            "vae_module.encoder.dropout=0.3", "vae_module.decoder.dropout=0.3",
+            "callbacks.last_checkpoint.every_n_steps=1",
+            "+callbacks.probe._target_=tests.dropout_probe.DropoutProbe",
+            f"+callbacks.probe.folder={tmp_path}/{name}/masks", *more, code=code,
+        )  # fmt: skip
+        masks = [
+            (tmp_path / name / "masks" / f"{rank}.txt").read_text().splitlines() for rank in (0, 1)
+        ]
+        return masks, load_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")["state_dict"]
+
+    masks, weights = run("one")
+    assert len(masks[0]) == len(masks[1]) == 10  # steps
+    for first, second in zip(*masks, strict=True):
+        step, *drops = first.split()
+        other_step, *others = second.split()
+        assert step == other_step
+        assert len(drops) == len(others) > 0
+        for one, other in zip(drops, others, strict=True):
+            assert 0.5 < one.count("1") / len(one) < 0.9
+            # masks of their own agree where both keep, or both drop: 0.7^2 + 0.3^2
+            agree = sum(a == b for a, b in zip(one, other, strict=True)) / len(one)
+            assert 0.4 < agree < 0.76
+    assert len({line.split()[1] for each in masks for line in each}) == 20  # no two alike
+
+    again, same = run("two")
+    assert again == masks
+    stopped, _ = run("three", "+callbacks.probe.stop_after=4", code=143)
+    assert len(stopped[0]) < 10
+    resumed, after = run("three", "resume_from=last")
+    assert resumed == masks
+    for name, weight in weights.items():
+        assert torch.equal(weight, same[name]), name
+        assert torch.equal(weight, after[name]), name

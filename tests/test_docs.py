@@ -1,6 +1,7 @@
 """What the README and the documentation show works, and the site builds without a warning."""
 
 import argparse
+import ast
 import html
 import json
 import math
@@ -364,6 +365,24 @@ def test_files_that_are_named_are_there(page):
         assert (CONFIGS / "experiment" / f"{name}.yaml").is_file(), name
 
 
+def test_functions_that_are_named_are_in_their_files():
+    """`path`, `name` and, in a table, `path` | `name`."""
+    named = [
+        (page, path, name)
+        for page in PAGES
+        for path, name in re.findall(
+            r"`((?:src|scripts|tests)/[\w/]+\.py)`(?:, | \| )`([\w.]+)`", prose(page)
+        )
+    ]
+    assert sum(page.name == "where.md" for page, _, _ in named) > 35
+    for page, path, name in named:
+        body = ast.parse((ROOT / path).read_text()).body
+        for part in name.split("."):
+            found = [node for node in body if getattr(node, "name", None) == part]
+            assert found, f"{name_of(page)}: {path} has no {name}"
+            body = getattr(found[0], "body", [])
+
+
 ROOTS = ("callbacks", "data", "eval", "hparams_search", "hydra", "paths", "trainer", "vae_module")
 
 
@@ -505,6 +524,9 @@ def test_the_interface_is_shown(site):
     )
     for name in (
         "src.vae_module.VAEModule.encode", "src.vae_module.VAEModule.load_from_checkpoint",
+        "src.vae_module.VAEModule.from_pretrained", "src.vae_module.VAEModule.save_pretrained",
+        "src.vae_module.VAEModule.push_to_hub", "src.vae_module.sampling.sample_crystals",
+        "src.vae_module.evaluation.evaluate_vae",
         "src.vae_module.DiagonalGaussianDistribution.kl", "src.data.DataModule",
         "src.data.schema.CrystalBatch.from_structures", "src.data.dataset.CrystalDataset.batch",
         "src.data.latents.LatentDataset.load", "src.data.cif.read_cif",

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import math
 import os
 import random
 import resource
@@ -23,6 +24,7 @@ from hydra import compose, initialize_config_dir
 from lightning import Callback
 
 from src.callbacks import NonFiniteError
+from src.commands import train as training
 from src.commands.train import train
 from src.data.dataset import CrystalDataset
 from src.utils.checkpoints import CheckpointError, load_checkpoint
@@ -278,6 +280,129 @@ SLURM = {
 }  # fmt: skip
 
 
+@pytest.fixture
+def slurm(tmp_path, monkeypatch) -> Callable[[], list[str]]:
+    """This process as a job of SLURM; returns what `scontrol` was called with."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "scontrol").write_text(FAKE_SCONTROL)
+    (folder / "scontrol").chmod(0o755)
+    for name, value in {**SLURM, "PATH": f"{folder}:{os.environ['PATH']}"}.items():
+        monkeypatch.setenv(name, value)
+    called = folder / "called"
+    return lambda: called.read_text().splitlines() if called.exists() else []
+
+
+def tell(monkeypatch, owner: Any, name: str, number: signal.Signals) -> None:
+    """Let this process receive a signal when a function is called, which then does its work."""
+    function = getattr(owner, name)
+
+    def told(*args, **kwargs):
+        os.kill(os.getpid(), number)
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, told)
+
+
+@pytest.mark.parametrize(
+    ("number", "calls"), [(signal.SIGTERM, []), (signal.SIGUSR1, ["requeue 77"])]
+)
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(training, "evaluate_reconstruction"), (training.DataModule, "prepare_data")],
+    ids=["after the last step", "before the first"],
+)
+def test_a_signal_outside_the_steps_is_heeded(
+    common, whole, tmp_path, monkeypatch, slurm, owner, name, number, calls
+):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        tell(patch, owner, name, number)
+        with pytest.raises(SystemExit) as stopped:
+            run_here(folder, common)
+    assert stopped.value.code == 128 + number
+    assert slurm() == calls
+    assert not (folder / "summary.json").exists()
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)] == [signal.SIG_DFL] * 2
+    summary = run_here(folder, [*common, "resume_from=last"])
+    assert_same_run(folder, whole)
+    expected = json.loads((whole / "summary.json").read_text())
+    for figure in ("match_rate", "lengths_mae", "best_val_loss", "steps", "epochs"):
+        assert summary[figure] == expected[figure]
+
+
+@pytest.mark.parametrize("steps", [STEPS + 1, 2 * STEPS], ids=["within", "at the end of"])
+def test_a_run_that_ended_with_an_epoch_has_its_figures_later(common, tmp_path, monkeypatch, steps):
+    common = [*common, f"trainer.max_steps={steps}", "trainer.max_epochs=-1"]
+    with monkeypatch.context() as patch:
+        tell(patch, training, "evaluate_reconstruction", signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            run_here(tmp_path, common)
+    summary = run_here(tmp_path, [*common, "resume_from=last"])
+    assert (summary["steps"], summary["epochs"]) == (steps, 2)
+
+
+def test_a_signal_while_lightning_tidies_up_is_heeded(common, tmp_path, slurm):
+    """After the last look of the callback, and before the fit returns."""
+    late = At("on_fit_end", 2 * STEPS, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    with pytest.raises(SystemExit) as stopped:
+        run_here(tmp_path / "run", common, late)
+    assert stopped.value.code == 128 + signal.SIGUSR1
+    assert slurm() == ["requeue 77"]
+    assert last(tmp_path / "run")["global_step"] == 2 * STEPS
+
+
+def test_a_run_that_has_its_results_is_not_queued_again(common, tmp_path, monkeypatch, slurm):
+    tell(monkeypatch, training.VAETraining, "table", signal.SIGUSR1)
+    summary = run_here(tmp_path / "run", [*common, "trainer.max_epochs=1"])
+    assert summary["steps"] == STEPS
+    assert slurm() == []
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+
+
+def test_a_run_that_keeps_no_state_leaves_signals_alone(common, tmp_path, monkeypatch):
+    """Ended and queued again it would lose all its steps; Lightning has a way of its own."""
+    handlers = []
+    evaluate = training.evaluate_reconstruction
+    monkeypatch.setattr(
+        training,
+        "evaluate_reconstruction",
+        lambda *args, **kwargs: (
+            handlers.append(signal.getsignal(signal.SIGUSR1)) or evaluate(*args, **kwargs)
+        ),
+    )
+    run = [o for o in common if not o.startswith("callbacks.")]
+    run_here(tmp_path, [*run, "callbacks=none", "trainer.max_epochs=1"])
+    assert handlers == [signal.SIG_DFL]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", ["trainer.max_epochs=2", "trainer.max_time=00:00:00:04"])
+def test_a_signal_to_the_real_command_as_it_matches(common, tmp_path, limit):
+    """A job of SLURM whose time is up in the last of its work, twice."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "scontrol").write_text(FAKE_SCONTROL)
+    (tmp_path / "bin" / "scontrol").chmod(0o755)
+    env = {**SLURM, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    folder = tmp_path / "run"
+    # a worker takes seconds to start
+    command = [*common, "trainer.max_epochs=-1", limit, "eval.num_workers=1", "resume_from=last"]
+    steps = []
+    for count in (1, 2):
+        process = start(folder, command, env=env)
+        log = folder / "train_vae.log"
+        while not log.exists() or log.read_text().count("Evaluating") < count:
+            assert process.poll() is None, finish(process)
+            time.sleep(0.01)
+        process.send_signal(signal.SIGUSR1)
+        finish(process, 128 + signal.SIGUSR1)
+        assert (tmp_path / "bin" / "called").read_text() == "requeue 77\n" * count
+        assert not (folder / "summary.json").exists()
+        steps.append(last(folder)["global_step"])
+    finish(start(folder, command, env=env))
+    assert json.loads((folder / "summary.json").read_text())["steps"] == steps[0] == steps[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "env", "calls"),
@@ -437,6 +562,20 @@ def test_a_run_that_diverges_stops_and_keeps_its_checkpoints(common, tmp_path):
     assert not (tmp_path / "summary.json").exists()
 
 
+def test_figures_that_are_not_finite_are_null_in_the_summary(common, tmp_path, monkeypatch):
+    evaluate = training.evaluate_reconstruction
+    lost = {"lengths_mae": math.inf, "rmse": math.nan, "volume_mape": -math.inf}
+    monkeypatch.setattr(
+        training, "evaluate_reconstruction", lambda *args, **how: {**evaluate(*args, **how), **lost}
+    )
+    summary = run_here(tmp_path, [*common, "trainer.max_epochs=1"])
+    assert summary["lengths_mae"] == math.inf
+    text = (tmp_path / "summary.json").read_text()
+    written = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert [written[name] for name in lost] == [None, None, None]
+    assert written["steps"] == STEPS
+
+
 # Runs beside runs
 
 
@@ -509,7 +648,7 @@ def test_a_user_who_may_write_nowhere(open_folder):
         pytest.skip("becoming another user is for root alone")
     output = finish(load(data, cache, "nobody"), code=1)
     assert "Cannot write the cache" in output
-    assert "point data.cache_dir to a folder that can be written" in output
+    assert "point data.cache_dir to a writable folder" in output
     assert "Traceback" not in output
     assert finish(load(data, cache)).split()[-1] == "10"
     assert finish(load(data, cache, "nobody")).split()[-1] == "10"
@@ -528,6 +667,6 @@ def test_a_sweep_goes_on_after_a_job_that_fails(common, tmp_path):
         cwd=ROOT, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT},
     )  # fmt: skip
     assert process.returncode == 1
-    assert "batch_size is at least 1, not 0" in process.stdout
+    assert "batch_size must be at least 1, not 0" in process.stdout
     made = {path.parent.name for path in tmp_path.glob("*/summary.json")}
     assert made == {"0", "2"}

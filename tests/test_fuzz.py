@@ -231,8 +231,8 @@ def test_cifs_that_were_misread_or_raised_other_errors(lines, reason):
 @pytest.mark.parametrize(
     ("table", "reason"),
     [
-        ("material_id,cif\na,data_x\0data_y\n", "zero byte"),  # pandas gives data_x
-        ("material_id,gap,cif\na,1,2,x\nb,1,2,y\n", "more values in a row"),  # it shifts the names
+        ("material_id,cif\na,data_x\0data_y\n", "NUL byte"),  # pandas gives data_x
+        ("material_id,gap,cif\na,1,2,x\nb,1,2,y\n", "has a row with more values"),  # shifts
         ("material_id,cif,gap\na,x,1\nb,y,1,2\n", "Expected 3 fields"),  # it drops the last
     ],
 )

@@ -1,6 +1,8 @@
 """The notebooks run from top to bottom, and are kept without their outputs."""
 
+import ast
 import re
+from importlib import import_module
 from pathlib import Path
 
 import nbformat
@@ -37,6 +39,25 @@ def test_they_compile_and_name_no_place_on_a_machine(notebook):
         if cell.cell_type == "code":
             compile(to_python(cell.source), "cell", "exec")
         assert not re.search(r"""(?<![\w.])/\w+/|~/|\b[A-Z]:\\""", cell.source)
+
+
+def test_what_they_import_is_there_under_its_present_name(notebook):
+    to_python = TransformerManager().transform_cell
+    trees = [
+        ast.parse(to_python(cell.source)) for cell in notebook.cells if cell.cell_type == "code"
+    ]
+    imports = [
+        node
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("src")
+    ]
+    assert len(imports) >= 4
+    for node in imports:
+        module = import_module(node.module)
+        assert module.__name__ == node.module, "it has moved"
+        for alias in node.names:
+            assert hasattr(module, alias.name), (node.module, alias.name)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What the benchmarks share: alternated timing, rows, models and the stock way of doing it."""
+"""Shared parts of the benchmarks: alternating timing, result rows, and memory measurements."""
 
 import multiprocessing
 import statistics
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure; `ratio` is against the benchmark's reference, measured in the same run."""
+    """One result. `ratio` is relative to the reference variant, measured in the same run."""
 
     bench: str
     variant: str
@@ -27,14 +27,14 @@ class Row:
     ratio: float | None = None
 
 
-# A variant does a piece of work, and says how much it was (crystals, pairs, ...).
+# A variant does some work and returns the amount of work (crystals, pairs, ...).
 Variant = Callable[[], float]
 
 
 def alternate(variants: Mapping[str, Variant], rounds: int, title: str) -> dict[str, float]:
-    """Median rate of each variant (work per second), all of them run in turn `rounds` times.
+    """Run all variants alternately, `rounds` times; return the median work per second of each.
 
-    One round more comes first and does not count.
+    An additional first round serves as warm-up and does not count.
     """
     rates: dict[str, list[float]] = {name: [] for name in variants}
     turns = [(k, name) for k in range(rounds + 1) for name in variants]
@@ -51,39 +51,39 @@ def alternate(variants: Mapping[str, Variant], rounds: int, title: str) -> dict[
 def compare(
     bench: str, rates: Mapping[str, float], unit: str, reference: str | None = None
 ) -> list[Row]:
-    """Rows of rates, each with its ratio to the reference (the first, unless named)."""
+    """One row per rate, with its ratio to the reference (by default, the first one)."""
     base = rates[reference or next(iter(rates))]
     return [Row(bench, name, rate, unit, rate / base) for name, rate in rates.items()]
 
 
 def synchronize() -> None:
-    """Wait for the GPU, where there is one."""
+    """Wait for the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def in_fresh_process(function: Callable[..., T], *args: Any) -> T:
-    """What `function` returns in a process of its own, whose memory is its alone."""
-    # an executor's processes may start others, which those of a Pool may not
+    """Call `function` in a new process, so that its memory use can be measured separately."""
+    # unlike a Pool, an executor lets its processes start other processes
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args).result()
 
 
 def can_measure_memory() -> bool:
-    """Whether `peak_memory` knows how, here."""
+    """Whether `peak_memory` works on this machine."""
     return torch.cuda.is_available() or sys.platform == "linux"
 
 
 def peak_memory() -> float:
-    """MiB at the peak so far: of tensors on a GPU where there is one, else of the process."""
+    """Peak memory so far in MiB: of tensors on the GPU if there is one, else of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     return peak_resident()
 
 
 def peak_resident() -> float:
-    """MiB of this process's resident memory at the peak so far; on Linux."""
-    # not getrusage, whose peak a child inherits from its parent
+    """Peak resident memory of this process so far, in MiB. Linux only."""
+    # not getrusage, because a child process inherits the peak of its parent
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 2**10
 

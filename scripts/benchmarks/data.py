@@ -1,4 +1,4 @@
-"""CIF text to cached tensors, and cached tensors to batches."""
+"""Speed of converting CIF text to cached tensors, and cached tensors to batches."""
 
 import tempfile
 import warnings
@@ -18,7 +18,7 @@ BATCH_SIZE = 256
 
 
 def run(path: Path, rounds: int) -> list[Row]:
-    """Rates on one core, against pymatgen's reader and PyG's collate."""
+    """Compare with pymatgen's CIF reader and PyG's collate function, on one core."""
     torch.set_num_threads(1)
     cifs = pd.read_csv(path)["cif"]
     few = cifs.sample(min(200, len(cifs)), random_state=0).tolist()

@@ -1,4 +1,4 @@
-"""Encode, decode and sample, packed against stock."""
+"""Speed of encoding, decoding and sampling with the packed and the stock Transformer."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ CALLS = ("encode", "decode", "sample", "sample to Structure")
 
 @torch.no_grad()
 def run(dataset: CrystalDataset, preset: str, batch_size: int, rounds: int) -> list[Row]:
-    """Crystals/s of each call, and the time of 10,000 samples from end to end."""
+    """Crystals/s of each call, and the total time for 10,000 samples."""
     keep_freed_memory()
     where = device()
     data = dataset.to(where)

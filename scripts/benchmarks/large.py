@@ -1,4 +1,4 @@
-"""A data set that one would rather leave on disk: resident memory, and how fast it is read."""
+"""Memory use and reading speed of a data set that is too large to keep in memory."""
 
 import tempfile
 from itertools import chain, repeat
@@ -12,15 +12,15 @@ from src.data.loader import CrystalLoader, EpochSampler
 
 MAX_ATOMS = 19  # 1 to 19 atoms, 10 on average
 BATCH_SIZE = 256
-TURN = 200  # batches at a time
+TURN = 200  # batches per measurement
 
-# The 50.4 M parameters of the full size take 6 floating-point operations each for every atom; an
-# H100 does at most 989e12 of them a second in bfloat16 (NVIDIA's data sheet, dense, SXM).
+# Each of the 50.4 million parameters of the full-size model takes 6 floating-point operations per
+# atom. An H100 does at most 989e12 per second in bfloat16 (NVIDIA's data sheet, dense, SXM).
 H100_AT_PEAK = 989e12 / (6 * 50.4e6 * 10)
 
 
 def run(num_crystals: int, rounds: int) -> list[Row]:
-    """Shuffled batches from a file that stays on disk, against the same crystals in memory."""
+    """Compare shuffled batches from a file on disk with the same crystals in memory."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "crystals.safetensors"
         in_fresh_process(_write, str(path), num_crystals)
@@ -62,7 +62,7 @@ def _loader(dataset: CrystalDataset) -> CrystalLoader:
 
 
 def _resident_growth(path: str) -> float:
-    """MiB by which the peak of resident memory grows as an epoch's first batches are read."""
+    """Growth of the peak resident memory in MiB while reading the first batches of an epoch."""
     before = peak_resident()
     for _ in zip(_loader(CrystalDataset.load(Path(path))), range(5 * TURN), strict=False):
         pass

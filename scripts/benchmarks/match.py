@@ -1,4 +1,4 @@
-"""Structure matching: our matcher against pymatgen's, the plain loop, and pools of workers."""
+"""Structure matching: our matcher against pymatgen's, a plain loop, and pools of workers."""
 
 import numpy as np
 import torch
@@ -92,5 +92,5 @@ def _pools(predictions: list[Structure], targets: list[Structure], rounds: int) 
         for pool in pools.values():
             pool.close()
     if any(result != results["serial"] for result in results.values()):
-        raise RuntimeError("the pools and the loop do not agree")
+        raise RuntimeError("the pools and the plain loop give different results")
     return compare(f"match: {len(targets)} pairs in pools", rates, "pairs/s")

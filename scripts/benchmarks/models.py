@@ -1,4 +1,4 @@
-"""The models that are timed, packed and stock."""
+"""Models and training steps for the benchmarks, packed and stock."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,7 +27,7 @@ ADAMW = {"_target_": "torch.optim.AdamW", "lr": 1e-4, "fused": True}
 
 
 class StockTransformer(nn.Module):
-    """`torch.nn.TransformerEncoder` on padded batches, as the predecessors run it."""
+    """`torch.nn.TransformerEncoder` on padded batches, as in Chemeleon2."""
 
     def __init__(self, d_model: int, nhead: int, num_layers: int, dim_feedforward: int) -> None:
         super().__init__()
@@ -44,9 +44,9 @@ class StockTransformer(nn.Module):
 
 
 def make_vae(sizes: dict[str, Any], stock: bool = False) -> VAEModule:
-    """A VAE of these sizes, with the packed or the stock Transformer; a Trainer takes AdamW."""
+    """A VAE of the given sizes with the packed or the stock Transformer, configured for AdamW."""
     torch.manual_seed(0)
-    plain = {**sizes, "activation": "gelu"}  # the stock layers know no gate
+    plain = {**sizes, "activation": "gelu"}  # the stock layers have no gated activation
     vae = VAEModule(
         TransformerEncoder(**plain), TransformerDecoder(**plain), latent_dim=8, optimizer=ADAMW
     )
@@ -57,7 +57,7 @@ def make_vae(sizes: dict[str, Any], stock: bool = False) -> VAEModule:
 
 
 def collated_batches(dataset: CrystalDataset, batch_size: int) -> Iterator[CrystalBatch]:
-    """Batches of objects collated by PyG, how the predecessors make them."""
+    """Endless batches of objects collated by PyG, as in Chemeleon2."""
     loader = DataLoader([dataset[i] for i in range(len(dataset))], batch_size, shuffle=True)
     while True:
         for batch in loader:
@@ -67,7 +67,7 @@ def collated_batches(dataset: CrystalDataset, batch_size: int) -> Iterator[Cryst
 
 
 def indexed_batches(dataset: CrystalDataset, batch_size: int) -> Iterator[CrystalBatch]:
-    """Batches by indexing flat tensors, in random order."""
+    """Endless batches in random order, made by indexing flat tensors."""
     while True:
         for indices in torch.randperm(len(dataset)).split(batch_size):
             yield dataset.batch(indices)
@@ -76,7 +76,7 @@ def indexed_batches(dataset: CrystalDataset, batch_size: int) -> Iterator[Crysta
 def make_step(
     vae: VAEModule, bf16: bool, fused: bool, muon: bool = False
 ) -> Callable[[CrystalBatch], None]:
-    """A bare PyTorch training step: forward, loss, backward, clip, AdamW (or Muon)."""
+    """A plain PyTorch training step: forward, loss, backward, clip, AdamW or Muon."""
     optimizer: torch.optim.Optimizer = (
         Muon(vae.named_parameters(), lr=1e-4)
         if muon
@@ -99,11 +99,11 @@ def make_step(
 
 
 def model_flops(vae: VAEModule, num_atoms: Tensor) -> float:
-    """FLOPs of one training step, padding not counted.
+    """FLOPs of one training step, without padding.
 
-    6 per weight of a matrix and atom (2 forward, 4 backward; the lattice's matrices, which work per
-    crystal, are counted as if per atom, 0.1 % too much), and for the scores and values of each
-    layer 12 d_model per pair of atoms of one crystal.
+    Each matrix weight takes 6 FLOPs per atom (2 forward, 4 backward). The matrices of the lattice
+    work per crystal but are counted per atom, which adds 0.1 %. The attention scores and values of
+    each layer take 12 d_model FLOPs per pair of atoms in a crystal.
     """
     matrices = sum(p.numel() for p in vae.parameters() if p.dim() == 2)
     tables = sum(m.weight.numel() for m in vae.modules() if isinstance(m, nn.Embedding))
@@ -113,7 +113,7 @@ def model_flops(vae: VAEModule, num_atoms: Tensor) -> float:
 
 
 def matmul_flops_per_second(dtype: torch.dtype, device: torch.device) -> Callable[[], float]:
-    """A variant: a large matrix product (4096 x 512 by 512 x 2048), in FLOPs."""
+    """A variant that multiplies large matrices (4096 x 512 by 512 x 2048), in FLOPs."""
     scale = 8 if device.type == "cuda" else 1
     a = torch.randn(4096 * scale, 512 * scale, dtype=dtype, device=device)
     b = torch.randn(512 * scale, 2048 * scale, dtype=dtype, device=device)

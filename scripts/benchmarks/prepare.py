@@ -1,4 +1,4 @@
-"""A large CSV to its cache: how fast with how many workers, and in how much memory."""
+"""Speed and memory use of parsing a large CSV file into the cache."""
 
 import tempfile
 import time
@@ -12,12 +12,14 @@ from src.data.parsing import ReadOptions
 from src.data.readers import CsvReader
 from src.utils.processes import num_cpus
 
-PART = 10_000  # rows in memory as the CSV is written
+PART = 10_000  # rows to write at a time
 
 
 def run(source: Path, num_crystals: int) -> list[Row]:
-    """Crystals of `source`, repeated, with one worker and with one per CPU; memory for twice as
-    many, too."""
+    """Parse the crystals of `source`, repeated to `num_crystals`, and to twice as many for memory.
+
+    One worker is compared with one worker per CPU.
+    """
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{n}.csv" for n in (num_crystals, 2 * num_crystals)]
         in_fresh_process(_repeat, str(source), str(paths[0]), num_crystals)
@@ -50,7 +52,7 @@ def _repeat(source: str, path: str, num_crystals: int) -> None:
 
 
 def _prepare(path: str, num_workers: int) -> tuple[float, float]:
-    """Seconds, and MiB by which the peak of resident memory grows."""
+    """Time in seconds, and growth of the peak resident memory in MiB."""
     before = peak_resident()
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""How time and memory grow with crystals, batches and models, with a picture."""
+"""How time and memory scale with the size of crystals, batches and models, with a plot."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +20,11 @@ from src.utils.memory import keep_freed_memory
 
 ATOMS = (5, 10, 20, 50, 100, 200)
 BATCHES = (16, 64, 256, 1024, 4096)
-TOKENS = 2_560  # in a batch, where the number of atoms per crystal changes
+TOKENS = 2_560  # atoms in a batch when the number of atoms per crystal varies
 
 
 def run(preset: str, rounds: int, picture: Path) -> list[Row]:
-    """Microseconds of a training step per atom, along each of the three axes."""
+    """Time and memory of a training step per atom, along each of the three axes."""
     keep_freed_memory()
     by_atoms = {str(n): _cost(preset, TOKENS // n, n, rounds) for n in ATOMS}
     by_batch = {str(b): _cost(preset, b, 10, rounds) for b in BATCHES}
@@ -45,7 +45,7 @@ def run(preset: str, rounds: int, picture: Path) -> list[Row]:
 
 
 def _cost(preset: str, num_crystals: int, n: int, rounds: int) -> tuple[float, float | None]:
-    """µs per atom of a step, and KiB per atom that it takes at its peak."""
+    """Time of a step in µs per atom, and its peak memory in KiB per atom."""
     step, batch = _step_and_batch(preset, num_crystals, n)
 
     def variant() -> float:
@@ -59,7 +59,7 @@ def _cost(preset: str, num_crystals: int, n: int, rounds: int) -> tuple[float, f
 
 
 def _memory(preset: str, num_crystals: int, n: int) -> float:
-    """KiB per atom of two steps, beyond what a step on one crystal has taken before."""
+    """Peak memory of two steps in KiB per atom, minus that of a step on one small crystal."""
     step, batch = _step_and_batch(preset, num_crystals, n)
     step(_step_and_batch(preset, 1, 2)[1])
     before = peak_memory()
@@ -100,5 +100,5 @@ def _draw(panels: dict[str, dict[str, tuple[float, float | None]]], path: Path) 
             axis.grid(alpha=0.3)
         column[1].set_xlabel(title)
     axes[0, 0].set_ylabel("training step, µs per atom")
-    axes[1, 0].set_ylabel("its memory, KiB per atom")
+    axes[1, 0].set_ylabel("memory of the step, KiB per atom")
     figure.savefig(path, dpi=110)

@@ -1,4 +1,4 @@
-"""Training steps: the stock way, packed, packed in bfloat16, and a real epoch under Lightning."""
+"""Speed of training steps: stock, packed, packed in bfloat16, and a full epoch with Lightning."""
 
 import logging
 import statistics
@@ -38,7 +38,7 @@ from src.utils.memory import keep_freed_memory
 
 
 def run(dataset: CrystalDataset, preset: str, batch_size: int, rounds: int) -> list[Row]:
-    """Crystals/s, atoms/s, peak memory and share of the machine's ceiling of each variant."""
+    """Crystals/s, atoms/s, peak memory and share of the matmul speed of each variant."""
     keep_freed_memory()
     where = device()
     on_device = dataset.to(where)
@@ -86,7 +86,7 @@ def _names() -> list[str]:
 def _epoch(
     on_device: CrystalDataset, dataset: CrystalDataset, preset: str, batch_size: int, name: str
 ) -> Callable[[], float]:
-    """A variant that trains on each crystal of the data set once."""
+    """A variant that trains for one epoch."""
     stock = name.startswith("stock")
     vae = make_vae(PRESETS[preset], stock).to(on_device.frac_coords.device)
     if name.endswith("compiled"):
@@ -106,15 +106,15 @@ def _epoch(
 
 
 class _Lightning:
-    """A variant: one epoch of a real data module under a real Trainer, with what a run logs.
+    """A variant that trains for one epoch with the data module, the Trainer and normal logging.
 
-    Its own rate counts the loop, not the set-up of the Trainer.
+    Its rates are measured within the training loop and exclude the setup of the Trainer.
     """
 
     def __init__(self, dataset: CrystalDataset, preset: str, batch_size: int) -> None:
         self.preset = preset
         self.module = DataModule(".", batch_size=batch_size)
-        self.module._datasets = {"train": dataset}  # in place of what would be read from "."
+        self.module._datasets = {"train": dataset}  # instead of reading "."
         self.module.prepare_data = lambda: None  # type: ignore[method-assign]
         self.rates: list[float] = []
 
@@ -143,7 +143,7 @@ class _Lightning:
 
 
 def _memory(dataset: CrystalDataset, preset: str, batch_size: int, name: str) -> float:
-    """MiB at the peak of two steps."""
+    """Peak memory of two steps in MiB."""
     few = dataset.subset(torch.arange(min(2 * batch_size, len(dataset))))
     _epoch(few.to(device()), few, preset, batch_size, name)()
     return peak_memory()

@@ -1,6 +1,7 @@
 """The part of a LightningModule that does not depend on what it models."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -37,11 +38,21 @@ class CrystalModule(PretrainedModule):
         self.last_step: dict[str, Tensor] = {}
         self._seed: int | None = None  # of the run
 
+    def compile_networks(self) -> None:
+        """Compile the networks in place (their Transformers, if they have one), for all shapes.
+
+        The names of parameters do not change. It does not pay off on a CPU or for short runs.
+        """
+        for name in self.networks:
+            network = getattr(self, name)
+            getattr(network, "transformer", network).compile(dynamic=True)
+
     def on_fit_start(self) -> None:
         self._seed = torch.initial_seed()
         datamodule = getattr(self.trainer, "datamodule", None)
         if isinstance(datamodule, DataModule):  # after a checkpoint to go on from was loaded
             self.training_set = datamodule.dataset("train").census()
+            self.read_options = asdict(datamodule.read_options)
 
     def on_train_start(self) -> None:
         # The schedule counts the steps of the run, for which Lightning makes the loader. So when it
@@ -70,6 +81,15 @@ class CrystalModule(PretrainedModule):
         """Whether the training step that runs now logs: at others, figures only cost time."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every > 0 and (self.global_step + 1) % every == 0
+
+    def compile_networks(self) -> None:
+        """Compile the networks (of ours, their Transformers) in place, for batches of any shape.
+
+        The names of parameters do not change. It is not worthwhile on a CPU or for short runs.
+        """
+        for name in self.networks:
+            network = getattr(self, name)
+            getattr(network, "transformer", network).compile(dynamic=True)
 
     def log_figures(self, stage: str, figures: Mapping[str, Tensor], **how: Any) -> None:
         """Log each of the figures as `stage/name`; `loss` is shown in the progress bar too."""

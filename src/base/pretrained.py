@@ -6,6 +6,7 @@ make code run that is not ours, since a config may name only our classes and tor
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self, TypeVar
@@ -17,8 +18,10 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from src.base.hub import LIBRARY, download_file, upload_folder, version
+from src.data.parsing import ReadOptions
 from src.utils.checkpoints import CheckpointError, load_checkpoint
 from src.utils.config import build, describe
+from src.utils.errors import UserError
 from src.utils.output import new_folder
 
 M = TypeVar("M", bound="PretrainedModule")
@@ -49,6 +52,10 @@ class PretrainedModule(LightningModule):
     # what it was trained on, as `CrystalDataset.census` counts it; kept in checkpoints
     training_set: dict[str, Any] | None = None
 
+    # how the training crystals were read (the fields of `ReadOptions`); kept in checkpoints, except
+    # in old ones
+    read_options: dict[str, Any] | None = None
+
     def save_config(self) -> None:
         """Keep the constructor's arguments, as plain types, for the files."""
         config = describe(self)
@@ -72,7 +79,8 @@ class PretrainedModule(LightningModule):
 
         Args:
             checkpoint_path: a `.ckpt` that this class wrote.
-            map_location: as for `torch.load`; the module is on that device. The CPU by default.
+            map_location: as for `torch.load`; None: the CPU. The module is on that device (of a
+                dict or callable that names several, on the one of the first weight).
             strict: whether the weights must fit exactly.
             weights_only: accepted and ignored: code from the file is never run.
             overrides: constructor arguments that replace those in the checkpoint.
@@ -80,18 +88,17 @@ class PretrainedModule(LightningModule):
         Raises:
             FileNotFoundError: if there is no such file.
             CheckpointError: if it is not a checkpoint of this class; it says why.
+            UserError: if there is no such device.
         """
+        _check_device(map_location)
         content = load_checkpoint(checkpoint_path, map_location or "cpu")
-        module = restore(cls, content, checkpoint_path, strict, overrides)
-        # a callable or dict may send each weight to a device of its own; a module has one
-        device = next((weight.device for weight in content["state_dict"].values()), "cpu")
-        return module.to(device)
+        return restore(cls, content, checkpoint_path, strict, overrides)
 
     def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write a folder to pass on, whole or not at all.
 
-        It holds `model.safetensors`, `config.json` (all that rebuilds the module, and
-        `training_set`) and a model card, `README.md`.
+        It holds `model.safetensors`, `config.json` (all that rebuilds the module,
+        `training_set` and `read_options`) and a model card, `README.md`.
 
         Args:
             folder: a new one.
@@ -112,6 +119,7 @@ class PretrainedModule(LightningModule):
             "version": version(),
             "hyper_parameters": dict(self.hparams),
             "training_set": self.training_set,
+            "read_options": self.read_options,
         }
         with new_folder(folder, CONFIG, overwrite) as new:
             (new / WEIGHTS).write_bytes(save(weights, metadata={"format": "pt"}))
@@ -127,8 +135,9 @@ class PretrainedModule(LightningModule):
         token: str | bool | None = None,
         endpoint: str | None = None,
         local_files_only: bool = False,
+        map_location: str | torch.device | None = None,
     ) -> Self:
-        """The module that `save_pretrained` or `push_to_hub` wrote, on the CPU, for evaluation.
+        """The module that `save_pretrained` or `push_to_hub` wrote, in evaluation mode.
 
         No code is ever run from the files.
 
@@ -139,10 +148,13 @@ class PretrainedModule(LightningModule):
             token: for a private repository; by default that of `hf auth login`.
             endpoint: address of the hub; by default HF_ENDPOINT, or the public one.
             local_files_only: use what was downloaded before, without a connection.
+            map_location: the device of the module; None: the CPU.
 
         Raises:
             CheckpointError: if it cannot be loaded, or is no such module; it says why.
+            UserError: if there is no such device.
         """
+        _check_device(map_location)
         content = read_pretrained(
             source,
             revision=revision,
@@ -151,7 +163,7 @@ class PretrainedModule(LightningModule):
             endpoint=endpoint,
             local_files_only=local_files_only,
         )
-        return restore(cls, content, source)
+        return restore(cls, content, source).to(map_location or "cpu")
 
     def push_to_hub(
         self,
@@ -182,9 +194,11 @@ class PretrainedModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["training_set"] = self.training_set
+        checkpoint["read_options"] = self.read_options
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.training_set = checkpoint.get("training_set")
+        self.read_options = checked_options(checkpoint.get("read_options"))
 
 
 def restore(
@@ -196,9 +210,12 @@ def restore(
 ) -> M:
     """The module that a checkpoint's content describes, in evaluation mode.
 
+    It is on the device of the (first of the) weights.
+
     Args:
         cls: its class.
-        content: `state_dict`, `hyper_parameters` and, if it was trained, `training_set`.
+        content: `state_dict`, `hyper_parameters` and, if it was trained, `training_set` and
+            `read_options`.
         source: where the content is from, for messages.
         strict: whether the weights must fit exactly.
         overrides: constructor arguments that replace those in `hyper_parameters`.
@@ -216,9 +233,8 @@ def restore(
         return cls(**{**arguments, **networks})
 
     try:
-        arguments = {
-            **cls.legacy_arguments, **content["hyper_parameters"], **(overrides or {})
-        }  # fmt: skip
+        stored = content["hyper_parameters"]
+        arguments = {**cls.legacy_arguments, **stored, **(overrides or {})}
         weights = content["state_dict"]
         # A config can ask for a network that no memory holds. Without memory it shows whether the
         # weights are there; layers are counted first, since each takes time even so.
@@ -227,17 +243,29 @@ def restore(
             if isinstance(config, Mapping) and config.get("num_layers", 0) > len(weights):
                 raise ValueError(f"{part}.num_layers={config['num_layers']} but fewer weights")
         with torch.device("meta"):
+            module = make()
             # a copy, since torch notes in the metadata of `weights` that they are to be assigned
-            make().load_state_dict(dict(weights), strict=strict, assign=True)
-        module = make()
-        module.load_state_dict(weights, strict=strict)
+            module.load_state_dict(dict(weights), strict=strict, assign=True)
+        device = next((weight.device for weight in weights.values()), torch.device("cpu"))
+        if device.type != "meta":
+            module = make()
+            module.load_state_dict(weights, strict=strict)
         module.on_load_checkpoint(dict(content))
     except Exception as error:  # wrong arguments fail in any way that there is
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise CheckpointError(
             f"{source} is not a checkpoint of {cls.__name__}: {reason}"
         ) from error
-    return module.eval()
+    return module.eval() if device == module.device else module.eval().to(device)
+
+
+def _check_device(device: Any) -> None:
+    """Refuse a device that is not there, where one is named."""
+    if isinstance(device, (str, torch.device)):
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # the latter in a torch without CUDA
+            raise UserError(f"map_location={str(device)!r} cannot be used: {error}") from error
 
 
 def read_pretrained(source: str | Path, **download: Any) -> dict[str, Any]:
@@ -270,6 +298,21 @@ def read_pretrained(source: str | Path, **download: Any) -> dict[str, Any]:
         raise CheckpointError(f"{source} is damaged or holds no model: {error}") from error
 
 
+def checked_options(given: Any) -> dict[str, Any] | None:
+    """`read_options` of a file, which may hold anything.
+
+    Raises:
+        UserError, TypeError: if these make no `ReadOptions`.
+    """
+    if given is None:
+        return None
+    options = asdict(ReadOptions(**given))
+    for name, value in options.items():
+        if name != "cell" and value is not None and type(value) not in (int, float):
+            raise UserError(f"read_options: {name} is {value!r}, which is no number")
+    return options
+
+
 def _card(module: PretrainedModule) -> str:
     """The model card, in the form that the hub reads."""
     trained = "not recorded"
@@ -281,6 +324,8 @@ def _card(module: PretrainedModule) -> str:
         )
     size = sum(parameter.numel() for parameter in module.parameters())
     rows = [*module.card_rows(), ("parameters", f"{size:,}"), ("trained on", trained)]
+    if module.read_options:
+        rows.append(("cells", module.read_options["cell"]))
     tags = "\n".join(f"- {tag}" for tag in ("crystals", "materials-science", *module.tags))
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     name, package = type(module).__name__, type(module).__module__.rpartition(".")[0]

@@ -1,6 +1,7 @@
 """What Lightning calls during a run."""
 
-from src.callbacks.last_checkpoint import LastCheckpoint
+from src.callbacks.last_checkpoint import LastCheckpoint, StopWhenTold
+from src.callbacks.learning_rate import LearningRate
 from src.callbacks.match_rate import MatchRate
 from src.callbacks.pictures import ReconstructionPictures
 from src.callbacks.stop_at_nan import NonFiniteError, StopAtNaN
@@ -9,10 +10,12 @@ from src.callbacks.validation_budget import ValidationBudget
 
 __all__ = [
     "LastCheckpoint",
+    "LearningRate",
     "MatchRate",
     "NonFiniteError",
     "ReconstructionPictures",
     "StopAtNaN",
+    "StopWhenTold",
     "Throughput",
     "ValidationBudget",
 ]

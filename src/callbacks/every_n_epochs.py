@@ -1,8 +1,15 @@
-"""What callbacks share that do something every so many epochs."""
+"""What callbacks share that do something every so many epochs or steps."""
 
 from typing import Any
 
 from lightning import Callback, Trainer
+
+NEVER = "every_n_epochs=0 switches this callback off"
+
+
+def look_every_n_steps(trainer: Trainer) -> int:
+    """How many steps pass between those at which processes and devices are waited for."""
+    return trainer.log_every_n_steps or 20  # type: ignore[attr-defined]  # 0: nothing is logged
 
 
 class EveryNEpochs(Callback):

@@ -6,12 +6,14 @@ import signal
 import subprocess
 import threading
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_only
 
+from src.callbacks.every_n_epochs import look_every_n_steps
 from src.utils.checkpoints import LAST
 
 log = logging.getLogger(__name__)
@@ -77,7 +79,7 @@ class LastCheckpoint(Checkpoint):
             return  # in the middle of accumulating gradients, or the end of the epoch follows
         self._step = trainer.global_step
         # Processes ask each other where they wait for each other anyway.
-        asks = trainer.world_size == 1 or self._step % max(trainer.log_every_n_steps, 1) == 0  # type: ignore[attr-defined]
+        asks = trainer.world_size == 1 or self._step % look_every_n_steps(trainer) == 0
         told = asks and self._is_told(trainer)
         if told or self._is_due(trainer) or self._is_ending(trainer):
             # This step is logged only later. Until the next one begins, nothing else changes.
@@ -130,6 +132,17 @@ class LastCheckpoint(Checkpoint):
         if self._signal:
             self._exit(trainer)
 
+    def heed_late_signal(self) -> None:
+        """End the process if it was told to after the last step; to be called after the fit.
+
+        Until the fit returns, Lightning is still tidying up, and a signal is only noted.
+
+        Raises:
+            SystemExit: if so.
+        """
+        if self._received:
+            _end(self._received)
+
     def _receive(self, number: int, frame: Any) -> None:
         self._received = number
 
@@ -148,6 +161,63 @@ class LastCheckpoint(Checkpoint):
             requeue()
         trainer.strategy.barrier()
         raise SystemExit(128 + self._signal)
+
+
+class StopWhenTold:
+    """Outside the steps of a run, lets SIGTERM and SIGUSR1 end it at once.
+
+    The exit codes are those of `LastCheckpoint`, which has handlers of its own while the run takes
+    steps. As there, SIGUSR1 puts a job of SLURM back into its queue.
+
+    SLURM kills the job two minutes after SIGUSR1, or sooner, and what is under way may well take
+    longer: reading the data, or matching crystals after the last step. If the signal were ignored,
+    such a run would be killed without its figures and would not come back. In the queue again it
+    is sure to end: it finds the checkpoint of its last step, takes no further one, and has all the
+    time of a new job for the matching. The matching that was done so far is lost.
+
+    Only handlers that nobody has replaced are, and only in the main thread.
+
+    Args:
+        active: whether the run can go on later at all.
+    """
+
+    def __init__(self, active: bool = True) -> None:
+        self.active = active
+        self._replaced: list[signal.Signals] = []
+
+    def __enter__(self) -> Self:
+        if self.active and threading.current_thread() is threading.main_thread():
+            self._replaced = [n for n in SIGNALS if signal.getsignal(n) is signal.SIG_DFL]
+        for number in self._replaced:
+            signal.signal(number, _stop)
+        return self
+
+    def is_done(self) -> None:
+        """From here on SIGUSR1 is ignored: the run has its results, and needs no other job."""
+        if signal.SIGUSR1 in self._replaced:
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+    def __exit__(self, *_: object) -> None:
+        for number in self._replaced:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _stop(number: int, frame: Any) -> NoReturn:
+    for each in SIGNALS:  # a second one would interrupt the tidying up after the first
+        signal.signal(each, signal.SIG_IGN)
+    _end(number)
+
+
+def _end(number: int) -> NoReturn:
+    log.warning(
+        "%s: stopped before the first or after the last step; the same command goes on from the "
+        "last checkpoint, if there is one (resume_from=last hydra.run.dir=...)",
+        signal.Signals(number).name,
+    )
+    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    if number == signal.SIGUSR1 and first and "SLURM_JOB_ID" in os.environ:
+        requeue()
+    raise SystemExit(128 + number)
 
 
 def requeue() -> None:

@@ -6,9 +6,10 @@ import time
 import torch
 from lightning import LightningModule, Trainer
 
-from src.callbacks.every_n_epochs import EveryNEpochs
+from src.callbacks.every_n_epochs import NEVER, EveryNEpochs
 from src.metrics.matching import CDVAE, MatcherPool, summarize
 from src.metrics.reconstruction.evaluate import match_batches, reconstruct_batches
+from src.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -21,9 +22,12 @@ class MatchRate(EveryNEpochs):
 
     Args:
         every_n_epochs: how often; 0 for never.
-        num_crystals: how many.
+        num_crystals: how many, at least 1.
         num_workers: processes; None: one per CPU, 0: in this process and without a limit.
         timeout: seconds that one pair may take.
+
+    Raises:
+        UserError: if `num_crystals` is none.
     """
 
     def __init__(
@@ -34,6 +38,8 @@ class MatchRate(EveryNEpochs):
         timeout: float = 10.0,
     ) -> None:
         super().__init__(every_n_epochs)
+        if num_crystals < 1:
+            raise UserError(f"num_crystals is at least 1, not {num_crystals}; {NEVER}")
         self.num_crystals = num_crystals
         self.pool = MatcherPool(num_workers, timeout=timeout)
 

@@ -7,9 +7,10 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from matplotlib.figure import Figure
 
-from src.callbacks.every_n_epochs import EveryNEpochs
+from src.callbacks.every_n_epochs import NEVER, EveryNEpochs
 from src.metrics.reconstruction.evaluate import reconstruct_batches
 from src.report.pictures import draw_pairs
+from src.utils.errors import UserError
 from src.utils.output import new_file
 
 KEY = "val/reconstructions"
@@ -23,11 +24,16 @@ class ReconstructionPictures(EveryNEpochs):
 
     Args:
         every_n_epochs: how often; 0 for never.
-        num_crystals: how many.
+        num_crystals: how many, at least 1.
+
+    Raises:
+        UserError: if `num_crystals` is none.
     """
 
     def __init__(self, every_n_epochs: int = 50, num_crystals: int = 6) -> None:
         super().__init__(every_n_epochs)
+        if num_crystals < 1:
+            raise UserError(f"num_crystals is at least 1, not {num_crystals}; {NEVER}")
         self.num_crystals = num_crystals
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -9,7 +9,8 @@ from lightning import Callback, LightningModule, Trainer
 class Throughput(Callback):
     """Measures training speed; validation, and checkpoints written with it, do not count.
 
-    Logs `train/crystals_per_second` every `log_every_n_steps`, over the steps since the last time.
+    Logs `train/crystals_per_second` every `log_every_n_steps` (0: never), over the steps since the
+    last time.
     In a run that was continued, what came before counts.
     """
 
@@ -57,7 +58,8 @@ class Throughput(Callback):
         self.seconds += now - self._last
         self._last = now
         self.crystals += len(batch.num_atoms)
-        if trainer.global_step % max(trainer.log_every_n_steps, 1) == 0:  # type: ignore[attr-defined]
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and trainer.global_step % every == 0:
             crystals, seconds = self._window
             rate = (self.crystals - crystals) / max(self.seconds - seconds, 1e-9)
             self._window = (self.crystals, self.seconds)

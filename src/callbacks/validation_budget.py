@@ -5,6 +5,8 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
+from src.utils.errors import UserError
+
 NEVER = 10**9
 
 
@@ -24,7 +26,7 @@ class ValidationBudget(Callback):
 
     def __init__(self, max_share: float | None = 0.04) -> None:
         if max_share is not None and not 0 < max_share < 1:
-            raise ValueError(f"max_share is between 0 and 1, not {max_share}")
+            raise UserError(f"max_share is between 0 and 1, not {max_share}")
         self.max_share = max_share
         self._decides = True
         self._began: float | None = None  # of a validation that has not been accounted for

@@ -1,6 +1,5 @@
 """Splits of a data set to files of latents, for models that are built on them."""
 
-import json
 import logging
 import time
 from dataclasses import asdict
@@ -10,8 +9,11 @@ from omegaconf import DictConfig
 
 from src.commands.trained_model import load_data, load_vae
 from src.utils.checksum import sha256_of
+from src.utils.errors import UserError
 from src.utils.output import new_folder
+from src.utils.strict_json import write_json
 from src.vae_module.datasets import encode_dataset
+from src.vae_module.elements import check_dataset, readers
 
 log = logging.getLogger(__name__)
 
@@ -31,15 +33,18 @@ def encode(cfg: DictConfig) -> dict[str, Any]:
         same of all.
 
     Raises:
-        ValueError: for a checkpoint, data or an output that cannot be used; the message says why.
+        UserError: for a checkpoint, data or an output that cannot be used; the message says why.
         FileNotFoundError: for a checkpoint that is not there.
     """
     splits = [cfg.splits] if isinstance(cfg.splits, str) else cfg.splits
     if not splits:
-        raise ValueError("splits is empty: name one at least of train, val, test")
+        raise UserError("splits is empty: name one at least of train, val, test")
     with new_folder(cfg.output, "stats.json", cfg.overwrite) as folder:
-        vae, data = load_vae(cfg), load_data(cfg)
+        vae = load_vae(cfg)
+        data = load_data(cfg, vae)
         datasets = {split: data.dataset(split) for split in splits}  # fails before the work
+        for split, dataset in datasets.items():
+            check_dataset(dataset, f"split {split} of {data.data_dir}", *readers(vae))
         stats: dict[str, Any] = {
             "checkpoint": str(cfg.ckpt_path),
             "checkpoint_sha256": sha256_of(cfg.ckpt_path),
@@ -59,7 +64,7 @@ def encode(cfg: DictConfig) -> dict[str, Any]:
                 stats |= latents.moments()
         sums = [sum(each[key] for each in stats["splits"].values()) for key in _COUNTS]
         stats["total"] = _cost("all", *sums)
-        (folder / "stats.json").write_text(json.dumps(stats, indent=2) + "\n")
+        write_json(folder / "stats.json", stats)
     if "train" not in datasets:
         log.warning("Without the split train there are no moments to normalise latents by")
     log.info("The latents are in %s", cfg.output)

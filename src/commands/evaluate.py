@@ -1,9 +1,7 @@
 """The evaluation of a checkpoint, to files."""
 
 import dataclasses
-import json
 import logging
-import math
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -11,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import ase.io
-import numpy as np
 import torch
 from ase import Atoms
 from omegaconf import DictConfig
@@ -25,8 +22,11 @@ from src.metrics.matching import CDVAE, PYMATGEN, MatcherPool
 from src.metrics.reconstruction.invariance import TRANSFORMATIONS
 from src.report import write_report
 from src.utils.checksum import sha256_of
+from src.utils.errors import UserError
 from src.utils.geometry import transform
 from src.utils.output import new_folder
+from src.utils.strict_json import json_ready, write_json
+from src.vae_module.elements import check_dataset, readers
 from src.vae_module.evaluation import Evaluation, evaluate_vae
 
 log = logging.getLogger(__name__)
@@ -45,18 +45,19 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         The content of `metrics.json`.
 
     Raises:
-        ValueError: for a checkpoint, data or a folder that cannot be used; the message says why.
+        UserError: for a checkpoint, data or a folder that cannot be used; the message says why.
         FileNotFoundError: for a checkpoint that is not there.
     """
     checkpoint = Path(cfg.ckpt_path)
     vae = load_vae(cfg)
     if cfg.num_crystals is not None and cfg.num_crystals < 1:
-        raise ValueError(f"num_crystals is at least 1 (null: all), not {cfg.num_crystals}")
+        raise UserError(f"num_crystals is at least 1 (null: all), not {cfg.num_crystals}")
     run_dir = run_folder(checkpoint)
     output_dir = Path(cfg.output_dir or run_dir / f"eval_{cfg.split}")
     with new_folder(output_dir, marker="metrics.json", overwrite=cfg.overwrite) as folder:
-        datamodule = load_data(cfg)
+        datamodule = load_data(cfg, vae)
         dataset = datamodule.dataset(cfg.split)
+        check_dataset(dataset, f"split {cfg.split} of {datamodule.data_dir}", *readers(vae))
         if cfg.num_crystals is not None:
             dataset = dataset.subset(torch.arange(min(cfg.num_crystals, len(dataset))))
         with MatcherPool(cfg.num_workers, timeout=cfg.timeout) as pool:
@@ -78,7 +79,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             "seed": cfg.seed,
             "matcher": {"cdvae": asdict(CDVAE), "default": asdict(PYMATGEN), "limit": cfg.timeout},
         }
-        metrics = _json_ready({**evaluation.metrics, **source})
+        metrics = json_ready({**evaluation.metrics, **source})
         write_evaluation(dataclasses.replace(evaluation, metrics=metrics), folder)
         if (run_dir / "metrics.csv").is_file():
             shutil.copy(run_dir / "metrics.csv", folder / "training.csv")
@@ -91,8 +92,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
     """Write an evaluation's files, as `evaluate` lists them, to a folder that exists."""
-    metrics = json.dumps(_json_ready(evaluation.metrics), indent=2, allow_nan=False)
-    (folder / "metrics.json").write_text(metrics + "\n")
+    write_json(folder / "metrics.json", evaluation.metrics)
     evaluation.crystals.to_csv(folder / "per_crystal.csv", index=False, float_format="%.6g")
     (folder / "latents.safetensors").write_bytes(save({"pooled": evaluation.pooled}))
     for name in ("original", "reconstruction"):
@@ -116,17 +116,6 @@ def _to_atoms(crystals: CrystalBatch, ids: Iterable[str]) -> list[Atoms]:
         Atoms(numbers.numpy(), positions=x.numpy(), cell=cell.numpy(), pbc=True, info={"id": id_})
         for numbers, x, cell, id_ in parts
     ]
-
-
-def _json_ready(value: Any) -> Any:
-    """Plain Python types, with None for NaN and infinities, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _json_ready(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_json_ready(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def evaluation_table(metrics: dict[str, Any]) -> Table:

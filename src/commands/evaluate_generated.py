@@ -1,8 +1,9 @@
-"""Files of generated crystals, evaluated beside files of real ones."""
+"""Evaluate files of generated crystals against files of real crystals."""
 
-import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,61 +15,79 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from src.data.readers import DataError
-from src.data.structures import NamedStructure, Skipped, iter_structures
+from src.data.readers import SPLIT_NAMES, DataError
+from src.data.split_files import find_split, find_splits_csv, folders_with_splits
+from src.data.splits import look_up_splits
+from src.data.structures import NamedStructure, Skipped, StructureReader, iter_structures
 from src.metrics.generation.evaluate import CoverageCutoffs, Verdict, evaluate_generated
 from src.metrics.matching import MatcherSettings
+from src.utils.errors import UserError
 from src.utils.formulas import reduced_formula
 from src.utils.output import new_folder
+from src.utils.strict_json import write_json
 
 log = logging.getLogger(__name__)
 
-_TABLES = (".csv.gz", ".csv")
-_MAX_NAMED = 20  # skipped files on the terminal; skipped.csv has them all
+_SAMPLE_VAE_FILES = {"samples.extxyz", "samples.json", "cifs", "cifs.zip"}
+_MAX_LOGGED = 20  # skipped entries; all of them are in skipped.csv
 
 
 def evaluate_files(cfg: DictConfig) -> dict[str, Any]:
-    """Evaluate generated crystals as `configs/eval_generated.yaml` says.
+    """Evaluate generated crystals with the options in `configs/eval_generated.yaml`.
 
-    The folder `cfg.output_dir` (`eval_NAME` beside the input, unless given) has
+    Writes these files to `cfg.output_dir` (by default `eval_NAME` next to the input):
 
-    - `metrics.json`: what `evaluate_generated` returns, `num_skipped` (entries of the input that
-      could not be read, which no share counts), and where everything came from;
+    - `metrics.json`: the metrics from `evaluate_generated`, `num_skipped` (number of entries in the
+      input that could not be read, and are not included in any fraction), and the paths of the
+      input and the references.
     - `per_crystal.csv`: `id`, `formula`, `num_atoms`, `valid_structure`, `valid_composition`,
-      `unique`, `duplicate_of` (id of the crystal that it matches), `novel`, `known_as` (id of the
-      reference crystal that it matches), `reason`. The four of matching are empty for a crystal
-      that is structurally invalid;
-    - `skipped.csv`: what could not be read, and why.
+      `unique`, `duplicate_of` (ID of the earlier crystal that it matches), `novel`, `known_as` (ID
+      of the reference crystal that it matches), `reason`. `unique`, `duplicate_of`, `novel` and
+      `known_as` are empty for crystals that are structurally invalid.
+    - `skipped.csv`: the entries that could not be read, with the reasons.
 
     Returns:
         The content of `metrics.json`.
 
     Raises:
-        ValueError: for input, references or an output that cannot be used, or if a package of the
-            extra `generation` is not installed.
+        UserError: if the input, a reference or the output folder cannot be used, or if a package of
+            the optional dependencies `generation` is not installed.
     """
     source = Path(cfg.input).expanduser().absolute()
     name = source.name if source.is_dir() else source.name.partition(".")[0]
     output_dir = Path(cfg.output_dir or source.with_name(f"eval_{name}"))
     if (samples := source / "samples.extxyz").is_file():
-        source = samples  # of sample_vae, which writes each crystal as a CIF as well
+        others = {path.name for path in source.iterdir() if not path.name.startswith(".")}
+        if others := others - _SAMPLE_VAE_FILES:
+            log.warning(
+                "In %s, only samples.extxyz is evaluated, and these are ignored: %s. To evaluate "
+                "another file, use input=FILE",
+                source, ", ".join(sorted(others)),
+            )  # fmt: skip
+        source = samples  # sample_vae writes the same crystals as CIFs
     with new_folder(output_dir, marker="metrics.json", overwrite=cfg.overwrite) as folder:
         items, skipped = read_crystals(source)
-        reference_path = find_split(cfg.reference, cfg.reference_split)
-        reference, _ = read_crystals(reference_path)
-        test_path = find_split(cfg.test_reference or cfg.reference, cfg.test_reference_split)
-        if cfg.test_reference is None and test_path.is_dir():
-            test_path = reference_path  # there is no other split
-        test = reference if test_path == reference_path else read_crystals(test_path)[0]
+        read = cache(read_crystals)  # several splits can be in the same files
+        root = Path(cfg.reference).expanduser()
+        reference = find_reference(root, cfg.reference_split, "reference_split", cfg.split_file)
+        known = reference.crystals(read)
+        test_split = (cfg.test_reference_split, "test_reference_split")
+        if cfg.test_reference is not None:
+            test_reference = find_reference(cfg.test_reference, *test_split)
+        elif cfg.reference_split is not None and reference == Reference(root):
+            test_reference = reference  # there are no splits
+        else:
+            test_reference = find_reference(root, *test_split, cfg.split_file)
+        test = known if test_reference == reference else test_reference.crystals(read)
         scale = None
         if cfg.scale_reference is not None:
-            scale, _ = read_crystals(find_split(cfg.scale_reference, "train"))
-        test = _draw(test, cfg.max_test_reference, cfg.seed)
+            scale = find_reference(cfg.scale_reference, "train").crystals(read)
+        test = _random_subset(test, cfg.max_test_reference, cfg.seed)
         try:
             metrics, verdicts = evaluate_generated(
                 _structures(items),
-                _structures(reference),
-                None if test is reference else _structures(test),
+                _structures(known),
+                None if test is known else _structures(test),
                 scale_reference=None if scale is None else _structures(scale),
                 cutoffs=CoverageCutoffs(**cfg.cutoffs),
                 settings=MatcherSettings(**cfg.matcher),
@@ -78,40 +97,134 @@ def evaluate_files(cfg: DictConfig) -> dict[str, Any]:
                 progress=True,
             )
         except ImportError as error:
-            raise ValueError(str(error)) from error
+            raise UserError(str(error)) from error
         metrics |= {
             "num_skipped": len(skipped),
             "input": str(source),
-            "reference": str(reference_path),
-            "test_reference": str(test_path),
-            "scale_reference": str(cfg.scale_reference or test_path),
+            "reference": str(reference),
+            "test_reference": str(test_reference),
+            "scale_reference": str(cfg.scale_reference or test_reference),
         }
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-        rows = _rows(items, verdicts, reference)
+        write_json(folder / "metrics.json", metrics)
+        rows = _rows(items, verdicts, known)
         rows.to_csv(folder / "per_crystal.csv", index=False)
         pd.DataFrame(skipped, columns=["file", "reason"]).to_csv(
             folder / "skipped.csv", index=False
         )
     Console().print(metrics_table(metrics))
-    log.info("The figures are in %s", output_dir)
+    log.info("The results are in %s", output_dir)
     return metrics
 
 
-def find_split(path: str | Path, split: str) -> Path:
-    """The table of `split` in a folder that has one (`.csv.gz`, `.csv`), else `path` itself."""
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The location of a set of reference crystals.
+
+    Attributes:
+        path: the file or folder with the crystals.
+        split_file: the `splits.csv` that selects some of these crystals; None for all of them.
+        split: which split to select, as named in that file.
+    """
+
+    path: Path
+    split_file: Path | None = None
+    split: str | None = None
+
+    def __str__(self) -> str:
+        selection = f" ({self.split} of {self.split_file})" if self.split_file else ""
+        return f"{self.path}{selection}"
+
+    def crystals(
+        self, read: Callable[[Path], tuple[list[NamedStructure], list[Skipped]]]
+    ) -> list[NamedStructure]:
+        """Read the crystals.
+
+        Args:
+            read: `read_crystals`, or a cached version of it.
+
+        Raises:
+            DataError: if there are no crystals, if they cannot be read, or if they do not match
+                `split_file`.
+        """
+        items, _ = read(self.path)
+        if self.split_file is None:
+            return items
+        keys = [(item.id, item.source.as_posix()) for item in items]
+        splits = look_up_splits(self.split_file, keys)
+        if num_unlisted := splits.count(None):
+            log.warning(
+                "%d of %d crystals in %s are not listed in %s and are left out",
+                num_unlisted, len(items), self.path, self.split_file,
+            )  # fmt: skip
+        kept = [item for item, split in zip(items, splits, strict=True) if split == self.split]
+        if not kept:
+            raise DataError(
+                f"{self.split_file} lists no crystal of {self.path} in the split {self.split!r}: "
+                "choose another split"
+            )
+        return kept
+
+
+def find_reference(
+    path: str | Path,
+    split: str | None,
+    option: str | None = None,
+    split_file: str | Path | None = None,
+) -> Reference:
+    """Find the crystals of a split, in the same way as training does.
+
+    Args:
+        path: a folder with splits (see `src.data.split_files.find_splits`), a folder of crystals,
+            which may contain a `splits.csv`, or a file. If there are no splits, all crystals are
+            used.
+        split: the name of the split; None for all crystals.
+        option: the config option that gave the split, for messages.
+        split_file: the `splits.csv` for crystals that do not come with splits.
+
+    Raises:
+        DataError: if there are splits but not this one, if several files could be this split, or if
+            splits in a subfolder or archive would be pooled.
+    """
     path = Path(path).expanduser()
-    tables = (path / f"{split}{suffix}" for suffix in _TABLES)
-    return next((table for table in tables if table.is_file()), path)
+    if split is None:
+        return Reference(path)
+    if (found := find_split(path, str(split), option, with_folders=split_file is None)) is not None:
+        if split_file is not None:
+            raise DataError(
+                f"{path} already contains splits, such as {found.name}: leave out split_file, or "
+                "give the path of the file or folder that it belongs to"
+            )
+        return Reference(found)
+    splits_csv = Path(split_file).expanduser() if split_file else find_splits_csv(path)
+    if splits_csv is not None:
+        return Reference(path, splits_csv, SPLIT_NAMES[str(split).lower()])
+    if path.is_dir() or (path.is_file() and path.suffix.lower() == ".zip"):
+        if inner_folders := folders_with_splits(StructureReader(path).sources):
+            inner = path if inner_folders[0] == "." else path / inner_folders[0]
+            use_all = f", or use all crystals with {option}=null" if option else ""
+            raise DataError(
+                f"Reading {path} would pool the splits in {inner}: give the path of that folder "
+                f"(unpack it first if it is in an archive) or of a file in it{use_all}"
+            )
+        log.warning(
+            "%s contains no splits: all its crystals are used, so any test crystals among them "
+            "count as known",
+            path,
+        )
+    return Reference(path)
 
 
 def read_crystals(path: Path) -> tuple[list[NamedStructure], list[Skipped]]:
-    """The crystals of a file or folder, and what could not be read, which the log names too.
+    """Read the crystals in a file or folder.
 
     Args:
-        path: whatever `src.data.structures.iter_structures` reads.
+        path: any path that `src.data.structures.iter_structures` reads.
+
+    Returns:
+        The crystals, and the entries that could not be read, which are also logged.
 
     Raises:
-        DataError: if there is no such path, or no crystal in it.
+        DataError: if the path does not exist, or no crystal in it can be read.
     """
     items: list[NamedStructure] = []
     skipped: list[Skipped] = []
@@ -120,48 +233,48 @@ def read_crystals(path: Path) -> tuple[list[NamedStructure], list[Skipped]]:
             skipped.append(item)
         else:
             items.append(item)
-    for where, reason in skipped[:_MAX_NAMED]:
+    for where, reason in skipped[:_MAX_LOGGED]:
         log.warning("Skipped %s: %s", where, reason)
-    if len(skipped) > _MAX_NAMED:
-        log.warning("... %d skipped in all of %s", len(skipped), path)
+    if len(skipped) > _MAX_LOGGED:
+        log.warning("... %d entries of %s skipped in total", len(skipped), path)
     if not items:
-        raise DataError(f"{path} holds no crystal that can be read ({len(skipped)} skipped)")
+        raise DataError(f"{path} contains no crystal that can be read ({len(skipped)} skipped)")
     return items, skipped
 
 
 def metrics_table(metrics: dict[str, Any]) -> Table:
-    """The figures for the terminal."""
+    """A table of the metrics for the terminal."""
     table = Table(
         title=f"{metrics['num_generated']:,} generated crystals",
-        caption=f"novel: not among {metrics['num_reference']:,} crystals of "
-        f"{metrics['reference']}; coverage and distances: beside "
-        f"{metrics['num_test_reference']:,} of {metrics['test_reference']}",
+        caption=f"novel: matches none of the {metrics['num_reference']:,} crystals in "
+        f"{metrics['reference']}; coverage and distances: compared with "
+        f"{metrics['num_test_reference']:,} crystals in {metrics['test_reference']}",
     )
-    table.add_column("figure")
+    table.add_column("metric")
     table.add_column("value", justify="right")
     matcher, cutoffs = metrics["matcher"], metrics["cutoffs"]
     settings = f"stol {matcher['stol']}, ltol {matcher['ltol']}, angle {matcher['angle_tol']}°"
-    near = f"structure {cutoffs['structure']}, composition {cutoffs['composition']}"
+    cutoffs_used = f"structure {cutoffs['structure']}, composition {cutoffs['composition']}"
     rows = [
         ("valid structure (0.5 Å, 0.1 Å^3)", "valid_structure", "%"),
         ("valid composition (SMACT)", "valid_composition", "%"),
-        ("both", "valid", "%"),
-        (f"unique, of valid structures ({settings})", "unique", "%"),
-        ("novel, of valid structures", "novel", "%"),
-        ("unique and novel, of valid structures", "unique_and_novel", "%"),
-        ("valid, unique and novel, of all", "valid_unique_and_novel", "%"),
-        (f"coverage, recall ({near})", "cov_recall", "%"),
+        ("valid structure and composition", "valid", "%"),
+        (f"unique, among valid structures ({settings})", "unique", "%"),
+        ("novel, among valid structures", "novel", "%"),
+        ("unique and novel, among valid structures", "unique_and_novel", "%"),
+        ("valid, unique and novel, among all", "valid_unique_and_novel", "%"),
+        (f"coverage, recall (cutoffs: {cutoffs_used})", "cov_recall", "%"),
         ("coverage, precision", "cov_precision", "%"),
         ("Wasserstein distance of density", "wdist_density", " g/cm^3"),
         ("Wasserstein distance of number of elements", "wdist_num_elements", ""),
         ("Wasserstein distance of number of atoms", "wdist_num_atoms", ""),
-        ("AMD to the nearest reference crystal", "amd_precision", " Å"),
-        ("AMD of the reference to the nearest crystal", "amd_recall", " Å"),
-        ("AMD between crystals", "amd_diversity", " Å"),
-        ("AMD between reference crystals", "amd_diversity_reference", " Å"),
-        ("pairs without an answer, taken for no match", "match_timeouts", "n"),
+        ("AMD distance to the nearest reference crystal", "amd_precision", " Å"),
+        ("AMD distance from reference crystals to the nearest crystal", "amd_recall", " Å"),
+        ("AMD distance between crystals", "amd_diversity", " Å"),
+        ("AMD distance between reference crystals", "amd_diversity_reference", " Å"),
+        ("pairs without a result, counted as no match", "match_timeouts", "n"),
         ("crystals without a fingerprint, counted as invalid", "fingerprint_failures", "n"),
-        ("entries of the input that could not be read, not counted", "num_skipped", "n"),
+        ("unreadable entries in the input, not counted", "num_skipped", "n"),
     ]
     for name, key, unit in rows:
         table.add_row(name, _format(metrics[key], unit))
@@ -181,9 +294,10 @@ def _rows(
     verdicts: Sequence[Verdict],
     reference: Sequence[NamedStructure],
 ) -> pd.DataFrame:
+    """The content of `per_crystal.csv`."""
     rows = []
     for item, verdict in zip(items, verdicts, strict=True):
-        judged = verdict.valid_structure
+        is_compared = verdict.valid_structure
         duplicate_of, known_as = verdict.duplicate_of, verdict.known_as
         rows.append(
             {
@@ -192,9 +306,9 @@ def _rows(
                 "num_atoms": len(item.structure),
                 "valid_structure": verdict.valid_structure,
                 "valid_composition": verdict.valid_composition,
-                "unique": verdict.unique if judged else None,
+                "unique": verdict.unique if is_compared else None,
                 "duplicate_of": None if duplicate_of is None else items[duplicate_of].id,
-                "novel": verdict.novel if judged else None,
+                "novel": verdict.novel if is_compared else None,
                 "known_as": None if known_as is None else reference[known_as].id,
                 "reason": verdict.reason,
             }
@@ -206,9 +320,11 @@ def _structures(items: Sequence[NamedStructure]) -> list[Structure]:
     return [item.structure for item in items]
 
 
-def _draw(items: list[NamedStructure], size: int | None, seed: int) -> list[NamedStructure]:
-    """A random part of them, in their order."""
+def _random_subset(
+    items: list[NamedStructure], size: int | None, seed: int
+) -> list[NamedStructure]:
+    """At most `size` random items, in the order given."""
     if size is None or size >= len(items):
         return items
-    drawn = np.random.default_rng(seed).choice(len(items), size, replace=False)
-    return [items[i] for i in sorted(drawn)]
+    indices = np.random.default_rng(seed).choice(len(items), size, replace=False)
+    return [items[i] for i in sorted(indices)]

@@ -1,6 +1,5 @@
-"""A data set before training: what is in it, what was left out, what is in it twice."""
+"""Inspect a data set before training: its contents, rejected crystals and duplicates."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -27,62 +26,67 @@ from src.inspection.inventory import (
     crystal_table,
     duplicate_summary,
     element_counts,
-    figure_names,
     pair_table,
+    quantity_names,
     rejected_table,
     summary_of,
 )
 from src.inspection.page import SummaryTable, crystal_systems, summary_tables, write_inspection
 from src.metrics.matching import MatcherSettings
 from src.utils.output import new_folder
+from src.utils.strict_json import write_json
 
 log = logging.getLogger(__name__)
 
-_MAX_KINDS = 3  # named in the last line
+_MAX_KINDS = 3  # kinds of rejections named in the last line
 
 
 def inspect_data(cfg: DictConfig) -> dict[str, Any]:
-    """Look at a data set as `configs/inspect_data.yaml` says, and write what there is to see.
+    """Inspect a data set and write a report to the folder `cfg.output`.
 
-    The folder `cfg.output` has
+    The folder contains
 
-    - `index.html`: a page of tables and histograms that needs no network;
-    - `summary.json`: the figures on the page, and `line`, the last line on the terminal;
-    - `duplicates.csv`: for each crystal and each split up to its own, the crystal before it there
-      that it matches, if any; columns as of `pair_table`;
-    - `rejected.csv`: what was left out and why; columns as of `rejected_table`.
+    - `index.html`: a page with tables and histograms that works offline;
+    - `summary.json`: the numbers on the page, and the last line of the terminal output as `line`;
+    - `duplicates.csv`: duplicate pairs, with the columns of `pair_table`: for each crystal, the
+      earlier crystal that it matches in its own split and in each earlier one;
+    - `rejected.csv`: the rejected crystals and reasons, with the columns of `rejected_table`.
+
+    Args:
+        cfg: the options in `configs/inspect_data.yaml`.
 
     Returns:
         The content of `summary.json`.
 
     Raises:
-        DataError: if there are no data, or they cannot be read; not for what has to be rejected.
-        OutputError: for an output that cannot be used.
+        DataError: if there are no data or they cannot be read. Rejected crystals are no error.
+        OutputError: if the output folder cannot be used.
     """
     with new_folder(cfg.output, marker="summary.json", overwrite=cfg.overwrite) as folder:
         data: DataModule = instantiate(cfg.data)
-        data.max_rejected = None  # to see what is rejected is what one is here for
+        data.max_rejected = None  # rejected crystals are reported instead
         datasets = data.datasets()
         crystals, rejected = crystal_table(datasets), rejected_table(data.rejected())
         if crystals.empty and rejected.empty:
             raise DataError(f"{data.data_dir} holds no crystals")
 
-        asked = _draw(crystals["split"], cfg.max_crystals, cfg.seed)
+        selected = _select(crystals["split"], cfg.max_crystals, cfg.seed)
         load = _Loader(list(datasets.values()))
-        limits = {"num_workers": cfg.num_workers, "timeout": cfg.timeout, "progress": True}
-        analyses = analyze_crystals(load, np.flatnonzero(asked), symprec=cfg.symprec, **limits)
+        options = {"num_workers": cfg.num_workers, "timeout": cfg.timeout, "progress": True}
+        analyses = analyze_crystals(load, np.flatnonzero(selected), symprec=cfg.symprec, **options)
         for name in ("space_group", "min_distance"):
-            crystals.loc[asked, name] = [None if x is None else getattr(x, name) for x in analyses]
+            values = [None if x is None else getattr(x, name) for x in analyses]
+            crystals.loc[selected, name] = values
         duplicates = find_duplicates(
             [key for dataset in datasets.values() for key in compositions(dataset)],
             crystals["split"].cat.codes.to_numpy(),
             load,
-            asked=asked,
+            selected=selected,
             settings=MatcherSettings(**cfg.matcher),
             max_compared=cfg.max_compared,
             max_check=cfg.max_check,
             seed=cfg.seed,
-            **limits,
+            **options,
         )
         pairs = pair_table(crystals, duplicates, load)
         summary = {
@@ -94,24 +98,24 @@ def inspect_data(cfg: DictConfig) -> dict[str, Any]:
             "duplicates": {
                 "matcher": dict(cfg.matcher),
                 "max_compared": cfg.max_compared,
-                **duplicate_summary(crystals["split"], asked, duplicates),
+                **duplicate_summary(crystals["split"], selected, duplicates),
             },
         }
         summary["line"] = last_line(summary)
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        write_json(folder / "summary.json", summary)
         pairs.to_csv(folder / "duplicates.csv", index=False)
         rejected.to_csv(folder / "rejected.csv", index=False)
         write_inspection(folder / "index.html", summary, crystals, pairs, rejected)
     console = Console()
     for table in summary_tables(summary, rejected):
         console.print(_rich_table(table))
-    log.info("The page is %s/index.html", cfg.output)
+    log.info("Wrote the page %s/index.html", cfg.output)
     console.print(summary["line"], markup=False, highlight=False, soft_wrap=True)
     return summary
 
 
 class _Loader:
-    """Structures by their index over all splits."""
+    """Loads structures by their index over all splits."""
 
     def __init__(self, datasets: Sequence[CrystalDataset]) -> None:
         self._datasets = datasets
@@ -121,14 +125,13 @@ class _Loader:
         found: dict[int, Structure] = {}
         split = np.searchsorted(self._starts, indices, side="right") - 1
         for i in np.unique(split):
-            mine = np.asarray(indices)[split == i]
-            batch = self._datasets[i].batch(torch.from_numpy(mine - self._starts[i]))
-            found |= dict(zip(mine.tolist(), batch.to_structure(), strict=True))
+            in_split = np.asarray(indices)[split == i]
+            batch = self._datasets[i].batch(torch.from_numpy(in_split - self._starts[i]))
+            found |= dict(zip(in_split.tolist(), batch.to_structure(), strict=True))
         return [found[int(index)] for index in indices]
 
 
 def _rich_table(content: SummaryTable) -> Table:
-    """For the terminal."""
     table = Table(title=escape(content.title), caption=escape(content.note))
     for i, name in enumerate(content.header):
         table.add_column(name, justify="left" if i in content.texts else "right")
@@ -137,51 +140,54 @@ def _rich_table(content: SummaryTable) -> Table:
     return table
 
 
-def _draw(splits: pd.Series, limit: int | None, seed: int) -> np.ndarray:
-    """Which crystals to look at closely: at most `limit` of each split."""
-    asked = np.ones(len(splits), dtype=bool)
+def _select(splits: pd.Series, limit: int | None, seed: int) -> np.ndarray:
+    """Draw at most `limit` crystals of each split to analyze and search duplicates of."""
+    selected = np.ones(len(splits), dtype=bool)
     rng = np.random.default_rng(seed)
     for indices in splits.groupby(splits, observed=True).indices.values():
         if limit is not None and len(indices) > limit:
-            asked[rng.permutation(indices)[limit:]] = False
-    return asked
+            selected[rng.permutation(indices)[limit:]] = False
+    return selected
 
 
 def split_summaries(
     datasets: Mapping[str, CrystalDataset], crystals: pd.DataFrame, rejected: pd.DataFrame
 ) -> dict[str, dict[str, Any]]:
-    """Figures of each split.
+    """Summarize each split.
 
     Returns:
-        By split: `crystals` and `rejected` (0 where they were rejected before there were splits);
-        `figures`, the `summary_of` each of `FIGURES` and of the properties; `crystal_systems` and
-        `space_groups` by frequency; `elements`, the number of crystals that hold one; and
-        `elements_not_in_train`, of those the ones that train lacks.
+        For each split, `crystals` and `rejected` (0 if crystals were rejected before splitting);
+        `figures`, with the `summary_of` each quantity and property; `crystal_systems` and
+        `space_groups`, with counts, most frequent first; `elements`, with the number of crystals
+        that contain each; and `elements_not_in_train`, the part of `elements` that is absent from
+        train.
     """
     elements = {name: element_counts(dataset) for name, dataset in datasets.items()}
-    known = elements.get("train") or elements[next(iter(elements))]
+    train_elements = elements.get("train") or elements[next(iter(elements))]
     summaries = {}
     for name in datasets:
         part = crystals[crystals["split"] == name]
         summaries[name] = {
             "crystals": len(part),
             "rejected": int((rejected["split"] == name).sum()),
-            "figures": {column: summary_of(part[column]) for column in figure_names(crystals)},
+            "figures": {column: summary_of(part[column]) for column in quantity_names(crystals)},
             "crystal_systems": counts_of(crystal_systems(part["space_group"])),
             "space_groups": counts_of(part["space_group"]),
             "elements": elements[name],
             "elements_not_in_train": {
-                symbol: num for symbol, num in elements[name].items() if symbol not in known
+                symbol: num
+                for symbol, num in elements[name].items()
+                if symbol not in train_elements
             },
         }
     return summaries
 
 
 def last_line(summary: Mapping[str, Any]) -> str:
-    """What there is to act on, in one line.
+    """Sum up rejected crystals and duplicates across splits in one line.
 
-    Such as `412 of 5,000 rejected: 398 partial occupancy, 14 overlapping atoms. 37 crystals of test
-    are in train.`
+    Example: `412 of 5,000 rejected: 398 partial occupancy, 14 overlapping atoms. 37 crystals of
+    test are in train.`
     """
     return f"{_rejected_sentence(summary)} {_leak_sentence(summary)}"
 
@@ -202,7 +208,7 @@ def _leak_sentence(summary: Mapping[str, Any]) -> str:
     splits, duplicates = summary["splits"], summary["duplicates"]
     held_out = [name for name in splits if name != "train" and splits[name]["crystals"]]
     if not held_out or not splits.get("train", {}).get("crystals"):
-        return "There is no val or test beside a train to compare with."
+        return "Train was not compared with val and test: one of the two sides has no crystals."
     found = {name: duplicates["found"][name]["train"] for name in held_out}
     asked = {name: duplicates["asked"][name] for name in held_out}
     are_all_compared = not duplicates["num_not_reduced"] and not any(

@@ -12,7 +12,7 @@ from pymatgen.core import Structure
 from rich.console import Console
 from rich.table import Table
 
-from src.commands.trained_model import cell_of_run, load_vae
+from src.commands.trained_model import load_vae
 from src.data.cif import CrystalError
 from src.data.structures import (
     NamedStructure,
@@ -25,9 +25,11 @@ from src.data.structures import (
 )
 from src.metrics.matching import MatcherPool
 from src.metrics.reconstruction.evaluate import SETTINGS
+from src.utils.errors import UserError
 from src.utils.formulas import full_formula
 from src.utils.output import new_folder
-from src.vae_module.reconstruction import prepare, reconstruct_tasks
+from src.vae_module.input import choose_trained_cell, log_cells, prepare
+from src.vae_module.reconstruction import cell_asked, reconstruct_crystals
 
 log = logging.getLogger(__name__)
 
@@ -41,54 +43,60 @@ def reconstruct(cfg: DictConfig) -> dict[str, Any]:
 
     The new folder `cfg.output` gets files of the names and formats of the input (`.extxyz` for a
     format that is only read; the content of an archive as a folder), `changes.csv` with what
-    became of each crystal, and `skipped.csv` with what was left out, and why.
+    became of each crystal, and `skipped.csv` with what was left out, and why. In `changes.csv`,
+    `cell` is `given` for a reconstruction in the cell of its file; if it could not be converted
+    back to that, it is the name of the cell that was encoded.
 
     Returns:
         `crystals`: how many were reconstructed; `matched` and `matched_default`: how many of them
         match under CDVAE's and pymatgen's settings; `skipped`: how many entries `skipped.csv` has.
 
     Raises:
-        ValueError: for a checkpoint, input or output that cannot be used, or if nothing came out.
+        UserError: for a checkpoint, input or output that cannot be used, or if nothing came out.
     """
     vae = load_vae(cfg)
-    trained_on, shown = cell_of_run(cfg.ckpt_path), "niggli" if cfg.niggli else "as_given"
-    if trained_on not in (None, shown):
-        log.warning(
-            "The model was trained on cells that are %s, and sees them %s", trained_on, shown
-        )
+    cell = choose_trained_cell(vae, cell_asked(cfg.cell, cfg.niggli))
     with new_folder(cfg.output, marker="changes.csv", overwrite=cfg.overwrite) as folder:
         found, skipped = read_structures(cfg.input)
-        items, tasks = [], []
+        items, changes = [], []
         for item in found:
             try:
-                tasks.append(prepare(vae, to_crystal(item.structure), cfg.niggli))
+                changes.append(prepare(vae, to_crystal(item.structure), cell))
                 items.append(item)
             except CrystalError as error:
                 skipped.append(Skipped(_where(item), str(error)))
+        log_cells(vae, changes, cell)
         seed = cfg.seed if cfg.sampled else None
-        crystals = reconstruct_tasks(vae, tasks, cfg.batch_size, seed, progress=True)
+        crystals = reconstruct_crystals(vae, changes, cfg.batch_size, seed, progress=True)
         for item, crystal in zip(items, crystals, strict=True):
             if crystal is None:
                 reason = "the model gives numbers that are not finite, or a cell without volume"
                 skipped.append(Skipped(_where(item), reason))
         if all(crystal is None for crystal in crystals):
             first = "".join(f"\n  {where}: {reason}" for where, reason in skipped[:5])
-            raise ValueError(f"none of the crystals of {cfg.input} could be reconstructed{first}")
+            raise UserError(f"none of the crystals of {cfg.input} could be reconstructed{first}")
 
         structures = [None if crystal is None else to_structure(crystal) for crystal in crystals]
-        changes = _compare(items, structures, cfg)
+        # compare in the given cell, or in the encoded one if there is no way back
+        related = [change.atoms is not None for change in changes]
+        originals = [
+            item.structure if same else to_structure(change.chosen)
+            for item, change, same in zip(items, changes, related, strict=True)
+        ]
+        table = _compare(items, originals, structures, cfg)
+        table["cell"] = ["given" if same else cell for same in related]
         _write(folder, items, structures)
-        changes.to_csv(folder / "changes.csv", index=False)
+        table.to_csv(folder / "changes.csv", index=False)
         pd.DataFrame(skipped, columns=["file", "reason"]).to_csv(
             folder / "skipped.csv", index=False
         )
-    Console().print(changes_table(changes))
+    Console().print(changes_table(table))
     for where, reason in skipped[:MAX_ROWS]:
         log.warning("Skipped %s: %s", where, reason)
     counts = {
         "crystals": sum(structure is not None for structure in structures),
-        "matched": int(changes.matched.sum()),
-        "matched_default": int(changes.matched_default.sum()),
+        "matched": int(table.matched.sum()),
+        "matched_default": int(table.matched_default.sum()),
         "skipped": len(skipped),
     }
     log.info(
@@ -132,15 +140,16 @@ def _where(item: NamedStructure) -> str:
 
 
 def _compare(
-    items: Sequence[NamedStructure], structures: Sequence[Structure | None], cfg: DictConfig
+    items: Sequence[NamedStructure],
+    originals: Sequence[Structure],
+    structures: Sequence[Structure | None],
+    cfg: DictConfig,
 ) -> pd.DataFrame:
     """A row for each crystal; changes are reconstruction minus original, in Å and degrees."""
-    originals = [item.structure for item in items]
     with MatcherPool(cfg.num_workers, timeout=cfg.timeout) as pool:
         results = pool.match(originals, structures, SETTINGS, progress=True)
     rows = []
-    for item, new, cdvae, default in zip(items, structures, *results, strict=True):
-        old = item.structure
+    for item, old, new, cdvae, default in zip(items, originals, structures, *results, strict=True):
         row: dict[str, Any] = {
             "id": item.id,
             "file": item.source.as_posix(),

@@ -12,6 +12,7 @@ from src.commands.trained_model import load_vae, run_folder
 from src.data.compositions import read_compositions
 from src.utils.checksum import sha256_of
 from src.utils.config import to_plain
+from src.utils.errors import UserError
 from src.utils.output import new_folder
 from src.vae_module.sampling import sample_crystals
 
@@ -32,11 +33,11 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         `samples.json` without `samples`.
 
     Raises:
-        ValueError: for a checkpoint, a request or an output that cannot be used, or if none of
+        UserError: for a checkpoint, a request or an output that cannot be used, or if none of
             the samples can be written.
     """
     if cfg.format not in ("folder", "zip"):
-        raise ValueError(f"format is folder or zip, not {cfg.format!r}")
+        raise UserError(f"format is folder or zip, not {cfg.format!r}")
     output = Path(cfg.output or run_folder(cfg.ckpt_path) / "samples")
     vae = load_vae(cfg)
     batches = sample_crystals(
@@ -53,7 +54,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     ):
         counts = write_samples(batches, cfg.num_samples, folder, cfg.format, rows)
         if not counts["written"]:
-            raise ValueError(f"none of {cfg.num_samples} samples has a cell that a file can hold")
+            raise UserError(f"none of {cfg.num_samples} samples has a cell that a file can hold")
         header = {
             "checkpoint": str(cfg.ckpt_path),
             "checkpoint_sha256": sha256_of(cfg.ckpt_path),

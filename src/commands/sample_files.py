@@ -1,6 +1,5 @@
 """The files that a set of samples is written to, one sample at a time."""
 
-import json
 import shutil
 import zipfile
 from collections import Counter
@@ -19,6 +18,7 @@ from src.data.schema import CrystalBatch
 from src.data.structures import check_numbers, split_batch, to_atoms, to_structure
 from src.metrics.generation.validity import invalid_reason, is_valid_composition
 from src.utils.formulas import full_formula
+from src.utils.strict_json import json_text
 
 
 def write_samples(
@@ -37,7 +37,7 @@ def write_samples(
             if row["written"]:
                 write(f"{row['id']}.cif", write_cif(crystal, row["id"]))
                 ase.io.write(extxyz, to_atoms(crystal, row["id"]), format="extxyz")
-            rows.write(f"{',' if index else ''}\n    {json.dumps(row)}")
+            rows.write(f"{',' if index else ''}\n    {json_text(row, indent=None)}")
             for name in ("written", "valid_structure", "valid_composition"):
                 counts[name] += bool(row[name])
             counts["valid"] += bool(row["valid_structure"] and row["valid_composition"])
@@ -78,7 +78,7 @@ def join_rows(path: Path, header: dict[str, Any], rows: TextIO) -> None:
     """One JSON object of a header and, under `samples`, of rows that may not fit in memory."""
     rows.seek(0)
     with path.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(header, indent=2).removesuffix("\n}"))
+        file.write(json_text(header).removesuffix("\n}"))
         file.write(',\n  "samples": [')
         shutil.copyfileobj(rows, file)
         file.write("\n  ]\n}\n")

@@ -8,30 +8,41 @@ import gc
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import optuna
 from hydra.utils import instantiate
+from lightning import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-from optuna.trial import TrialState
-from optuna_integration import PyTorchLightningPruningCallback
 
 from src.commands.sweep import report_sweep, write_status
 from src.commands.train import train
 from src.utils.config import to_plain
+from src.utils.errors import UserError
 from src.utils.lock import lock_folder
 from src.utils.output import new_file
+
+try:
+    import optuna
+    from optuna.distributions import (
+        BaseDistribution,
+        CategoricalDistribution,
+        FloatDistribution,
+        IntDistribution,
+    )
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+    from optuna.storages import RDBStorage
+    from optuna.trial import TrialState
+    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.pool import NullPool
+except ModuleNotFoundError as error:
+    raise UserError(
+        f"a search needs {error.name}, which comes with an extra: pip install -e '.[sweeps]'"
+    ) from error
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +53,12 @@ MAY_CHANGE = (
 )  # fmt: skip
 
 
-class SearchError(ValueError):
+# How the names of figures end that are better the larger, or the smaller, they are
+LARGER = ("match_rate", "accuracy", "per_second")
+SMALLER = ("loss", "rmse", "rmsd", "mae", "mape", "timeouts", "time_s", "steps_s")
+
+
+class SearchError(UserError):
     """A search that cannot begin, continue or end well; the message says why."""
 
 
@@ -61,6 +77,7 @@ def search(cfg: DictConfig) -> optuna.Study:
         OutputError: if another process works in the folder.
     """
     space = parse_space(cfg)
+    _check_direction(cfg)
     if cfg.resume_from is not None or cfg.trainer.devices != 1 or cfg.trainer.num_nodes != 1:
         raise SearchError(
             "a search trains each trial from its start, in one process: leave resume_from, "
@@ -80,6 +97,78 @@ def search(cfg: DictConfig) -> optuna.Study:
             _run_trial(study, cfg, space)
         _report(study, folder, cfg.hparams_search.objective)
     return study
+
+
+def direction_of(figure: str) -> str | None:
+    """Whether one would `minimize` or `maximize` a figure of a run, as its name tells; else None.
+
+    Args:
+        figure: a key of `summary.json`, or what is logged, such as `val/coords_rmsd`.
+    """
+    name = figure.rpartition("/")[2].removesuffix("_default")
+    if name.endswith(LARGER):
+        return "maximize"
+    return "minimize" if name.endswith(SMALLER) else None
+
+
+def _check_direction(cfg: DictConfig) -> None:
+    settings = cfg.hparams_search
+    if settings.direction not in ("minimize", "maximize"):
+        raise SearchError(
+            f"hparams_search.direction is minimize or maximize, not {settings.direction}"
+        )
+    known = direction_of(settings.objective)
+    if known not in (None, settings.direction):
+        raise SearchError(
+            f"hparams_search.direction={settings.direction} would search for the worst "
+            f"{settings.objective}: choose {known}, or another hparams_search.objective"
+        )
+    if settings.pruner is not None and direction_of(settings.monitor) is None:
+        log.warning(
+            "hparams_search.monitor: the name %s does not tell which values are better, so it is "
+            "taken to go the way of the objective: %s", settings.monitor, settings.direction,
+        )  # fmt: skip
+
+
+class Pruning(Callback):
+    """Tells a trial the figure to watch after each validation, and stops it where its pruner says.
+
+    Args:
+        trial: that is told.
+        monitor: what is logged at validations.
+        sign: -1 for a figure that goes the other way than the study. Pruners compare trials in the
+            direction of the study: if it maximizes, they stop those with the smaller figures.
+    """
+
+    def __init__(self, trial: optuna.Trial, monitor: str, sign: int = 1) -> None:
+        self.trial, self.monitor, self.sign = trial, monitor, sign
+        self._seen = False
+        self._logged: set[str] = set()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        self._logged |= {name for name in trainer.callback_metrics if name.startswith("val/")}
+        if self.monitor not in trainer.callback_metrics:
+            return  # such as a match rate, which not every validation has
+        self._seen, epoch = True, trainer.current_epoch
+        self.trial.report(self.sign * float(trainer.callback_metrics[self.monitor]), epoch)
+        if self.trial.should_prune():
+            raise optuna.TrialPruned(f"Trial was pruned at epoch {epoch}.")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._logged and not self._seen:
+            log.warning(
+                "hparams_search.monitor: no validation logged %s, so the trial could not be "
+                "stopped early; what they log is %s", self.monitor, sorted(self._logged),
+            )  # fmt: skip
+
+
+def _monitor_sign(settings: DictConfig, pruner: optuna.pruners.BasePruner) -> int:
+    """-1 where the figure that pruners see has to be turned to go the way of the study."""
+    if isinstance(pruner, (optuna.pruners.NopPruner, optuna.pruners.ThresholdPruner)):
+        return 1  # which compare no trials, and have bounds of the figure itself
+    return 1 if direction_of(settings.monitor) in (None, settings.direction) else -1
 
 
 def parse_space(cfg: DictConfig) -> dict[str, BaseDistribution]:
@@ -126,13 +215,19 @@ def _open_study(cfg: DictConfig) -> optuna.Study:
     """The study of the config, new or as it was left, without trials that look as if they ran."""
     settings = cfg.hparams_search
     pruner = instantiate(settings.pruner) or optuna.pruners.NopPruner()
-    study = optuna.create_study(
-        storage=settings.storage,
-        study_name=settings.study_name,
-        direction=settings.direction,
-        pruner=pruner,
-        load_if_exists=True,
-    )
+    try:
+        study = optuna.create_study(
+            storage=_storage(settings.storage),
+            study_name=settings.study_name,
+            direction=settings.direction,
+            pruner=pruner,
+            load_if_exists=True,
+        )
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise SearchError(
+            f"hparams_search.storage={settings.storage} cannot be used: {reason}"
+        ) from error
     if not study.trials and any(Path(cfg.paths.output_dir).glob("trial_*")):
         raise SearchError(
             f"{cfg.paths.output_dir} holds trials of another study than {settings.study_name}: "
@@ -141,6 +236,9 @@ def _open_study(cfg: DictConfig) -> optuna.Study:
     # the same seed again would draw again what the trials before an interruption have drawn
     study.sampler = instantiate(settings.sampler, seed=settings.seed + len(study.trials))
     now = _flatten({name: to_plain(cfg[name]) for name in SETTINGS})
+    if _monitor_sign(settings, pruner) < 0:
+        # figures of a study that was begun without the sign do not compare with these
+        now["hparams_search.monitor"] = f"-{settings.monitor}"
     begun = json.loads(study.user_attrs.get("settings", json.dumps(now)))
     if changed := sorted(k for k in now.keys() | begun.keys() if now.get(k) != begun.get(k)):
         raise SearchError(
@@ -152,6 +250,18 @@ def _open_study(cfg: DictConfig) -> optuna.Study:
         log.warning("Trial %d was interrupted", trial.number)
         study.tell(trial.number, state=TrialState.FAIL)
     return study
+
+
+def _storage(url: str | None) -> RDBStorage | str | None:
+    """What Optuna takes as the storage of a study.
+
+    For an SQLite file, SQLAlchemy pools connections and Optuna never closes the pool. Without a
+    pool each connection is closed after use, so the study that `search` returns holds no file
+    open. A database in memory needs the pool: it lives as long as its connection.
+    """
+    if url and re.match("sqlite:///(?!.*memory).", url):
+        return RDBStorage(url, engine_kwargs={"poolclass": NullPool})
+    return url
 
 
 def _flatten(value: Any, name: str = "") -> dict[str, Any]:
@@ -183,7 +293,7 @@ def _run_trial(study: optuna.Study, cfg: DictConfig, space: dict[str, BaseDistri
     OmegaConf.save(OmegaConf.create(overrides), folder / ".hydra" / "overrides.yaml")
     log.info("Trial %d of %d: %s", trial.number, settings.n_trials, " ".join(overrides))
     try:
-        pruning = PyTorchLightningPruningCallback(trial, settings.monitor)
+        pruning = Pruning(trial, settings.monitor, _monitor_sign(settings, study.pruner))
         study.tell(trial, _objective(train(trial_cfg, callbacks=[pruning]), settings.objective))
     except optuna.TrialPruned as pruned:
         study.tell(trial, state=TrialState.PRUNED)

@@ -29,7 +29,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from src.utils.errors import UserError
 from src.utils.output import new_file
+from src.utils.strict_json import write_json
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ FIGURES = ("match_rate", "rmse", "best_val_loss", "time_s")  # those on the term
 STATUS_FILE = "status.json"
 
 
-class SweepError(ValueError):
+class SweepError(UserError):
     """A folder that is no sweep's; the message says why."""
 
 
@@ -134,7 +136,7 @@ def write_status(
         content["traceback"] = "".join(traceback.format_exception(error))
     folder.mkdir(parents=True, exist_ok=True)
     with new_file(folder / STATUS_FILE, overwrite=True) as path:
-        path.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(path, content)
 
 
 def swept(jobs: Sequence[Job]) -> list[str]:

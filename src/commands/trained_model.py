@@ -1,6 +1,7 @@
 """What the commands that use a checkpoint share: its model, and the data it was trained on."""
 
 import logging
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from src.base.pretrained import checked_options
 from src.data import DataModule
+from src.data.parsing import ReadOptions
 from src.data.readers import DataError
 from src.utils.config import build, to_plain
+from src.utils.errors import UserError
 from src.vae_module import VAEModule
+from src.vae_module.input import log_as_in_training, name_of
 
 log = logging.getLogger(__name__)
 
@@ -22,19 +27,22 @@ SPLITS_FILE = "splits.csv"  # of a run: its crystals, where their files are in n
 def load_vae(cfg: DictConfig) -> VAEModule:
     """The model of `cfg.ckpt_path` on `cfg.device` (`auto`: a GPU if there is one).
 
+    If an old checkpoint does not record how its crystals were read, `read_options` is taken from
+    the config of its run, if that still exists.
+
     Raises:
         FileNotFoundError, CheckpointError: if it cannot be used; the message says why.
-        ValueError: if there is no such device.
+        UserError: if there is no such device.
     """
     device = cfg.device
     if device == "auto":
         mps = "mps" if torch.backends.mps.is_available() else "cpu"
         device = "cuda" if torch.cuda.is_available() else mps
-    vae = VAEModule.load_from_checkpoint(cfg.ckpt_path)
+    vae = _load(Path(cfg.ckpt_path))
     try:
         return vae.to(device)
     except (RuntimeError, AssertionError) as error:  # the latter in a torch without CUDA
-        raise ValueError(
+        raise UserError(
             f"device={device} cannot be used, choose auto, cpu, cuda or mps: {error}"
         ) from error
 
@@ -46,33 +54,52 @@ def run_folder(checkpoint: str | Path) -> Path:
     return folder.parent if folder.name == "checkpoints" else folder
 
 
-def load_data(cfg: DictConfig) -> DataModule:
-    """The data that `cfg.data` names; what it leaves open is as in the run of `cfg.ckpt_path`.
+def load_data(cfg: DictConfig, vae: VAEModule | None = None) -> DataModule:
+    """The data of `cfg.data`, with unset fields as in the training of `cfg.ckpt_path`.
 
-    A run keeps its `config.yaml` in its folder (see `run_folder`).
+    How crystals are read (`ReadOptions`) is recorded in the checkpoint. The other fields are in the
+    `config.yaml` in the folder of the run (see `run_folder`).
+
+    Args:
+        vae: the model of `cfg.ckpt_path`, if it is already loaded.
 
     Raises:
         DataError: if `cfg.data` leaves the folder open and there is no such file, or no config.
+        FileNotFoundError, CheckpointError: if the checkpoint cannot be read.
     """
     given = {
         name: value for name, value in to_plain(cfg.data).items() if value not in (None, "???")
     }
+    checkpoint = Path(cfg.ckpt_path)
+    trained = (vae or _load(checkpoint)).read_options or {}
+    given = {**trained, **given}
     if "data_dir" not in given or "_target_" not in given:
-        of_run = _data_of_run(Path(cfg.ckpt_path))
+        of_run = _data_of_run(checkpoint)
         if "data_dir" in given:  # which need not be a folder for the run's known set
             of_run.pop("download", None)
         else:
-            of_run |= kept_splits(run_folder(cfg.ckpt_path))
+            of_run |= kept_splits(run_folder(checkpoint))
         given = {**of_run, **given}
-    return build(given, DataModule, allow=["src.data"])
+    data = build(given, DataModule, allow=["src.data"])
+    options = data.read_options
+    done = f"Crystals are converted to their {name_of(options.cell)} cells"
+    log_as_in_training(done, options.cell, trained.get("cell"))
+    if options.max_num_atoms is not None:
+        log.info("Crystals larger than data.max_num_atoms=%d are rejected", options.max_num_atoms)
+    return data
 
 
-def cell_of_run(checkpoint: str | Path) -> str | None:
-    """The choice of cell that a checkpoint was trained with, where its run is known."""
-    try:
-        return _data_of_run(Path(checkpoint)).get("cell")
-    except DataError:
-        return None
+def _load(checkpoint: Path) -> VAEModule:
+    """The model; `read_options` of an old checkpoint are taken from the config of its run."""
+    vae = VAEModule.load_from_checkpoint(checkpoint)
+    if vae.read_options is None:
+        try:
+            data = _data_of_run(checkpoint)
+            names = [field.name for field in fields(ReadOptions)]
+            vae.read_options = checked_options({n: data[n] for n in names if n in data})
+        except ValueError as error:
+            log.debug("the run of %s does not say how crystals were read: %s", checkpoint, error)
+    return vae
 
 
 def kept_splits(folder: Path) -> dict[str, Any]:

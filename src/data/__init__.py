@@ -1,4 +1,4 @@
-"""Crystals, from file to batch."""
+"""Crystals from files to batches."""
 
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,8 @@
-"""Pure functions from a batch to a new one: symmetries of a crystal, and corruption noise.
+"""Augment batches of crystals: random symmetry operations and corruption noise.
 
-Each takes a `torch.Generator` on the batch's device (None: torch's global one). Processes that
-share a batch (`CrystalBatch.part`) give the same numbers to a crystal as one process would.
+All functions return a new batch. They take a `torch.Generator` on the device of the batch (None for
+torch's global one). When processes share a batch (`CrystalBatch.part`), each crystal gets the same
+random numbers as in a single process.
 """
 
 from collections.abc import Callable
@@ -15,19 +16,19 @@ from src.utils.geometry import transform
 Random = Callable[..., Tensor]  # torch.rand or torch.randn
 
 
-def for_crystals(
+def draw_per_crystal(
     random: Random, batch: CrystalBatch, width: int, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Random numbers for each crystal: (B, width)."""
+    """Draw random numbers for each crystal with `torch.rand` or `torch.randn`: (B, width)."""
     part = batch.part
     whole = random(part.num_crystals, width, generator=generator, device=batch.frac_coords.device)
     return whole.narrow(0, part.first_crystal, len(batch.num_atoms))
 
 
-def for_atoms(
+def draw_per_atom(
     random: Random, batch: CrystalBatch, width: int, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Random numbers for each atom: (N, width)."""
+    """Draw random numbers for each atom with `torch.rand` or `torch.randn`: (N, width)."""
     part = batch.part
     whole = random(part.num_atoms, width, generator=generator, device=batch.frac_coords.device)
     return whole.narrow(0, part.first_atom, len(batch.batch))
@@ -36,17 +37,17 @@ def for_atoms(
 def random_translation(
     batch: CrystalBatch, generator: torch.Generator | None = None
 ) -> CrystalBatch:
-    """Move each crystal by its own uniformly random fraction of the cell, wrapped to [0, 1)."""
-    shift = for_crystals(torch.rand, batch, 3, generator)
+    """Shift each crystal by a uniformly random fraction of its cell; coordinates stay in [0, 1)."""
+    shift = draw_per_crystal(torch.rand, batch, 3, generator)
     moved = batch.frac_coords + shift[batch.batch]
     return batch.replace(frac_coords=moved - moved.floor())
 
 
 def quaternions_to_rotations(quaternions: Tensor) -> Tensor:
-    """(num, 4) quaternions to (num, 3, 3) rotation matrices.
+    """Convert quaternions (num, 4) to rotation matrices (num, 3, 3).
 
-    Of Gaussian quaternions, the rotations are uniform over SO(3) (Shoemake 1992, "Uniform random
-    rotations").
+    If the quaternions are Gaussian, the rotations are uniformly distributed over SO(3) (Shoemake
+    1992, "Uniform random rotations").
     """
     w, x, y, z = torch.nn.functional.normalize(quaternions, dim=-1).unbind(-1)
     rows = [
@@ -58,8 +59,8 @@ def quaternions_to_rotations(quaternions: Tensor) -> Tensor:
 
 
 def random_rotation(batch: CrystalBatch, generator: torch.Generator | None = None) -> CrystalBatch:
-    """Rotate each crystal's cell; fractional coordinates stay as they are."""
-    rotations = quaternions_to_rotations(for_crystals(torch.randn, batch, 4, generator))
+    """Rotate the cell of each crystal; fractional coordinates do not change."""
+    rotations = quaternions_to_rotations(draw_per_crystal(torch.randn, batch, 4, generator))
     rows = transform(batch.lattices.flatten(0, 1), rotations.mT.repeat_interleave(3, dim=0))
     return batch.replace(lattices=rows.view(-1, 3, 3))
 
@@ -67,17 +68,17 @@ def random_rotation(batch: CrystalBatch, generator: torch.Generator | None = Non
 def mask_atom_types(
     batch: CrystalBatch, ratio: float, generator: torch.Generator | None = None
 ) -> CrystalBatch:
-    """Replace each atom's type by the mask token 0 with probability `ratio`."""
-    draw = for_atoms(torch.rand, batch, 1, generator).squeeze(1)
+    """Replace the type of each atom by the mask token 0 with probability `ratio`."""
+    draw = draw_per_atom(torch.rand, batch, 1, generator).squeeze(1)
     return batch.replace(atom_types=torch.where(draw < ratio, 0, batch.atom_types))
 
 
 def jitter_coords(
     batch: CrystalBatch, ratio: float, std: float, generator: torch.Generator | None = None
 ) -> CrystalBatch:
-    """Displace each atom, with probability `ratio`, by Gaussian noise of `std` Å per direction."""
-    draw = for_atoms(torch.rand, batch, 1, generator)
-    noise = for_atoms(torch.randn, batch, 3, generator) * std
+    """Displace each atom with probability `ratio` by Gaussian noise of `std` Å per direction."""
+    draw = draw_per_atom(torch.rand, batch, 1, generator)
+    noise = draw_per_atom(torch.randn, batch, 3, generator) * std
     # row vectors: cart = frac @ lattice, so frac = cart @ lattice^-1
     inverse = torch.linalg.inv_ex(batch.lattices).inverse[batch.batch]
     displacement = transform(noise, inverse)

@@ -1,4 +1,4 @@
-"""The choice of a cell: the same crystal in its Niggli, primitive or conventional cell."""
+"""Choose the cell of a crystal: Niggli, primitive, conventional or as given."""
 
 import os
 import warnings
@@ -8,58 +8,74 @@ import numpy as np
 import spglib
 
 from src.data.cif import SPGLIB_ERRORS, Crystal, CrystalError, niggli_reduce, orient
+from src.utils.errors import UserError
 
-# spglib's C code would write a line to the terminal for each of its attempts
+# otherwise spglib's C code prints a line for each failed attempt
 os.environ.setdefault("SPGLIB_WARNING", "OFF")
 
 CELLS = ("niggli", "primitive", "conventional", "as_given")
-SYMPREC = 0.01  # Å, within which a primitive or conventional cell takes atoms for equivalent
+SYMPREC = 0.01  # Å, tolerance for finding primitive and conventional cells
 
 
 def choose_cell(crystal: Crystal, cell: str, symprec: float = SYMPREC) -> Crystal:
-    """The same crystal in another cell, in pymatgen's orientation (see `read_cif`).
+    """Convert a crystal to another cell, in pymatgen's orientation (see `read_cif`).
 
-    No choice but `as_given` depends on the cell that was given, but for two things: where lengths
-    or angles tie there are several such cells with the same parameters, and a Niggli cell of
-    what is not primitive stays that of the larger lattice. The origin is as given but in
-    conventional cells, where it is one of those that the International Tables allow.
+    Except for `as_given`, the result depends on the given cell in only two ways: if lengths or
+    angles are equal, there are several such cells with the same parameters; and the Niggli cell of
+    a non-primitive cell has the same volume as that cell. The origin is not changed, in
+    conventional cells either.
 
     Args:
-        crystal: any cell.
-        cell: `niggli`: the reduced cell of the lattice as given, with as many atoms. `primitive`:
-            the smallest cell, Niggli-reduced. `conventional`: the standardised cell of spglib,
-            with one to four times the atoms of the primitive one. `as_given`: only turned, and a
-            left-handed basis inverted together with the coordinates.
-        symprec: for `primitive` and `conventional`, within which spglib takes atoms for equivalent,
-            Å. Coordinates are not idealised: they change by no more than that.
+        crystal: a crystal in any cell.
+        cell: `niggli`: the Niggli-reduced cell of the given lattice, with the same number of atoms.
+            `primitive`: the smallest cell, Niggli-reduced. `conventional`: spglib's standardized
+            cell, with one to four times the atoms of the primitive cell. `as_given`: the given
+            cell, only rotated; a left-handed basis is inverted together with the coordinates.
+        symprec: tolerance in Å within which spglib considers atoms equivalent, for `primitive` and
+            `conventional`. Coordinates are not idealized: they change by at most this distance.
 
     Raises:
         CrystalError: if the lattice is not finite or has no volume, or spglib finds no such cell.
-        ValueError: for another name.
+        UserError: if `cell` is not one of `CELLS`.
     """
-    if cell == "niggli":
-        return niggli_reduce(crystal)
-    if cell == "as_given":
-        return orient(crystal)
+    return finish_cell(standard_cell(crystal, cell, symprec), cell)
+
+
+def standard_cell(crystal: Crystal, cell: str, symprec: float = SYMPREC) -> Crystal:
+    """The first half of `choose_cell`: spglib's cell, before it is reduced or rotated.
+
+    Returns:
+        A cell in the orientation of `orient(crystal)`, or `crystal` itself if the choice of cell
+        keeps the lattice.
+    """
+    if cell in ("niggli", "as_given"):
+        return crystal
     if cell not in CELLS:
-        raise ValueError(f"a cell is one of {', '.join(CELLS)}, not {cell!r}")
-    primitive = cell == "primitive"
+        raise UserError(f"cell must be one of {', '.join(CELLS)}, not {cell!r}")
     found = _ask_spglib(
         spglib.standardize_cell,
-        orient(crystal), to_primitive=primitive, no_idealize=True, symprec=symprec,
+        orient(crystal), to_primitive=cell == "primitive", no_idealize=True, symprec=symprec,
     )  # fmt: skip
     if found is None:
-        raise CrystalError(f"spglib finds no {cell} cell at {symprec} Å")
+        raise CrystalError(f"spglib finds no {cell} cell with symprec={symprec} Å")
     lattice, frac_coords, atom_types = found
-    standard = Crystal(lattice, atom_types.astype(np.int64), frac_coords % 1.0 % 1.0)
-    return niggli_reduce(standard) if primitive else orient(standard)
+    return Crystal(lattice, atom_types.astype(np.int64), frac_coords % 1.0 % 1.0)
+
+
+def finish_cell(crystal: Crystal, cell: str) -> Crystal:
+    """The second half of `choose_cell`: Niggli reduction, or only the standard orientation."""
+    return niggli_reduce(crystal) if cell in ("niggli", "primitive") else orient(crystal)
 
 
 def symmetry_of(crystal: Crystal, symprec: float) -> Any:
-    """What spglib finds (a `SpglibDataset`); None where it finds nothing.
+    """Find the symmetry of a crystal with spglib.
 
     Args:
-        symprec: tolerance on positions, Å.
+        crystal: a crystal in any cell.
+        symprec: tolerance on positions in Å.
+
+    Returns:
+        A `SpglibDataset`, or None if spglib finds no symmetry.
     """
     return _ask_spglib(spglib.get_symmetry_dataset, crystal, symprec=symprec)
 
@@ -68,7 +84,7 @@ def _ask_spglib(function: Any, crystal: Crystal, **options: Any) -> Any:
     cell = (crystal.lattice, crystal.frac_coords, crystal.atom_types)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # spglib's, about how it reports failures
+            warnings.simplefilter("ignore")  # about how spglib reports failures
             return function(cell, **options)
     except SPGLIB_ERRORS:
         return None

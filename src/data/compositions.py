@@ -1,4 +1,4 @@
-"""Compositions as a user asks for them: formulas of whole cells."""
+"""Parse the compositions that a user asks for, given as formulas of whole cells."""
 
 import re
 from pathlib import Path
@@ -7,32 +7,41 @@ from typing import Any
 import numpy as np
 from pymatgen.core import Composition, DummySpecies
 
+from src.utils.errors import UserError
+
 
 def parse_composition(formula: str) -> np.ndarray:
-    """Atomic numbers (n,) of a cell with the content `SrTiO3`, or `4*SrTiO3` for four times that.
+    """Atomic numbers (n,) of a cell that contains `SrTiO3`, or `4*SrTiO3` for four formula units.
 
     Raises:
-        ValueError: for what is no formula of whole numbers of atoms.
+        UserError: if the text is not a formula with whole numbers of atoms.
     """
-    times, cell = re.fullmatch(r"(?:(\d+)\s*\*)?(.*)", str(formula).strip()).groups()  # type: ignore[union-attr]
+    times, unit = re.fullmatch(r"(?:(\d+)\s*\*)?(.*)", str(formula).strip()).groups()  # type: ignore[union-attr]
     try:
-        amounts = Composition(cell).items()
+        amounts = Composition(unit).items()
     except ValueError as error:
-        raise ValueError(f"composition {formula!r} is no chemical formula: {error}") from error
+        raise UserError(f"composition {formula!r} is not a chemical formula: {error}") from error
     if any(isinstance(specie, DummySpecies) or n != round(n) for specie, n in amounts):
-        raise ValueError(f"composition {formula!r} is not of whole numbers of atoms of elements")
+        raise UserError(f"composition {formula!r} must have whole numbers of real atoms")
     atom_types = [specie.Z for specie, n in amounts for _ in range(round(n) * int(times or 1))]
     if not atom_types:
-        raise ValueError(f"composition {formula!r} has no atoms")
+        raise UserError(f"composition {formula!r} has no atoms")
     return np.array(atom_types, dtype=np.int64)
 
 
 def read_compositions(given: Any) -> list[str] | None:
-    """Formulas from a list, from a file with one on each line, or from text with commas."""
+    """Read formulas from a list, a file with one per line, or comma-separated text.
+
+    Raises:
+        UserError: if the file is not text in UTF-8.
+    """
     if given is None:
         return None
     if not isinstance(given, str):
         return [str(formula) for formula in given]
     path = Path(given).expanduser()
-    formulas = path.read_text(encoding="utf-8").splitlines() if path.is_file() else given.split(",")
+    try:
+        formulas = path.read_text("utf-8").splitlines() if path.is_file() else given.split(",")
+    except UnicodeDecodeError as error:
+        raise UserError(f"compositions={path} is not a text file in UTF-8: {error}") from error
     return [formula.strip() for formula in formulas if formula.strip()]

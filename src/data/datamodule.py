@@ -1,7 +1,7 @@
-"""Lightning's view of the data: files in, batches of crystals out."""
+"""The LightningDataModule: reads files of crystals and provides batches."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,57 +12,68 @@ from src.data.dataset import CrystalDataset, load_split
 from src.data.known_sets import KNOWN_SETS
 from src.data.loader import CrystalLoader, EpochSampler
 from src.data.parsing import MAX_ATOMIC_NUMBER, ReadOptions
-from src.data.readers import SPLITS, DataError, columns_of, read_properties
+from src.data.readers import (
+    SPLITS,
+    CsvReader,
+    DataError,
+    Reader,
+    columns_of,
+    read_properties,
+)
 from src.data.schema import CrystalBatch
-from src.data.sources import download, lacks_files
+from src.data.sources import download, needs_download
 from src.data.splits import (
     SplitOptions,
     add_properties,
-    deal_out,
+    drop_internal_properties,
     find_readers,
+    resolve_options,
+    split_crystals,
     splits_file,
-    without_marks,
 )
 from src.data.structures import StructureReader
 
 log = logging.getLogger(__name__)
 
-# A data set stays on the device if it takes less than this share of the memory that is free there.
+# Largest fraction of the free GPU memory that a data set may use to be kept there.
 MAX_DEVICE_SHARE = 0.25
 
 
 class DataModule(LightningDataModule):
-    """Crystals of a folder or file as batches for training, validation and test.
+    """Batches of crystals from a folder or file, for training, validation and test.
 
     Args:
-        data_dir: a folder with `{train,val,test}.csv` (or `.csv.gz`; columns `material_id`, `cif`
-            and properties), or anything that `src.data.structures.StructureReader` reads.
-        batch_size: crystals in a batch, per process.
-        eval_batch_size: the same for validation and test; None: as `batch_size`.
-        files: which files of a folder that holds no splits are read, by their names.
-        properties: names of numbers that ride along into `CrystalBatch.y`, NaN where missing.
-        property_file: a table that has some of them, with a column `material_id` or `id`.
+        data_dir: a folder with `{train,val,test}.csv` (columns `material_id`, `cif` and
+            properties), with splits in other formats or in folders (see
+            `src.data.split_files.find_splits`), or anything else that
+            `src.data.structures.StructureReader` reads.
+        batch_size: training crystals per batch and process.
+        eval_batch_size: the same for validation and test; None for `batch_size`.
+        files: shell-style pattern for the names of the files to read in a folder without splits.
+        properties: names of the numeric properties to keep as `CrystalBatch.y`, NaN where missing.
+        property_file: a table with some of these properties and a column `material_id` or `id`.
         cell: choice of cell: see `src.data.cells.choose_cell`.
-        max_num_atoms: refuse larger crystals; None for no limit.
-        max_atomic_number: refuse crystals with heavier elements.
-        min_distance: refuse crystals with atoms closer than this, in Å.
-        max_rejected: share of refused crystals above which reading a split is an error; None to
-            take what there is, be it nothing.
-        split_by, split_ratio, split_seed, split_column, split_file: how crystals that are in no
-            split yet are dealt out: see `src.data.splits.SplitOptions`.
-        shuffle: draw training crystals in random order, another one each epoch.
-        seed: of that order.
-        on_device: keep the tensors on the GPU where they fit.
-        cache_dir: where parsed splits are kept; None: the user's cache folder.
-        num_workers: processes that parse crystals, 0 for none but this one; None: one per CPU for
-            a large split, none for a small one.
-        source: the known data set (see `KNOWN_SETS`) that `data_dir` is the folder of.
-        download: fetch what is missing of it, where the folder is not there or holds nothing else.
-        base_url: where to fetch it from, a folder or an address with a folder NAME in it; None:
-            from where it is published.
+        max_num_atoms: reject crystals with more atoms; None for no limit.
+        max_atomic_number: reject crystals with heavier elements.
+        min_distance: reject crystals with two atoms closer than this, Å.
+        max_rejected: largest fraction of crystals that may be rejected; a larger one is an error.
+            None accepts any number, even if no crystal is left.
+        split_by, split_ratio, split_seed, split_column, split_file: how to split crystals that do
+            not come with splits: see `src.data.splits.SplitOptions`. A `splits.csv` in `data_dir`
+            takes precedence over `random`.
+        shuffle: shuffle the training crystals in each epoch.
+        seed: seed of the shuffling.
+        on_device: keep the tensors on the GPU if they fit.
+        cache_dir: folder for the caches of parsed crystals; None for the user's cache folder.
+        num_workers: processes that parse crystals. 0 means only the main process; None means one
+            per CPU for a large split, and the main process for a small one.
+        source: name of the known data set (see `KNOWN_SETS`) that belongs in `data_dir`.
+        download: download the missing files of that data set, if the folder contains nothing else.
+        base_url: address or folder of a mirror, with a folder for each data set; None for the
+            published address.
 
     Raises:
-        DataError: if there is no such set, or none is named that could be fetched.
+        DataError: if `download` is true and `source` is not a known data set.
     """
 
     def __init__(
@@ -112,82 +123,88 @@ class DataModule(LightningDataModule):
         self.num_workers = num_workers
         if download and source not in KNOWN_SETS:
             raise DataError(
-                f"data.download=true fetches a known set, and data.source={source} is none of "
-                f"{', '.join(KNOWN_SETS)}"
+                f"data.download=true downloads a known data set, but data.source={source} is none "
+                f"of {', '.join(KNOWN_SETS)}"
             )
         self.source = source
         self.download = download
         self.base_url = base_url
         self._datasets: dict[str, CrystalDataset] = {}
         self._prepared = False
-        self._whole: CrystalDataset | None = None  # what was in no split when it was read
+        self._unsplit: CrystalDataset | None = None  # all crystals, if they came without splits
 
     def dataset(self, split: str) -> CrystalDataset:
         """The crystals of `train`, `val` or `test`, in the order of their file, on the host.
 
         Raises:
-            DataError: if the folder has no such split, or it cannot be read or fetched.
+            DataError: if there is no such split, or it cannot be read or downloaded.
         """
         if split not in self._datasets:
             self._datasets |= self._load([split])
         if split not in self._datasets:
-            there = ", ".join(self._load())
+            available = ", ".join(self._load())
             raise DataError(
-                f"{self.data_dir} has no split {split!r} (it has {there}): add {split}.csv, change "
-                "data.split_ratio, or choose another split"
+                f"{self.data_dir} has no split {split!r} (it has {available}): add {split}.csv, "
+                "change data.split_ratio, or choose another split"
             )
         return self._datasets[split]
 
     def datasets(self) -> dict[str, CrystalDataset]:
-        """All the splits that there are, by name; `train` first."""
+        """All splits that exist, by name, in the order train, val, test."""
         self.prepare_data()
         return {split: self._datasets[split] for split in SPLITS if split in self._datasets}
 
     @property
     def splits_file(self) -> Path | None:
-        """The `splits.csv` of crystals that were in no split when they were read; else None."""
-        return None if self._whole is None else splits_file(self._whole, self.split_options)
+        """The `splits.csv` of crystals that came without splits; None if they came with splits."""
+        if self._unsplit is None:
+            return None
+        return splits_file(self._unsplit, resolve_options(self.data_dir, self.split_options))
 
     def rejected(self) -> list[dict[str, str]]:
-        """What was left out of the splits that were read so far.
+        """The crystals that were rejected in the splits read so far.
 
         Returns:
-            `split` (empty if it was rejected before there were splits) and what
-            `CrystalDataset.rejected` has of each.
+            For each, `split` (empty if the data came without splits) and the keys of
+            `CrystalDataset.rejected`.
         """
-        read = self._datasets if self._whole is None else {"": self._whole}
+        read = self._datasets if self._unsplit is None else {"": self._unsplit}
         return [{"split": name, **row} for name, each in read.items() for row in each.rejected()]
 
     def prepare_data(self) -> None:
-        """Fetch what is to be fetched, and make the caches; Lightning calls this in one process
-        per machine, when a caller may have done so before."""
+        """Download missing files and create the caches, unless this has been done before.
+
+        Lightning calls this in one process per machine.
+        """
         if not self._prepared:
             self._datasets |= self._load()
             self._prepared = True
 
     def _load(self, splits: Sequence[str] = SPLITS) -> dict[str, CrystalDataset]:
-        """Those of these splits that there are; what is in no split yet is read as a whole."""
-        if self.download and self.source and lacks_files(self.source, self.data_dir):
+        """Load those of the given splits that exist; all splits if the data come without splits."""
+        if self.download and self.source and needs_download(self.source, self.data_dir):
             download(self.source, self.data_dir, self.base_url)
-        beside: list[str] = []  # properties of the property_file
+        from_table: list[str] = []
         if self.property_file:
-            beside = [name for name in self.properties if name in columns_of(self.property_file)]
-        within = [name for name in self.properties if name not in beside]
-        found = find_readers(self.data_dir, within, self.files, self.split_options)
+            columns = columns_of(self.property_file)
+            from_table = [name for name in self.properties if name in columns]
+        from_crystals = [name for name in self.properties if name not in from_table]
+        found = find_readers(self.data_dir, from_crystals, self.files, self.split_options)
+        _warn_of_ignored_columns(from_table, found, self.property_file)
         options = (self.read_options, self.cache_dir, self.max_rejected, self.num_workers)
         if isinstance(found, StructureReader):
-            self._whole = load_split(found, *options)
-            loaded = deal_out(self._whole, found, self.split_options)
+            self._unsplit = load_split(found, *options)
+            loaded = split_crystals(self._unsplit, found, self.split_options)
         else:
             loaded = {
-                split: without_marks(load_split(found[split], *options))
+                split: drop_internal_properties(load_split(found[split], *options))
                 for split in splits
                 if split in found
             }
-        if self.property_file and beside:
-            table = read_properties(self.property_file, beside)
+        if self.property_file and from_table:
+            table = read_properties(self.property_file, from_table)
             for dataset in loaded.values():
-                add_properties(dataset, table, beside, self.property_file)
+                add_properties(dataset, table, from_table, self.property_file)
         return loaded
 
     def train_dataloader(self) -> CrystalLoader:
@@ -200,7 +217,7 @@ class DataModule(LightningDataModule):
         return self.loader("test")
 
     def loader(self, split: str, shuffle: bool = False) -> CrystalLoader:
-        """Batches of a split, on the trainer's device if there is one and the split fits there."""
+        """Batches of a split. They are on the trainer's GPU if there is one and the split fits."""
         dataset = self.dataset(split)
         rank, world_size = 0, 1
         if self.trainer is not None:
@@ -221,15 +238,25 @@ class DataModule(LightningDataModule):
     def transfer_batch_to_device(
         self, batch: CrystalBatch, device: torch.device, dataloader_idx: int
     ) -> CrystalBatch:
-        """Copy without waiting: pinned memory and an asynchronous copy on a GPU."""
+        """Copy a batch to the device, asynchronously and from pinned memory for a GPU."""
         if device.type == "cuda" and batch.frac_coords.device.type == "cpu":
             batch = batch.pin_memory()
         return batch.to(device, non_blocking=True)
 
 
 def default_cache_dir() -> Path:
-    """Where parsed splits are kept unless one says otherwise."""
+    """The default folder for the caches of parsed crystals."""
     return user_cache_path("xtal-latent") / "datasets"
+
+
+def _warn_of_ignored_columns(
+    names: Sequence[str], found: Mapping[str, Reader] | StructureReader, path: Path | None
+) -> None:
+    """Warn of columns in the tables of crystals that are replaced by those of `property_file`."""
+    tables = [] if isinstance(found, StructureReader) else list(found.values())
+    for source in [reader.source for reader in tables if isinstance(reader, CsvReader)]:
+        if names and (both := [name for name in columns_of(source) if name in names]):
+            log.warning("%s are read from %s, not from the columns of %s", both, path, source)
 
 
 def _fits(dataset: CrystalDataset, device: torch.device) -> bool:

@@ -1,9 +1,10 @@
-"""A split as a few flat tensors, made once from its files and cached on disk.
+"""A split as a few flat tensors, which are read from its files once and cached on disk.
 
-A cache is a folder named after a hash of all that decides its content: the bytes of the input, the
-options, and the version of this format. It holds `crystals.safetensors` (memory-mapped when read),
-`rejected.csv` and, written last, `manifest.json`. It is made under a file lock in a folder of
-another name and then renamed, so that a cache is either whole or not there.
+A cache is a folder named by a hash of everything that determines its content: the bytes of the
+input, the options, the versions of the packages that read the input, and the version of the cache
+format. It contains `crystals.safetensors` (memory-mapped when read), `rejected.csv` and
+`manifest.json`, which is written last. It is written under a file lock to a folder with another
+name, which is then renamed, so that a cache is never incomplete.
 """
 
 import csv
@@ -17,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,27 +31,32 @@ from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
 from src.data.flat import MappedTensors, TensorWriter, ragged_index, save_tensors
-from src.data.parsing import Parsed, ReadOptions, parse, read_record
-from src.data.readers import DataError, Reader, Record
+from src.data.parsing import ParsedChunk, ReadOptions, parse, read_record
+from src.data.readers import DataError, Reader, Record, is_table
 from src.data.rejections import kind_of
 from src.data.schema import CrystalBatch, Part
 from src.utils.checksum import sha256_of
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # part of the cache's name: raise it when the same input gives other tensors
+FORMAT = 3  # part of the hash; increase it when the same input gives different tensors
+
+_CIF_PACKAGES = ("gemmi", "numpy", "spglib")
+_TABLE_PACKAGES = ("pandas", "pyarrow")
+# newer versions of pymatgen consist mostly of pymatgen-core
+_OTHER_PACKAGES = ("ase", "pymatgen", "pymatgen-core")
 
 
 class CrystalDataset(Dataset):
-    """Crystals in flat tensors; a batch of them is an index operation.
+    """Crystals as flat tensors, from which a batch is made by indexing.
 
     Args:
         atom_types: (N,) atomic numbers.
-        frac_coords: (N, 3).
-        lattices: (B, 3, 3) Å.
-        num_atoms: (B,).
-        ids: B names; their numbers by default.
-        y: properties by name, (B,) each.
+        frac_coords: (N, 3) fractional coordinates.
+        lattices: (B, 3, 3) lattice vectors in rows, Å.
+        num_atoms: (B,) number of atoms in each crystal.
+        ids: IDs of the B crystals; None for their indices.
+        y: properties by name, each of shape (B,).
     """
 
     def __init__(
@@ -67,29 +74,29 @@ class CrystalDataset(Dataset):
         self.num_atoms = num_atoms
         self.y = dict(y or {})
         self._ids = ids
-        self.path: Path | None = None  # of the cache that it was loaded from
+        self.path: Path | None = None  # file in the cache, if loaded from there
         self._file: MappedTensors | None = None
-        # The host knows every count, so that no batch has to ask the device for its size.
+        # Counts are also kept on the host, so that making a batch never waits for the device.
         self._host_num_atoms = num_atoms.cpu()
         self._starts = torch.nn.functional.pad(num_atoms.cumsum(0), (1, 0))[:-1]
 
     @classmethod
     def from_batch(cls, batch: CrystalBatch, ids: Sequence[str] | None = None) -> Self:
-        """The crystals of a batch as a data set."""
+        """Make a data set of the crystals in a batch."""
         return cls(
             batch.atom_types, batch.frac_coords, batch.lattices, batch.num_atoms, ids, batch.y
         )
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Open a cache's `crystals.safetensors`; the large tensors stay on disk until read."""
+        """Open the `crystals.safetensors` of a cache. Large tensors stay on disk until needed."""
         file = MappedTensors(path)
         self = cls(**file.tensors, ids=file.ids, y=file.y)
         self._file, self.path = file, path
         return self
 
     def save(self, path: Path) -> None:
-        """Write what `load` reads."""
+        """Write the file that `load` reads."""
         names = ("atom_types", "frac_coords", "lattices", "num_atoms")
         save_tensors(path, {name: getattr(self, name) for name in names}, self.ids, self.y)
 
@@ -98,10 +105,11 @@ class CrystalDataset(Dataset):
         return [str(i) for i in range(len(self))] if self._ids is None else self._ids
 
     def rejected(self) -> list[dict[str, str]]:
-        """What was left out when the cache that this was loaded from was made; else nothing.
+        """The crystals that were rejected when the cache of this data set was created.
 
         Returns:
-            `where` (file, row), `material_id` and `reason` of each, in the order of the input.
+            `where` (file, and row or frame), `material_id` and `reason` of each, in the order of
+            the input. Empty if the data set was not loaded from a cache.
         """
         if self.path is None:
             return []
@@ -110,16 +118,16 @@ class CrystalDataset(Dataset):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the tensors take on a device."""
+        """Memory that the tensors use on a device, in bytes."""
         tensors = (self.atom_types, self.frac_coords, self.lattices, self.num_atoms)
         return sum(t.nbytes for t in (*tensors, *self.y.values()))
 
     def census(self) -> dict[str, Any]:
-        """What is in it, as plain types with string keys.
+        """Counts of crystals and atoms, as plain types with string keys.
 
         Returns:
-            `num_crystals`, `num_atoms` (crystals by their number of atoms) and `elements` (atoms by
-            atomic number).
+            `num_crystals`, `num_atoms` (number of crystals for each number of atoms) and `elements`
+            (number of atoms for each atomic number).
         """
         return {
             "num_crystals": len(self),
@@ -131,13 +139,17 @@ class CrystalDataset(Dataset):
         return len(self.num_atoms)
 
     def __getitem__(self, index: int) -> Data:
-        """Crystal `index` as a PyG `Data`, for code that collates objects; `batch` is faster."""
+        """Crystal `index` as a PyG `Data`, for code that collates these; `batch` is faster."""
         return self.batch(torch.tensor([range(len(self))[index]])).get_example(0)
 
     def batch(self, indices: Tensor, part: Part | None = None) -> CrystalBatch:
-        """The crystals at `indices` ((b,) int64, on the host), in that order.
+        """Make a batch of the crystals at `indices`, in that order.
 
-        On a device this queues a few kernels and waits for none.
+        On a GPU, this launches a few kernels without synchronizing.
+
+        Args:
+            indices: (b,) int64, on the host.
+            part: which part of a step's batch this is, if several processes share one.
         """
         counts = self._host_num_atoms[indices]
         if self._file is not None and self._file.is_large:
@@ -170,7 +182,11 @@ class CrystalDataset(Dataset):
         )
 
     def part(self, whole: Tensor, rank: int, world_size: int) -> CrystalBatch:
-        """What the process `rank` holds of the batch of the indices `whole`."""
+        """The part for process `rank` of a batch that several processes share.
+
+        Args:
+            whole: the indices of all crystals in the batch.
+        """
         indices = whole.tensor_split(world_size)
         counts = [int(self._host_num_atoms[part].sum()) for part in indices]
         part = Part(
@@ -183,7 +199,7 @@ class CrystalDataset(Dataset):
         return self.batch(indices[rank], part)
 
     def subset(self, indices: Tensor) -> "CrystalDataset":
-        """The crystals at `indices` ((b,) int64, on the host) as a data set of their own."""
+        """Make a data set of the crystals at `indices` ((b,) int64, on the host)."""
         batch = self.batch(indices)
         return CrystalDataset(
             batch.atom_types.to(self.atom_types.dtype),
@@ -217,11 +233,14 @@ def read_crystals(
     progress: str | None = None,
     num_workers: int | None = 0,
 ) -> tuple[CrystalDataset, list[tuple[Record, str]]]:
-    """Turn records into a data set in memory; what cannot be used is returned with the reason.
+    """Read records into a data set in memory, without a cache.
 
     Args:
-        progress: a title to show progress under.
+        progress: title of the progress bar; None for no bar.
         num_workers: see `parse`.
+
+    Returns:
+        The crystals, and each rejected record with the reason.
     """
     parts = list(_parse(records, options, progress, num_workers))
     tensors = [_tensors(part) for part in parts]
@@ -237,8 +256,8 @@ def read_crystals(
 
 def _parse(
     records: Reader, options: ReadOptions, progress: str | None, num_workers: int | None
-) -> Iterator[Parsed]:
-    """`parse` with a line that counts the records."""
+) -> Iterator[ParsedChunk]:
+    """`parse` with a progress bar."""
     columns = (TextColumn("{task.description}"), SpinnerColumn(),
                TextColumn("{task.completed:,} crystals"), TimeElapsedColumn())  # fmt: skip
     with Progress(*columns, transient=True, disable=progress is None) as bar:
@@ -249,7 +268,7 @@ def _parse(
             bar.advance(task, len(part.ids) + len(part.rejected))
 
 
-def _tensors(part: Parsed) -> dict[str, Tensor]:
+def _tensors(part: ParsedChunk) -> dict[str, Tensor]:
     names = ("atom_types", "frac_coords", "lattices", "num_atoms")
     return {name: torch.from_numpy(getattr(part, name)) for name in names}
 
@@ -261,19 +280,21 @@ def load_split(
     max_rejected: float | None = 0.1,
     num_workers: int | None = None,
 ) -> CrystalDataset:
-    """The crystals of one split: from its cache, which is made first where it is not there.
+    """Load the crystals of one split from its cache, which is created if it does not exist.
 
-    Safe to call from many processes at once: one makes the cache, the others wait for it. One that
-    is there is used also where nothing can be written. Making one takes memory that does not grow
-    with the number of crystals, and the processes `num_workers` (see `parse`).
+    Can be called by several processes at once: one creates the cache while the others wait. An
+    existing cache can be used without write permission. The memory for creating a cache does not
+    grow with the number of crystals.
 
     Args:
-        max_rejected: None to take what there is, be it nothing, without a word.
+        max_rejected: largest fraction of crystals that may be rejected. None accepts any number,
+            even if no crystal is left, and logs nothing about them.
+        num_workers: see `parse`.
 
     Raises:
-        DataError: if more than the share `max_rejected` of the crystals cannot be used, or none
-            can; it names the first few and the file with them all. If the cache cannot be written,
-            or a worker dies.
+        DataError: if too many crystals were rejected or none is left (the message has the first few
+            reasons and the path of the full list), if the cache cannot be written, or if a worker
+            process dies.
     """
     folder = cache_dir / _cache_key(reader, options)
     try:
@@ -284,12 +305,12 @@ def load_split(
                 shutil.rmtree(folder, ignore_errors=True)
                 _make_cache(folder, reader, options, num_workers)
                 dataset = _open_cache(folder)
-    except (OSError, SafetensorError) as error:  # safetensors' own, where the disk is full
+    except (OSError, SafetensorError) as error:  # SafetensorError if the disk is full
         dataset = _open_cache(folder)
         if dataset is None:
             raise DataError(
                 f"Cannot write the cache of {reader.source} in {cache_dir} ({error}): "
-                "point data.cache_dir to a folder that can be written"
+                "point data.cache_dir to a writable folder"
             ) from error
     assert dataset is not None
     if max_rejected is not None:
@@ -299,22 +320,45 @@ def load_split(
 
 def _cache_key(reader: Reader, options: ReadOptions) -> str:
     digest = hashlib.sha256()
+    files = reader.files
     described = {
         "format": FORMAT,
         "options": asdict(options),
         "properties": list(reader.properties),
-        "pattern": getattr(reader, "pattern", None),  # chooses what of an archive is read
+        "pattern": getattr(reader, "pattern", None),  # selects files in an archive
+        "versions": _versions(files),
     }
     digest.update(json.dumps(described).encode())
-    for path in reader.files:
-        name = path.relative_to(reader.source.parent)  # it is part of the ids
+    for path in files:
+        name = path.relative_to(reader.source.parent)  # part of the IDs
         digest.update(f"\n{name}\n".encode())
         digest.update(sha256_of(path).encode())
     return digest.hexdigest()[:32]
 
 
+def _versions(files: Sequence[Path]) -> dict[str, str | None]:
+    """Versions of the packages that affect how these files are read."""
+    names = set(_CIF_PACKAGES)
+    for file in files:
+        name = file.name.lower()
+        if is_table(name):
+            names.update(_TABLE_PACKAGES)
+        elif not name.endswith((".cif", ".cif.gz")):
+            names.update(_OTHER_PACKAGES)
+        if name.endswith(".zip"):  # may contain tables
+            names.update(_TABLE_PACKAGES)
+    return {name: _version(name) for name in sorted(names)}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def _open_cache(folder: Path) -> CrystalDataset | None:
-    """The cache in `folder`, or None if it is not there or broken."""
+    """The cache in `folder`, or None if it does not exist or is damaged."""
     if not folder.exists():
         return None
     try:
@@ -324,14 +368,14 @@ def _open_cache(folder: Path) -> CrystalDataset | None:
                 raise ValueError(f"{name} does not have the checksum in manifest.json")
         return CrystalDataset.load(folder / "crystals.safetensors")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        log.warning("The cache %s is broken and is made again: %s", folder, error)
+        log.warning("The cache %s is damaged and will be recreated: %s", folder, error)
         return None
 
 
 def _make_cache(
     folder: Path, reader: Reader, options: ReadOptions, num_workers: int | None
 ) -> None:
-    partial = folder.with_suffix(".partial")  # left there by a job that was killed, if it exists
+    partial = folder.with_suffix(".partial")  # may be left over from a killed job
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     names = reader.properties
@@ -371,7 +415,7 @@ def _check_rejected(folder: Path, reader: Reader, num_crystals: int, max_rejecte
     num_rejected = reasons.total()
     total = num_crystals + num_rejected
     if not total:
-        raise DataError(f"{reader.source} holds no crystals")
+        raise DataError(f"{reader.source} contains no crystals")
     if not num_rejected:
         return
     counts = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common(4))
@@ -379,8 +423,8 @@ def _check_rejected(folder: Path, reader: Reader, num_crystals: int, max_rejecte
     if num_crystals and num_rejected <= max_rejected * total:
         log.warning("%s", message)
         return
-    choose = "choose others with data.files, " if reader.source.is_dir() else ""
+    select = "select other files with data.files, " if reader.source.is_dir() else ""
     raise DataError(
-        f"{reader.source}: {message}.{first}\nMend or remove them, {choose}or raise "
-        f"data.max_rejected (now {max_rejected}) where so many are meant to be left out."
+        f"{reader.source}: {message}.{first}\nFix or remove them, {select}or raise "
+        f"data.max_rejected (now {max_rejected}) if so many crystals may be left out."
     )

@@ -1,4 +1,4 @@
-"""Many crystals in a few flat tensors: on disk, and the rows of some of them."""
+"""Store many crystals in a few flat tensors on disk, and read the rows of some of them."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-LARGE = 2**28  # bytes: smaller files may become resident as a whole
+LARGE = 2**28  # bytes; smaller files may be loaded into memory completely
 
 _DTYPES = {"U8": torch.uint8, "I32": torch.int32, "I64": torch.int64, "F32": torch.float32}
 
@@ -27,37 +27,41 @@ _DTYPES = {"U8": torch.uint8, "I32": torch.int32, "I64": torch.int64, "F32": tor
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], ids: Sequence[str], y: Mapping[str, Tensor]
 ) -> None:
-    """Write tensors, ids and properties as one safetensors file, which `MappedTensors` reads."""
+    """Write tensors, IDs and properties to one safetensors file, to be read by `MappedTensors`."""
     text = np.frombuffer(json.dumps(list(ids)).encode(), dtype=np.uint8)
     properties = {f"y.{name}": value for name, value in y.items()}
     path.touch()
-    permissions = path.stat().st_mode  # as usual here, where save_file leaves it to the owner alone
+    permissions = path.stat().st_mode  # the usual ones; save_file would restrict them to the owner
     save_file({**tensors, **properties, "ids": torch.from_numpy(text.copy())}, path)
     path.chmod(permissions)
 
 
 class TensorWriter:
-    """Write the file that `save_tensors` writes, some rows at a time, which are not kept in memory.
+    """Context manager to write a file like `save_tensors`, but a few rows at a time.
 
-    A context: the file is there when the block ends well. Until then the rows of each tensor wait
-    in a file of its own, in a folder beside it.
+    The rows are not kept in memory, but written to a temporary file for each tensor, in a temporary
+    folder next to `path`. The file at `path` is created when the block ends without an error.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._files: dict[str, BinaryIO] = {}
-        self._kinds: dict[str, tuple[torch.dtype, torch.Size]] = {}  # shapes of a row
+        self._kinds: dict[str, tuple[torch.dtype, torch.Size]] = {}  # data type, row shape
         self._num_ids = 0
 
     def append(
         self, tensors: Mapping[str, Tensor], ids: Sequence[str], y: Mapping[str, Tensor]
     ) -> None:
-        """Add rows; every call has the same names, data types and shapes of a row."""
+        """Append rows. Names, data types and row shapes must be the same in every call.
+
+        Raises:
+            ValueError: if a data type or row shape changes.
+        """
         properties = {f"y.{name}": value for name, value in y.items()}
         for name, tensor in {**tensors, **properties}.items():
             kind = (tensor.dtype, tensor.shape[1:])
             if self._kinds.setdefault(name, kind) != kind:
-                raise ValueError(f"{name} has been {self._kinds[name]} and is now {kind}")
+                raise ValueError(f"{name} changed from {self._kinds[name]} to {kind}")
             self._file(name).write(tensor.numpy().tobytes())
         text = "".join(
             f"{', ' if self._num_ids + i else '['}{json.dumps(name)}" for i, name in enumerate(ids)
@@ -67,7 +71,7 @@ class TensorWriter:
 
     def _file(self, name: str) -> BinaryIO:
         if name not in self._files:
-            # names of properties may be no names of files
+            # numbered, because property names may be invalid file names
             path = Path(self._folder, str(len(self._files)))
             self._files[name] = self._stack.enter_context(path.open("w+b"))
         return self._files[name]
@@ -85,7 +89,7 @@ class TensorWriter:
 
     def _put_together(self) -> None:
         # https://github.com/huggingface/safetensors#format; the widest types come first, so that
-        # each tensor starts at a multiple of the size of its numbers
+        # all tensors are aligned
         self._file("ids").write(b"]" if self._num_ids else b"[]")
         kinds = {**self._kinds, "ids": (torch.uint8, torch.Size())}
         codes = {dtype: code for code, dtype in _DTYPES.items()}
@@ -108,13 +112,14 @@ class TensorWriter:
 
 
 class MappedTensors:
-    """What `save_tensors` or a `TensorWriter` wrote, mapped: it stays on disk until it is read.
+    """A memory-mapped file from `save_tensors` or `TensorWriter`, read only where it is accessed.
 
-    It is not to be written to, which would not reach the file.
+    Do not modify the tensors: changes are not written to the file.
 
     Attributes:
-        tensors: by name.
-        ids: parsed when first asked for, since of millions they take more memory than the crystals.
+        tensors: tensors by name.
+        ids: IDs of the crystals, parsed on first access, because millions of them take more memory
+            than the crystals.
         y: properties by name.
 
     Raises:
@@ -124,7 +129,7 @@ class MappedTensors:
     def __init__(self, path: Path) -> None:
         self._path = path
         with safe_open(path, framework="pt"):
-            pass  # safetensors checks the header, which is then safe to go by
+            pass  # let safetensors validate the header, so that the offsets below are safe
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
         self._map = mmap.mmap(self._file, 0, access=mmap.ACCESS_COPY)
@@ -132,12 +137,12 @@ class MappedTensors:
         start = 8 + int.from_bytes(self._map[:8], "little")
         header = json.loads(self._map[8:start])
         header.pop("__metadata__", None)
-        self._places = {
+        self._layout = {
             name: (_DTYPES[entry["dtype"]], entry["shape"], start + entry["data_offsets"][0])
             for name, entry in header.items()
         }
-        found = {name: self._tensor(*place) for name, place in self._places.items()}
-        self.ids: Sequence[str] = _StoredNames(found.pop("ids"))
+        found = {name: self._tensor(*entry) for name, entry in self._layout.items()}
+        self.ids: Sequence[str] = _LazyNames(found.pop("ids"))
         self.y = {name[2:]: found.pop(name) for name in list(found) if name.startswith("y.")}
         self.tensors = found
 
@@ -148,25 +153,26 @@ class MappedTensors:
         return torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset).reshape(shape)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._path,)  # a process that it is sent to maps the file itself
+        return type(self), (self._path,)  # another process maps the file again
 
     @property
     def is_large(self) -> bool:
-        """Whether rows are better read with `rows` than from the mapped tensors.
+        """Whether to read rows with `rows` instead of from the mapped tensors.
 
-        Rows here and there of a mapped file make pages around each of them resident, which soon
-        are all of it, and in a large one nearly each costs a page fault, which takes longer than
-        to read the row.
+        Reading scattered rows of a mapped file also loads the pages around them, until the whole
+        file is in memory. In a large file, nearly every row causes a page fault, which takes longer
+        than reading the row.
         """
         return len(self._map) > LARGE and hasattr(os, "pread")  # not on Windows
 
     def rows(self, name: str, starts: Tensor, counts: Tensor) -> Tensor:
-        """Segments of the rows of a tensor, one after another, read into memory of their own.
+        """Read segments of rows of a tensor into new memory, one segment after another.
 
         Args:
+            name: name of the tensor.
             starts, counts: (b,) first row and number of rows of each segment.
         """
-        dtype, shape, offset = self._places[name]
+        dtype, shape, offset = self._layout[name]
         if not len(starts):
             return torch.empty(0, *shape[1:], dtype=dtype)
         size = dtype.itemsize * math.prod(shape[1:])
@@ -177,8 +183,8 @@ class MappedTensors:
         return torch.frombuffer(bytearray(b"".join(parts)), dtype=dtype).reshape(-1, *shape[1:])
 
 
-class _StoredNames(Sequence[str]):
-    """A list of names in JSON."""
+class _LazyNames(Sequence[str]):
+    """Names in a JSON list, parsed on first access."""
 
     def __init__(self, text: Tensor) -> None:
         self._text = text
@@ -195,17 +201,17 @@ class _StoredNames(Sequence[str]):
 
 
 def ragged_index(starts: Tensor, counts: Tensor, total: int) -> Tensor:
-    """The rows of segments of a flat tensor, one segment after another.
+    """Row indices of segments of a flat tensor, one segment after another.
 
     Args:
         starts: (b,) int64, the first row of each segment.
-        counts: (b,) int64, its number of rows.
-        total: the sum of `counts`, known without asking a device.
+        counts: (b,) int64, the number of rows of each segment.
+        total: the sum of `counts`, passed to avoid synchronizing with the device.
 
     Returns:
         (total,) int64.
     """
-    # row k of the result is row k + (start in the flat tensor - start in the result)
+    # entry k of the result is k + (start in the flat tensor - start in the result)
     offset = starts - (counts.cumsum(0) - counts)
     rows = torch.arange(total, device=counts.device)
     return rows + offset.repeat_interleave(counts, output_size=total)

@@ -1,7 +1,7 @@
-"""The latents of a data set, as `src/encode_vae.py` writes them and a latent model reads them.
+"""Read the latents of a data set, written by `src/encode_vae.py`, to train a model on them.
 
-A folder of latents holds a `{train,val,test}.safetensors` for each split, memory-mapped when read,
-and `stats.json`, which describes them and has the moments of each channel over the training split.
+A folder of latents contains `{train,val,test}.safetensors`, which are memory-mapped, and
+`stats.json`, which describes them and has the moments of each channel over the training split.
 """
 
 import json
@@ -19,7 +19,7 @@ from src.data.flat import MappedTensors, ragged_index, save_tensors
 from src.data.readers import DataError
 
 _PER_ATOM = ("mean", "logvar", "atom_types")
-_CHUNK = 2**16  # atoms at a time, where float64 copies are made
+_CHUNK = 2**16  # atoms that are converted to float64 at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,8 @@ class LatentBatch:
     Args:
         mean, logvar: (N, Z) float32.
         atom_types: (N,) int64 atomic numbers.
-        num_atoms: (B,) int64.
-        batch: (N,) int64, crystal of each atom.
+        num_atoms: (B,) int64 number of atoms in each crystal.
+        batch: (N,) int64 crystal of each atom.
         max_num_atoms: atoms in the largest crystal.
         y: properties by name, (B,) each, NaN where missing.
     """
@@ -44,18 +44,18 @@ class LatentBatch:
     y: dict[str, Tensor]
 
     def mode(self) -> Tensor:
-        """The means: (N, Z)."""
+        """The posterior means: (N, Z)."""
         return self.mean
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """One draw from each posterior: (N, Z)."""
+        """One sample of each posterior: (N, Z)."""
         noise = torch.randn(
             self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype
         )
         return self.mean + (0.5 * self.logvar).exp() * noise
 
     def encoded(self, x: Tensor | None = None) -> dict[str, Any]:
-        """What `VAEModule.decode` takes, with the latents `x` (N, Z), or the means."""
+        """The input of `VAEModule.decode`, with latents `x` (N, Z) or, by default, the means."""
         return {
             "x": self.mean if x is None else x,
             "num_atoms": self.num_atoms,
@@ -65,7 +65,7 @@ class LatentBatch:
         }
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "LatentBatch":
-        """The batch on another device; this one stays where it is."""
+        """A copy of the batch on another device."""
         names = ("mean", "logvar", "atom_types", "num_atoms", "batch")
         moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names}
         y = {name: value.to(device, non_blocking=non_blocking) for name, value in self.y.items()}
@@ -75,16 +75,16 @@ class LatentBatch:
 class LatentDataset(Dataset):
     """The posteriors of the atoms of many crystals in flat tensors.
 
-    `CrystalLoader(latents, EpochSampler(len(latents), batch_size, shuffle=True))` iterates over
-    it in batches.
+    To iterate over batches, use
+    `CrystalLoader(latents, EpochSampler(len(latents), batch_size, shuffle=True))`.
 
     Args:
         mean, logvar: (N, Z) float32.
         atom_types: (N,) atomic numbers.
-        num_atoms: (B,).
-        ids: B names; their numbers by default.
+        num_atoms: (B,) number of atoms in each crystal.
+        ids: B names; by default the indices of the crystals.
         y: properties by name, (B,) each.
-        stats: the content of `stats.json`, which `normalize` needs.
+        stats: the content of `stats.json`, required by `normalize`.
     """
 
     def __init__(
@@ -109,14 +109,14 @@ class LatentDataset(Dataset):
 
     @classmethod
     def load(cls, path: str | Path, split: str = "train") -> Self:
-        """Open a split of a folder of latents; the large tensors stay on disk until read.
+        """Open a split of a folder of latents; the large tensors stay on disk until accessed.
 
         Args:
             path: the folder, or the file of a split in it.
-            split: `train`, `val` or `test`, where `path` is a folder.
+            split: `train`, `val` or `test`; ignored if `path` is a file.
 
         Raises:
-            DataError: if there is no such split or its file cannot be used.
+            DataError: if the split does not exist or its file cannot be used.
         """
         path = Path(path).expanduser()
         folder, file = (
@@ -125,8 +125,8 @@ class LatentDataset(Dataset):
         if not file.is_file():
             found = sorted(other.stem for other in folder.glob("*.safetensors"))
             raise DataError(
-                f"There are no latents {file} (the splits there: {', '.join(found) or 'none'}): "
-                "write them with src/encode_vae.py"
+                f"there are no latents {file} (splits in that folder: "
+                f"{', '.join(found) or 'none'}): write them with src/encode_vae.py"
             )
         try:
             mapped = MappedTensors(file)
@@ -137,12 +137,12 @@ class LatentDataset(Dataset):
             return self
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f"{file} is damaged or holds no latents ({error}): write it again with "
+                f"{file} is damaged or does not contain latents ({error}): write it again with "
                 "src/encode_vae.py"
             ) from error
 
     def save(self, path: Path) -> None:
-        """Write what `load` reads, but for the stats."""
+        """Write a file that `load` can read, without the stats."""
         names = ("mean", "logvar", "atom_types", "num_atoms")
         save_tensors(path, {name: getattr(self, name) for name in names}, self.ids, self.y)
 
@@ -158,7 +158,7 @@ class LatentDataset(Dataset):
         return self.batch(torch.tensor([range(len(self))[index]]))
 
     def batch(self, indices: Tensor) -> LatentBatch:
-        """The crystals at `indices` ((b,) int64), in that order."""
+        """The batch of crystals at `indices` ((b,) int64), in that order."""
         num_atoms = self.num_atoms[indices].long()
         total, starts = int(num_atoms.sum()), self._starts[indices]
         file = self._file
@@ -179,11 +179,11 @@ class LatentDataset(Dataset):
         )
 
     def moments(self) -> dict[str, list[float]]:
-        """Moments of each channel over all atoms, computed in float64.
+        """Compute the moments of each channel over all atoms, in float64.
 
         Returns:
-            `mean` and `std` of the posteriors' means, and `posterior_std`, the root of the mean
-            variance of the posteriors.
+            `mean` and `std` of the posterior means, and `posterior_std`, the square root of the
+            mean posterior variance.
         """
 
         def average(values: Tensor, function: Any) -> Tensor:
@@ -199,14 +199,14 @@ class LatentDataset(Dataset):
         }
 
     def normalize(self, x: Tensor) -> Tensor:
-        """Latents (..., Z) shifted and scaled by the moments of the training split.
+        """Shift and scale latents (..., Z) by the moments of the training split.
 
-        Over that split each channel of the posteriors' samples then has mean 0 and variance 1, by
-        the law of total variance. (The means alone would not do for the scale: those of a channel
-        that carries nothing hardly vary.)
+        By the law of total variance, samples from the posteriors of the training split then have
+        mean 0 and variance 1 in each channel. (Scaling by the spread of the means alone would blow
+        up channels that carry no information, whose means hardly vary.)
 
         Raises:
-            DataError: if the folder has no such moments.
+            DataError: if the moments of the training split are missing.
         """
         mean, std = self._shift_and_scale(x)
         return (x - mean) / std
@@ -219,8 +219,8 @@ class LatentDataset(Dataset):
     def _shift_and_scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.stats.get("mean") is None:
             raise DataError(
-                "there are no moments of the training split beside these latents: encode it with "
-                "them (src/encode_vae.py splits=[train,...])"
+                "the moments of the training split are missing: encode the training split as well "
+                "(src/encode_vae.py splits=[train,...])"
             )
         names = ("mean", "std", "posterior_std")
         mean, std, posterior_std = (x.new_tensor(self.stats[name]) for name in names)

@@ -1,4 +1,4 @@
-"""Batches of a data set in an order that a seed and an epoch decide."""
+"""Batches of a data set, in an order that depends only on a seed and the epoch."""
 
 from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
@@ -7,22 +7,34 @@ import torch
 from torch import Tensor
 
 from src.data.dataset import CrystalDataset
+from src.utils.errors import UserError
 
 B = TypeVar("B", covariant=True)
 
 
 class Batchable(Protocol[B]):
-    """What a loader iterates over: something that makes a batch of what is at some indices."""
+    """A data set that makes batches from indices."""
 
     def batch(self, indices: Tensor) -> B: ...
 
 
 class EpochSampler:
-    """The indices of each batch of an epoch, for one of `world_size` processes.
+    """The indices of each batch in an epoch, for one of `world_size` processes.
 
-    The order is a function of `seed` and epoch alone. A batch of `batch_size * world_size`
-    crystals is dealt out to the processes in equal parts, so that together they take the steps
-    that one process with that batch size would.
+    The order depends only on `seed` and the epoch. Each batch of `batch_size * world_size` crystals
+    is divided equally among the processes, so that together they take the same steps as a single
+    process with that batch size.
+
+    Args:
+        num_crystals: size of the data set.
+        batch_size: crystals per batch and process.
+        shuffle: shuffle the crystals in each epoch.
+        seed: seed of the shuffling.
+        rank: index of this process.
+        world_size: number of processes.
+
+    Raises:
+        UserError: if `batch_size` is below 1.
     """
 
     def __init__(
@@ -35,7 +47,7 @@ class EpochSampler:
         world_size: int = 1,
     ) -> None:
         if batch_size < 1:
-            raise ValueError(f"batch_size is at least 1, not {batch_size}")
+            raise UserError(f"batch_size must be at least 1, not {batch_size}")
         self.num_crystals = num_crystals
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -45,7 +57,7 @@ class EpochSampler:
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order; Lightning calls this at the start of each epoch."""
+        """Set the epoch, which determines the order. Lightning calls this before each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -58,18 +70,19 @@ class EpochSampler:
             yield whole.tensor_split(self.world_size)[self.rank]
 
     def whole_batches(self) -> Iterator[Tensor]:
-        """The indices of each batch of all processes together.
+        """The indices of each batch, for all processes together.
 
-        A rest of fewer crystals than processes would leave one of them without a batch. A
-        shuffled epoch leaves it out; else the last batch takes it, so that each crystal comes once.
+        If fewer crystals than processes are left for the last batch, a process would get none.
+        They are then dropped if the epoch is shuffled. Otherwise they are added to the batch
+        before, so that each crystal occurs exactly once.
 
         Raises:
-            ValueError: if there are fewer crystals than processes.
+            UserError: if there are fewer crystals than processes.
         """
         if self.num_crystals < self.world_size:
-            raise ValueError(
+            raise UserError(
                 f"{self.num_crystals} crystals are too few for {self.world_size} processes: "
-                "take fewer devices"
+                "use fewer devices"
             )
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
@@ -83,16 +96,17 @@ class EpochSampler:
 
 
 class CrystalLoader(Generic[B]):
-    """Iterates over the batches of a data set, each made by indexing its tensors.
+    """Iterates over the batches of a data set, which are made by indexing its tensors.
 
-    Where they lie on a device, so do the batches, and no worker process is needed to keep up.
+    Batches are on the same device as the data set. This is fast enough without worker processes.
+    The position is saved in checkpoints, so that training can resume within an epoch.
     """
 
     def __init__(self, dataset: Batchable[B], sampler: EpochSampler) -> None:
         self.dataset = dataset
-        self.sampler = sampler  # Lightning calls its `set_epoch`,
-        self.batch_sampler = None  # and looks at this one wherever it finds a sampler
-        self._state = {"epoch": 0, "taken": 0}  # batches of that epoch that were handed out
+        self.sampler = sampler  # Lightning calls its `set_epoch`
+        self.batch_sampler = None  # Lightning expects this attribute if there is a sampler
+        self._state = {"epoch": 0, "taken": 0}  # "taken": batches yielded in this epoch
         self._resume: dict[str, int] | None = None
 
     def __len__(self) -> int:
@@ -113,9 +127,9 @@ class CrystalLoader(Generic[B]):
                     yield self.dataset.batch(whole.tensor_split(world_size)[rank])
 
     def state_dict(self) -> dict[str, int]:
-        """Where in which epoch this loader is; Lightning keeps it in checkpoints."""
+        """The epoch and the position in it, which Lightning saves in checkpoints."""
         return dict(self._state)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let that epoch, if it is the next to be iterated, go on after the batches taken."""
+        """Resume: skip the batches already taken, if the next epoch iterated is the saved one."""
         self._state = self._resume = dict(state)

@@ -1,7 +1,7 @@
-"""A stream of records to a stream of crystals in flat arrays, by worker processes where it is long.
+"""Convert a stream of records to crystals in flat arrays, in worker processes if it is long.
 
-What is in memory does not grow with the number of records. This module imports no torch, so that
-workers start quickly.
+Memory does not grow with the number of records. This module does not import torch, so that workers
+start quickly.
 """
 
 import multiprocessing
@@ -15,27 +15,29 @@ from itertools import islice
 import numpy as np
 
 from src.data.cells import CELLS, choose_cell
-from src.data.cif import MAX_NUM_ATOMS, Crystal, CrystalError, check_crystal
+from src.data.cif import MAX_NUM_ATOMS
+from src.data.crystal import Crystal, CrystalError, check_crystal
 from src.data.readers import DataError, Record, crystal_of
+from src.utils.errors import UserError
 from src.utils.processes import WorkerContext, follow_parent, num_cpus
 
-CHUNK = 256  # records that a worker takes at once, a twentieth of a second
-LARGE = 10_000  # records: fewer are read here before workers have started
+CHUNK = 256  # records per task of a worker; takes about 0.05 s
+LARGE = 10_000  # records; fewer are read faster in this process than by starting workers
 MAX_ATOMIC_NUMBER = 99
 
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """How records become crystals, and which are refused.
+    """How to convert records to crystals, and which to reject.
 
     Args:
-        cell: of `src.data.cells.CELLS`; see `choose_cell`.
-        max_num_atoms: refuse larger crystals; None for no limit.
-        max_atomic_number: refuse crystals with heavier elements.
-        min_distance: refuse crystals with atoms closer than this, in Å.
+        cell: one of `src.data.cells.CELLS`; see `choose_cell`.
+        max_num_atoms: reject crystals with more atoms; None for no limit.
+        max_atomic_number: reject crystals with heavier elements.
+        min_distance: reject crystals with two atoms closer than this, Å.
 
     Raises:
-        DataError: for a cell that is none of those.
+        DataError: if `cell` is not one of `CELLS`.
     """
 
     cell: str = "niggli"
@@ -45,11 +47,11 @@ class ReadOptions:
 
     def __post_init__(self) -> None:
         if self.cell not in CELLS:
-            raise DataError(f"data.cell is one of {', '.join(CELLS)}, not {self.cell!r}")
+            raise DataError(f"data.cell must be one of {', '.join(CELLS)}, not {self.cell!r}")
 
 
 def read_record(record: Record, options: ReadOptions) -> Crystal:
-    """The crystal of a record.
+    """The crystal in a record, in the chosen cell.
 
     Raises:
         CrystalError: if it cannot be used; the message says why.
@@ -57,7 +59,7 @@ def read_record(record: Record, options: ReadOptions) -> Crystal:
     crystal = crystal_of(record)
     limits = (options.max_atomic_number, options.min_distance)
     if options.cell in ("primitive", "conventional"):
-        # overlapping atoms have no symmetry to find, and it says more that they overlap
+        # spglib finds no symmetry if atoms overlap; the overlap is the more helpful reason
         check_crystal(crystal, MAX_NUM_ATOMS, *limits)
     crystal = choose_cell(crystal, options.cell)
     check_crystal(crystal, options.max_num_atoms or MAX_NUM_ATOMS, *limits)
@@ -65,17 +67,17 @@ def read_record(record: Record, options: ReadOptions) -> Crystal:
 
 
 @dataclass(frozen=True, slots=True)
-class Parsed:
-    """The crystals of some records, and what was refused.
+class ParsedChunk:
+    """The crystals in a chunk of records, and the rejected records.
 
     Args:
         atom_types: (N,) uint8 atomic numbers.
-        frac_coords: (N, 3) float32.
+        frac_coords: (N, 3) float32 fractional coordinates.
         lattices: (B, 3, 3) float32, Å.
         num_atoms: (B,) int32.
-        ids: B names.
+        ids: IDs of the B crystals.
         properties: (B, number of properties) float32.
-        rejected: records that are no crystals, each with the reason.
+        rejected: the rejected records, each with the reason.
     """
 
     atom_types: np.ndarray
@@ -92,37 +94,39 @@ def parse(
     read: Callable[[Record], Crystal],
     num_workers: int | None = None,
     num_properties: int = 0,
-) -> Iterator[Parsed]:
-    """Yield the crystals of records, in their order, `CHUNK` records at a time and once at least.
+) -> Iterator[ParsedChunk]:
+    """Yield the crystals in records, in order, `CHUNK` records at a time.
+
+    Yields at least once, even if there are no records.
 
     Args:
-        read: makes a crystal of a record, or raises a `CrystalError`. It is sent to the workers, so
-            it must be found outside the main script.
-        num_workers: processes that call it; 0: this one does. None: this one for the first `LARGE`
-            records, and one for each CPU if there are more.
-        num_properties: of each record.
+        read: converts a record to a crystal, or raises a `CrystalError`. It is pickled for the
+            workers, so it must not be defined in the main script.
+        num_workers: processes that call `read`; 0 for this process only. None for this process for
+            the first `LARGE` records, then one process per CPU.
+        num_properties: number of properties of each record.
 
     Raises:
         DataError: if a worker dies.
-        ValueError: if num_workers is negative.
+        UserError: if `num_workers` is negative.
     """
     if num_workers is not None and num_workers < 0:
-        raise ValueError(f"num_workers must be at least 0, got {num_workers}")
+        raise UserError(f"num_workers must be at least 0, got {num_workers}")
     chunks = _chunks(records)
-    here = 0
+    num_local = 0  # chunks parsed in this process before workers are started
     if num_workers is None:
-        # so many CPUs are worth it, and a daemon may start no processes
-        alone = num_cpus() == 1 or multiprocessing.current_process().daemon
-        num_workers = 0 if alone else num_cpus()
-        here = LARGE // CHUNK
-    for chunk in islice(chunks, here if num_workers else None):
+        # a daemon process cannot start workers
+        no_workers = num_cpus() == 1 or multiprocessing.current_process().daemon
+        num_workers = 0 if no_workers else num_cpus()
+        num_local = LARGE // CHUNK
+    for chunk in islice(chunks, num_local if num_workers else None):
         yield _parse(chunk, read, num_properties)
     if num_workers:
         yield from _parse_in_workers(chunks, read, num_workers, num_properties)
 
 
 def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """The records in lists of `CHUNK`; an empty one if there are none."""
+    """The records in lists of `CHUNK`; a single empty list if there are no records."""
     iterator = iter(records)
     yield list(islice(iterator, CHUNK))
     while chunk := list(islice(iterator, CHUNK)):
@@ -134,13 +138,13 @@ def _parse_in_workers(
     read: Callable[[Record], Crystal],
     num_workers: int,
     num_properties: int,
-) -> Iterator[Parsed]:
+) -> Iterator[ParsedChunk]:
     pool = ProcessPoolExecutor(num_workers, WorkerContext(), follow_parent)
-    pending: deque[tuple[Record | None, Future[Parsed]]] = deque()
+    pending: deque[tuple[Record | None, Future[ParsedChunk]]] = deque()
     first = None
     try:
         for chunk in chunks:
-            # twice as many as can run, so that no worker has to wait for this process
+            # twice as many tasks as workers, so that no worker waits for this process
             if len(pending) >= 2 * num_workers:
                 first, future = pending.popleft()
                 yield future.result()
@@ -151,16 +155,18 @@ def _parse_in_workers(
             first, future = pending.popleft()
             yield future.result()
     except BrokenProcessPool as error:
-        where = f" reading {first.where} or what comes after it" if first else ""
+        where = f" while reading {first.where} or one of the crystals after it" if first else ""
         raise DataError(
-            f"A worker process died{where}. If the machine was short of memory, take fewer with "
+            f"A worker process died{where}. If it ran out of memory, use fewer workers: set "
             "data.num_workers; data.num_workers=0 reads in the main process"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _parse(records: list[Record], read: Callable[[Record], Crystal], num_properties: int) -> Parsed:
+def _parse(
+    records: list[Record], read: Callable[[Record], Crystal], num_properties: int
+) -> ParsedChunk:
     crystals, kept, rejected = [], [], []
     for record in records:
         try:
@@ -169,9 +175,9 @@ def _parse(records: list[Record], read: Callable[[Record], Crystal], num_propert
             rejected.append((record, str(error)))
         else:
             kept.append(record)
-    with np.errstate(over="ignore"):  # a property beyond float32 is infinite
+    with np.errstate(over="ignore"):  # values too large for float32 become infinite
         properties = np.array([record.properties for record in kept], np.float32)
-    return Parsed(
+    return ParsedChunk(
         np.concatenate([np.zeros(0, np.uint8), *(c.atom_types for c in crystals)]).astype(np.uint8),
         np.concatenate([np.zeros((0, 3)), *(c.frac_coords for c in crystals)]).astype(np.float32),
         np.array([c.lattice for c in crystals], np.float32).reshape(-1, 3, 3),

@@ -1,6 +1,6 @@
-"""What lies on disk, as a stream of records; tables (CSV, Parquet) are read here.
+"""The records that all readers yield, and the reader for tables (CSV, Parquet).
 
-`src.data.structures` has the reader of all other formats, of folders and of archives.
+`src.data.structures` has the reader for all other formats, folders and archives.
 """
 
 import gzip
@@ -19,34 +19,43 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from src.data.cif import Crystal, CrystalError, read_cif
+from src.data.cif import read_cif
+from src.data.crystal import Crystal, CrystalError
+from src.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 
-ID_COLUMNS = ("material_id", "id")  # of a table, the first that is there
+# Names that a file or a column may use for a split, in lower case.
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
+ID_COLUMNS = ("material_id", "id")  # a table's first column of these has the IDs
 
 File = Path | zipfile.Path
-MISSING = {"", "nan", "na", "n/a", "none", "null"}  # in small letters: no number, and no mistake
-# what pandas, pyarrow, gzip and zipfile raise of damaged files
+MISSING_VALUES = {"", "nan", "na", "n/a", "none", "null"}  # in lower case; read as NaN silently
+# What pandas, pyarrow, gzip and zipfile raise for damaged files
 _UNREADABLE = (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 _MAX_FLOAT = float(np.finfo(np.float32).max)
-_MAX_NAMED = 30  # names in a message
+_MAX_NAMES_SHOWN = 30  # in an error message
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One crystal as it was found.
+    """A crystal as read from a file, before it is checked.
 
     Attributes:
-        where: file, and row or frame in it, for messages.
-        id: its name.
-        cif: its CIF text, where it has one.
+        where: the file, and the row or frame in it, for messages.
+        id: the crystal's ID.
+        cif: its CIF text, if it was read from a CIF or a table.
         properties: numbers in the order of the reader's `properties`, NaN where missing.
-        crystal: the crystal, where its format is another one.
-        reason: why there is neither: it could not be read.
-        file: its file, relative to what is read.
+        crystal: the crystal, if it was read from any other format.
+        reason: why it could not be read, if there is neither a CIF text nor a crystal.
+        file: path of the file, relative to the source of the reader.
     """
 
     where: str
@@ -59,96 +68,101 @@ class Record:
 
 
 def crystal_of(record: Record) -> Crystal:
-    """The crystal of a record, its cell as given.
+    """The crystal in a record, in the cell of the file.
 
     Raises:
-        CrystalError: if there is none; the message says why.
+        CrystalError: if it could not be read; the message says why.
     """
     if record.reason:
         raise CrystalError(record.reason)
     return read_cif(record.cif, niggli=False) if record.crystal is None else record.crystal
 
 
-class DataError(ValueError):
-    """Input data that cannot be used; the message names the file and what to do."""
+class DataError(UserError):
+    """Data that cannot be used. The message names the file and says what to do."""
 
 
 class Reader(Protocol):
-    """A stream of records: an iterable that reads its files anew each time."""
+    """A stream of records. Each iteration reads the files from the start."""
 
     @property
     def source(self) -> Path:
-        """What one said to read."""
+        """The file, folder or archive to read."""
 
     @property
     def files(self) -> Sequence[Path]:
-        """All files whose bytes decide the records, in or at `source`."""
+        """All files that are read: `source` itself, or files inside it."""
 
     @property
     def properties(self) -> Sequence[str]:
-        """The names of the records' `properties`."""
+        """The names of the values in `Record.properties`."""
 
     def __iter__(self) -> Iterator[Record]: ...
 
 
-class Numbers:
-    """Properties of crystals as numbers; remembers which names there are, and what was no number.
+class PropertyParser:
+    """Converts the properties of crystals to numbers, and counts the values that are not numbers.
 
     Args:
-        source: what is read, for messages.
-        names: the properties that are asked for.
+        source: where the properties come from, for messages.
+        names: the requested properties.
+
+    Attributes:
+        available: names of all properties seen so far. The caller adds to it.
     """
 
     def __init__(self, source: Path, names: Sequence[str]) -> None:
         self.source = source
         self.names = tuple(names)
-        self.known: set[str] = set()
-        self._num_bad: Counter[str] = Counter()
-        self._first_bad: dict[str, str] = {}
+        self.available: set[str] = set()
+        self._num_invalid: Counter[str] = Counter()
+        self._first_invalid: dict[str, str] = {}
 
-    def __call__(self, values: Mapping[str, Any], where: str) -> tuple[float, ...]:
-        """The numbers of one crystal, NaN for those that are missing or none.
+    def parse(self, values: Mapping[str, Any], where: str) -> tuple[float, ...]:
+        """The requested properties of one crystal, NaN where missing or not a number.
 
         Args:
-            values: what it carries, by name.
-            where: it was found.
+            values: all values given for the crystal, by name.
+            where: the file, and the row or frame in it, for messages.
         """
-        return tuple([self._number(name, values.get(name), where) for name in self.names])
+        return tuple([self._parse_number(name, values.get(name), where) for name in self.names])
 
-    def _number(self, name: str, value: Any, where: str) -> float:
-        if value is None or (isinstance(value, str) and value.strip().lower() in MISSING):
+    def _parse_number(self, name: str, value: Any, where: str) -> float:
+        if value is None or (isinstance(value, str) and value.strip().lower() in MISSING_VALUES):
             return math.nan
         try:
             number = math.nan if np.ndim(value) else float(value)
         except (TypeError, ValueError, OverflowError):
             number = math.inf
-        # NaN is how a table says that it has none, but an array is no number
+        # NaN marks a missing value, but an array is invalid
         if abs(number) <= _MAX_FLOAT or (math.isnan(number) and not np.ndim(value)):
             return number
-        self._num_bad[name] += 1
-        self._first_bad.setdefault(name, f"{str(value)[:40]!r} in {where}")
+        self._num_invalid[name] += 1
+        self._first_invalid.setdefault(name, f"{str(value)[:40]!r} in {where}")
         return math.nan
 
-    def warn(self) -> None:
-        """Say how many values were no numbers."""
-        for name, first in self._first_bad.items():
+    def warn_of_invalid(self) -> None:
+        """Log how many values were not numbers."""
+        for name, first in self._first_invalid.items():
             log.warning(
-                "%s: %d values of %r are no numbers, and NaN now; the first is %s",
-                self.source, self._num_bad[name], name, first,
+                "%s: %d values of %r are not numbers and were replaced by NaN; the first is %s",
+                self.source, self._num_invalid[name], name, first,
             )  # fmt: skip
 
-    def check_known(self) -> None:
-        """Refuse names that no crystal has.
+    def check_names(self) -> None:
+        """Check that each requested property is available for at least one crystal.
 
         Raises:
-            DataError: for such a name; it lists those that there are.
+            DataError: if one is not; the message lists the available ones.
         """
-        if absent := [name for name in self.names if name not in self.known]:
-            there = sorted(self.known)
-            named = ", ".join(there[:_MAX_NAMED]) + (" ..." if len(there) > _MAX_NAMED else "")
+        if absent := [name for name in self.names if name not in self.available]:
+            names = sorted(self.available)
+            shown = ", ".join(names[:_MAX_NAMES_SHOWN])
+            if len(names) > _MAX_NAMES_SHOWN:
+                shown += " ..."
             raise DataError(
-                f"{self.source}: no crystal has {absent}; the properties there are: "
-                f"{named or 'none'}"
+                f"{self.source}: no crystal has {absent}; the available properties are: "
+                f"{shown or 'none'}"
             )
 
 
@@ -157,10 +171,10 @@ class Row:
     """A row of a table.
 
     Attributes:
-        index: from 0.
-        id: of `material_id` or `id`; None where the table has neither.
+        index: number of the row, from 0.
+        id: the value of `material_id` or `id`; None if the table has neither.
         cif: the CIF text.
-        values: the columns that were asked for, by name.
+        values: the values of the requested columns, by name.
     """
 
     index: int
@@ -171,11 +185,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class CsvReader:
-    """A table with the columns `material_id` or `id` (optional), `cif`, and properties.
+    """Reads a table with a column `cif` and optional columns `material_id` or `id`, and properties.
 
     Args:
-        path: `.csv`, plain or `.gz`.
-        properties: numeric columns that ride along; one that this file lacks is all NaN.
+        path: a `.csv`, `.csv.gz` or `.parquet` file.
+        properties: numeric columns to keep. A column that the file lacks is all NaN.
     """
 
     path: Path
@@ -190,24 +204,25 @@ class CsvReader:
         return [self.path]
 
     def __iter__(self) -> Iterator[Record]:
-        """Yield the rows, a chunk of the file in memory at a time.
+        """Yield the rows, with one chunk of the file in memory at a time.
 
         Raises:
             DataError: if the file cannot be read as a table or has no column `cif`.
         """
-        numbers = Numbers(self.path, self.properties)
-        lacking = set(self.properties) - set(columns_of(self.path))
-        for name in (name for name in self.properties if name in lacking):
-            log.warning("%s has no column %r: NaN for all its crystals", self.path, name)
+        parser = PropertyParser(self.path, self.properties)
+        absent = set(self.properties) - set(columns_of(self.path))
+        for name in (name for name in self.properties if name in absent):
+            log.warning("%s has no column %r: it is NaN for all crystals", self.path, name)
         for row in iter_rows(self.path, self.properties):
             where, id_ = f"{self.path.name} row {row.index}", row.id
             id_ = str(row.index) if id_ is None else id_
-            yield Record(where, id_, row.cif, numbers(row.values, where), file=self.path.name)
-        numbers.warn()
+            properties = parser.parse(row.values, where)
+            yield Record(where, id_, row.cif, properties, file=self.path.name)
+        parser.warn_of_invalid()
 
 
 def is_table(name: str) -> bool:
-    """Whether a file of this name is read by rows: `.csv`, `.csv.gz` or `.parquet`."""
+    """Whether a file with this name is a table: `.csv`, `.csv.gz` or `.parquet`."""
     return name.lower().endswith((".csv", ".csv.gz", ".parquet"))
 
 
@@ -224,25 +239,28 @@ def columns_of(file: File) -> list[str]:
             with file.open("rb") as raw, parquet.ParquetFile(raw) as table:
                 return list(table.schema_arrow.names)
         with _open(file) as content:
-            return pd.read_csv(io.BufferedReader(_WithoutNul(content)), nrows=0).columns.tolist()
+            return pd.read_csv(
+                io.BufferedReader(_NulCheckingReader(content)), nrows=0
+            ).columns.tolist()
 
 
 def iter_rows(file: File, names: Sequence[str] = ()) -> Iterator[Row]:
-    """The rows of a table, a chunk of the file in memory at a time.
+    """Yield the rows of a table, with one chunk of the file in memory at a time.
 
     Args:
-        file: `.csv`, `.csv.gz` or `.parquet`, maybe in an archive.
-        names: the columns that a row's `values` are to have, where there are such.
+        file: a `.csv`, `.csv.gz` or `.parquet` file, which may be in an archive.
+        names: columns to include in `Row.values`. Columns that do not exist are ignored.
 
     Raises:
-        DataError: if the file cannot be read as a table or has no column `cif`.
+        DataError: if the file cannot be read as a table, has no column `cif`, or has several
+            columns of the same name among those it needs.
     """
     index = 0
     for chunk in _chunks(file, names):
         if "cif" not in chunk:
             raise DataError(
                 f"{file} has no column 'cif'; its columns are {columns_of(file)}: rename the one "
-                "that holds the text of CIFs"
+                "with the CIF text to 'cif'"
             )
         cifs = ["" if pd.isna(cif) else str(cif) for cif in chunk["cif"].tolist()]
         for id_, cif, values in zip(_ids(chunk), cifs, _values(chunk, names), strict=True):
@@ -251,34 +269,53 @@ def iter_rows(file: File, names: Sequence[str] = ()) -> Iterator[Row]:
 
 
 def read_properties(path: Path, names: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """The numbers of a table that has no crystals, by the ids of those they belong to.
+    """Read a table of properties without crystals.
 
     Args:
-        path: `.csv`, `.csv.gz` or `.parquet` with the column `material_id` or `id`.
-        names: of its columns.
+        path: a `.csv`, `.csv.gz` or `.parquet` file with a column `material_id` or `id`.
+        names: the columns to read.
+
+    Returns:
+        By ID, the values of the columns in the order of `names`.
 
     Raises:
-        DataError: if it cannot be read, lacks a column, or has an id twice.
+        DataError: if the table cannot be read, lacks a column, or has duplicate columns or IDs.
     """
-    numbers = Numbers(path, names)
+    parser = PropertyParser(path, names)
     found: dict[str, tuple[float, ...]] = {}
-    numbers.known.update(columns_of(path))
-    numbers.check_known()
+    parser.available.update(columns_of(path))
+    parser.check_names()
     for chunk in _chunks(path, names):
         for id_, values in zip(_ids(chunk), _values(chunk, names), strict=True):
             if id_ is None:
-                raise DataError(f"{path} has no column material_id or id that says whose they are")
+                raise DataError(
+                    f"{path} has no column material_id or id: add one with the IDs of the crystals"
+                )
             if id_ in found:
-                raise DataError(f"{path} has {id_!r} twice: keep one row for each crystal")
-            found[id_] = numbers(values, f"row {len(found)}")
-    numbers.warn()
+                raise DataError(f"{path} has {id_!r} twice: keep one row per crystal")
+            found[id_] = parser.parse(values, f"row {len(found)}")
+    parser.warn_of_invalid()
     return found
 
 
 def _chunks(file: File, names: Sequence[str]) -> Iterator[pd.DataFrame]:
     with _as_data_error(file):
+        header = _header(file)
+        for name in dict.fromkeys((*ID_COLUMNS, "cif", *names)):
+            if header.count(name) > 1:  # pandas would silently use the first
+                raise DataError(f"{file} has {header.count(name)} columns {name!r}: keep one")
         chunks = _parquet_chunks if file.name.lower().endswith(".parquet") else _csv_chunks
         yield from chunks(file, names)
+
+
+def _header(file: File) -> list[str]:
+    """The column names as written in the file; `columns_of` has pandas rename duplicates."""
+    if file.name.lower().endswith(".parquet"):
+        return columns_of(file)
+    with _open(file) as content:
+        raw = io.BufferedReader(_NulCheckingReader(content))
+        first = pd.read_csv(raw, header=None, nrows=1, dtype=str, keep_default_na=False)
+    return first.iloc[0].tolist()
 
 
 def _ids(chunk: pd.DataFrame) -> list[str | None]:
@@ -289,11 +326,11 @@ def _ids(chunk: pd.DataFrame) -> list[str | None]:
 
 
 def _values(chunk: pd.DataFrame, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    there = [name for name in dict.fromkeys(names) if name in chunk]
-    if not there:
+    present = [name for name in dict.fromkeys(names) if name in chunk]
+    if not present:
         return iter([{} for _ in range(len(chunk))])
-    columns = (chunk[name].tolist() for name in there)
-    return (dict(zip(there, row, strict=True)) for row in zip(*columns, strict=True))
+    columns = (chunk[name].tolist() for name in present)
+    return (dict(zip(present, row, strict=True)) for row in zip(*columns, strict=True))
 
 
 @contextmanager
@@ -321,31 +358,31 @@ def _csv_chunks(file: File, names: Sequence[str]) -> Iterator[pd.DataFrame]:
     with (
         _open(file) as raw,
         pd.read_csv(
-            io.BufferedReader(_WithoutNul(raw)),
+            io.BufferedReader(_NulCheckingReader(raw)),
             chunksize=10_000,
             dtype=dict.fromkeys((*ID_COLUMNS, "cif"), str),
             low_memory=False,
-            keep_default_na=False,  # "NA" is a name, too
+            keep_default_na=False,  # "NA" can be an ID
         ) as chunks,
     ):
         for chunk in chunks:
-            if not isinstance(chunk.index, pd.RangeIndex):  # pandas has shifted the names
-                raise DataError(f"{file} has more values in a row than columns in its first line")
+            if not isinstance(chunk.index, pd.RangeIndex):  # pandas used a column as the index
+                raise DataError(f"{file} has a row with more values than there are column names")
             yield chunk
 
 
 def _parquet_chunks(file: File, names: Sequence[str]) -> Iterator[pd.DataFrame]:
-    from pyarrow import parquet  # takes a while, and most data need none
+    from pyarrow import parquet  # slow to import, and rarely needed
 
     with file.open("rb") as raw, parquet.ParquetFile(raw) as table:
-        there = table.schema_arrow.names
-        wanted = [n for n in dict.fromkeys([*ID_COLUMNS, "cif", *names]) if n in there]
+        present = table.schema_arrow.names
+        wanted = [n for n in dict.fromkeys([*ID_COLUMNS, "cif", *names]) if n in present]
         for batch in table.iter_batches(batch_size=10_000, columns=wanted):
             yield batch.to_pandas()
 
 
-class _WithoutNul(io.RawIOBase):
-    """Passes bytes on until there is a zero among them: there pandas would cut off the field."""
+class _NulCheckingReader(io.RawIOBase):
+    """Raises an error at a NUL byte, where pandas would silently truncate the field."""
 
     def __init__(self, file: io.BufferedIOBase) -> None:
         self._file = file
@@ -356,6 +393,6 @@ class _WithoutNul(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         content = self._file.read(len(buffer))
         if b"\0" in content:
-            raise OSError("there is a zero byte in it")
+            raise OSError("it contains a NUL byte")
         buffer[: len(content)] = content
         return len(content)

@@ -1,13 +1,13 @@
-"""Why crystals are left out, in few words."""
+"""Group the reasons for rejecting crystals into kinds."""
 
 import re
 
-# What reasons have in common, in the order in which they are tried. Any other is a kind of its own.
+# Patterns for the reason, tried in this order.
 KINDS = {
     "partial occupancy": "occupanc|not an ordered",
     "overlapping atoms": "closer than|share one position",
     "too many atoms": r"more than \d+( atoms)?$",
-    "unknown element": "no element|which elements",
+    "unknown element": "not an element|no element|which elements",
     "element out of range": "^atomic number",
     "damaged file": "^not valid CIF",
     "unreadable symmetry": "symmetry|space group",
@@ -18,7 +18,10 @@ KINDS = {
 
 
 def kind_of(reason: str) -> str:
-    """What reasons that differ in numbers and names have in common: `partial occupancy`."""
+    """The kind of a reason, such as `partial occupancy`.
+
+    If it is of no known kind, the reason itself, without numbers, quoted names and details.
+    """
     for kind, pattern in KINDS.items():
         if re.search(pattern, reason):
             return kind

@@ -1,19 +1,19 @@
-"""`CrystalBatch`: the one form in which crystals travel through the project.
+"""`CrystalBatch`, the data structure for batches of crystals throughout the project.
 
-Shapes and units are said here, once. N atoms in the batch, B crystals.
+This is the reference for shapes and units. A batch has N atoms and B crystals.
 
 | name           | shape         | unit                                                        |
 |----------------|---------------|-------------------------------------------------------------|
 | atom_types     | (N,) int64    | atomic number; 0 is the mask token                          |
 | frac_coords    | (N, 3)        | fraction of the cell                                        |
 | lattices       | (B, 3, 3)     | Å, rows are a, b, c                                         |
-| num_atoms      | (B,) int64    |                                                             |
+| num_atoms      | (B,) int64    | atoms in each crystal                                       |
 | batch          | (N,) int64    | crystal of each atom                                        |
 | ptr            | (B + 1,) int64| first atom of each crystal, then N                          |
 | y              | dict of (B,)  | properties by name, NaN where missing                       |
-| max_num_atoms  | int           | atoms in the largest crystal, known without asking a device |
+| max_num_atoms  | int           | atoms in the largest crystal (no device synchronization)    |
 
-Derived on access, so that they cannot go stale:
+Computed on access, so that they are always up to date:
 
 | name           | shape         | unit                                                        |
 |----------------|---------------|-------------------------------------------------------------|
@@ -38,19 +38,20 @@ from pymatgen.core import DummySpecies, Lattice, Structure
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
+from src.utils.errors import UserError
 from src.utils.geometry import lattices_to_parameters, transform
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Which part of a step's batch this process holds, where several share one.
+    """The part of a training batch that this process has, when several processes share a batch.
 
     Attributes:
-        first_atom: how many atoms of the whole batch come before this part.
-        first_crystal: the same of crystals.
-        num_atoms: of the whole batch.
-        num_crystals: of the whole batch.
-        num_parts: processes.
+        first_atom: index of the first atom of this part in the whole batch.
+        first_crystal: index of the first crystal of this part in the whole batch.
+        num_atoms: number of atoms in the whole batch.
+        num_crystals: number of crystals in the whole batch.
+        num_parts: number of processes.
     """
 
     first_atom: int
@@ -61,20 +62,20 @@ class Part:
 
     @property
     def mean_num_atoms(self) -> float:
-        """Atoms per process."""
+        """Mean number of atoms per process."""
         return self.num_atoms / self.num_parts
 
     @property
     def mean_num_crystals(self) -> float:
-        """Crystals per process."""
+        """Mean number of crystals per process."""
         return self.num_crystals / self.num_parts
 
 
 class CrystalBatch(Batch):
-    """A batch of crystals with packed atoms, and a `torch_geometric.data.Batch`.
+    """A batch of crystals with packed atoms; a subclass of `torch_geometric.data.Batch`.
 
-    See the module's docstring for fields, shapes and units. Build one with `from_tensors`,
-    `from_structures`, `from_atoms` or PyG's `from_data_list`; make a changed copy with `replace`.
+    See the module docstring for fields, shapes and units. Create one with `from_tensors`,
+    `from_structures`, `from_atoms` or PyG's `from_data_list`, and a modified copy with `replace`.
     """
 
     atom_types: Tensor
@@ -95,23 +96,26 @@ class CrystalBatch(Batch):
         max_num_atoms: int | None = None,
         part: Part | None = None,
     ) -> Self:
-        """Batch of tensors that are laid out as in the module's docstring.
+        """Create a batch from tensors with the layout in the module docstring.
 
-        `max_num_atoms` spares a synchronisation with the device where the caller knows it. `part`
-        says that the batch is part of a larger one.
+        Args:
+            atom_types, frac_coords, lattices, num_atoms, y: see the module docstring.
+            max_num_atoms: the largest of `num_atoms`; without it, reading the value synchronizes
+                with the device.
+            part: describes which part of a larger batch this is.
 
         Raises:
-            ValueError: if the shapes do not belong together.
+            ValueError: if the shapes are inconsistent.
         """
         n, b = atom_types.shape[0], num_atoms.shape[0]
         if frac_coords.shape != (n, 3) or lattices.shape != (b, 3, 3):
             raise ValueError(
-                f"{n} atom_types and {b} num_atoms want frac_coords ({n}, 3) and lattices "
+                f"{n} atom_types and {b} num_atoms require frac_coords ({n}, 3) and lattices "
                 f"({b}, 3, 3), not {tuple(frac_coords.shape)} and {tuple(lattices.shape)}"
             )
         for name, value in (y or {}).items():
             if value.shape != (b,):
-                raise ValueError(f"y[{name!r}] of {b} crystals is {tuple(value.shape)}")
+                raise ValueError(f"y[{name!r}] must have shape ({b},), not {tuple(value.shape)}")
         ptr = torch.nn.functional.pad(num_atoms.cumsum(0), (1, 0))
         index = torch.arange(b, device=num_atoms.device)
         self = cls(
@@ -131,18 +135,20 @@ class CrystalBatch(Batch):
 
     @classmethod
     def from_structures(cls, structures: Sequence[Structure]) -> Self:
-        """Batch of pymatgen structures; coordinates and cells are taken as they stand.
+        """Create a batch from pymatgen structures; coordinates and cells are not changed.
 
         Raises:
-            ValueError: for a structure without sites, with partial occupancies, or with a site
-                that is no element, named by its index.
+            UserError: for a structure without sites, with partial occupancies, or with a site
+                without an element; the message gives its index.
         """
         for i, structure in enumerate(structures):
             if not structure.is_ordered:
-                raise ValueError(f"structure {i} ({structure.formula}) has partial occupancies")
+                raise UserError(f"structure {i} ({structure.formula}) has partial occupancies")
             # the Z of a dummy species is a hash
             if any(isinstance(specie, DummySpecies) for specie in structure.species):
-                raise ValueError(f"structure {i} ({structure.formula}) has a site without element")
+                raise UserError(
+                    f"structure {i} ({structure.formula}) has a site without an element"
+                )
         return cls._from_arrays(
             [[site.specie.Z for site in s] for s in structures],
             [s.frac_coords for s in structures],
@@ -151,17 +157,19 @@ class CrystalBatch(Batch):
 
     @classmethod
     def from_atoms(cls, atoms: Sequence[Atoms]) -> Self:
-        """Batch of ASE atoms; coordinates and cells are taken as they stand.
+        """Create a batch from ASE atoms; coordinates and cells are not changed.
 
         Raises:
-            ValueError: for atoms that are none, have no three-dimensional cell, or include one
-                of no element (X), named by their index.
+            UserError: for an empty `Atoms`, one without a three-dimensional cell, or one with an
+                atom without an element (X); the message gives its index.
         """
         for i, a in enumerate(atoms):
             if a.cell.rank < 3:
-                raise ValueError(f"atoms {i} ({a.get_chemical_formula()}) have no 3D cell")
+                raise UserError(f"atoms {i} ({a.get_chemical_formula()}) have no 3D cell")
             if (a.numbers < 1).any():
-                raise ValueError(f"atoms {i} ({a.get_chemical_formula()}) include no element (X)")
+                raise UserError(
+                    f"atoms {i} ({a.get_chemical_formula()}) include an atom without an element (X)"
+                )
         return cls._from_arrays(
             [a.numbers for a in atoms],
             [a.cell.scaled_positions(a.positions) for a in atoms],
@@ -171,10 +179,10 @@ class CrystalBatch(Batch):
     @classmethod
     def _from_arrays(cls, atom_types: Sequence, frac_coords: Sequence, lattices: Sequence) -> Self:
         if not len(atom_types):
-            raise ValueError("no crystals to make a batch of")
+            raise UserError("cannot create a batch of no crystals")
         counts = [len(a) for a in atom_types]
         if 0 in counts:
-            raise ValueError(f"crystal {counts.index(0)} has no atoms")
+            raise UserError(f"crystal {counts.index(0)} has no atoms")
         return cls.from_tensors(
             atom_types=torch.as_tensor(np.concatenate(atom_types), dtype=torch.int64),
             frac_coords=torch.as_tensor(np.concatenate(frac_coords), dtype=torch.float32),
@@ -185,11 +193,11 @@ class CrystalBatch(Batch):
 
     @classmethod
     def for_sampling(cls, num_atoms: Tensor, atom_types: Tensor | None = None) -> Self:
-        """A batch that says only how many atoms (and, if given, which) each crystal has.
+        """Create a batch that only defines the number of atoms, and optionally the atom types.
 
         Args:
-            num_atoms: (B,) int64.
-            atom_types: (N,) atomic numbers for a model that does not predict them.
+            num_atoms: (B,) int64 number of atoms in each crystal.
+            atom_types: (N,) atomic numbers, for a model that does not predict them.
         """
         n, b = int(num_atoms.sum()), len(num_atoms)
         zeros = num_atoms.new_zeros
@@ -207,7 +215,7 @@ class CrystalBatch(Batch):
         frac_coords: Tensor | None = None,
         lattices: Tensor | None = None,
     ) -> Self:
-        """A new batch with these fields in place of the old; this one stays as it is."""
+        """A copy of the batch with the given fields replaced."""
         return CrystalBatch.from_tensors(
             self.atom_types if atom_types is None else atom_types,
             self.frac_coords if frac_coords is None else frac_coords,
@@ -219,7 +227,7 @@ class CrystalBatch(Batch):
         )
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """The batch on another device; unlike PyG's, this one stays where it is."""
+        """A copy of the batch on another device; unlike in PyG, the original is not moved."""
         return super(CrystalBatch, copy.copy(self)).to(*args, **kwargs)
 
     @property
@@ -229,7 +237,7 @@ class CrystalBatch(Batch):
 
     @property
     def part(self) -> Part:
-        """Of the batch of a training step; the whole of it unless `from_tensors` was told."""
+        """The part of a larger batch that this is; by default the whole batch."""
         known = self._store.__dict__.get("_part")
         return known or Part(0, 0, len(self.batch), len(self.num_atoms), 1)
 
@@ -263,13 +271,13 @@ class CrystalBatch(Batch):
         return transform(self.frac_coords, self.lattices[self.batch])
 
     def get_example(self, idx: int) -> Data:
-        """Crystal `idx` as a PyG `Data`; PyG's indexing and `to_data_list` come through here.
+        """Crystal `idx` as a PyG `Data`; PyG's indexing and `to_data_list` call this.
 
         Raises:
             IndexError: if the batch has no such crystal.
         """
         if not -self.num_graphs <= idx < self.num_graphs:
-            raise IndexError(f"crystal {idx} of a batch of {self.num_graphs}")
+            raise IndexError(f"there is no crystal {idx} in a batch of {self.num_graphs}")
         i = idx % self.num_graphs
         atoms = slice(int(self.ptr[i]), int(self.ptr[i + 1]))
         fields: dict[str, Any] = {
@@ -284,9 +292,9 @@ class CrystalBatch(Batch):
         return Data(**fields)
 
     def _split(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """atom_types (n,), frac_coords (n, 3) and lattice (3, 3) of each crystal, on the host."""
+        """atom_types (n,), frac_coords (n, 3) and lattice (3, 3) of each crystal, on the CPU."""
         if bool((self.atom_types < 1).any()):
-            raise ValueError("atom type 0 is the mask token: such a batch has no structures")
+            raise ValueError("masked atoms (mask token 0) cannot be converted to structures")
         cuts = self.ptr[1:-1].tolist()
         return list(
             zip(

@@ -1,1 +1,1 @@
-"""A data set before anyone trains on it: what it holds, what was left out, what is in it twice."""
+"""Inspect a data set before training: its contents, rejected crystals and duplicates."""

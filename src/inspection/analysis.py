@@ -1,6 +1,6 @@
-"""What takes a moment to find out about a crystal, for very many of them.
+"""Find space groups and shortest distances of many crystals in worker processes.
 
-This module imports neither torch nor pymatgen: worker processes that use it start quickly.
+This module imports neither torch nor pymatgen, so that worker processes start quickly.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from src.metrics.space_groups import SYMPREC, space_group
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-_PART = 4096  # crystals, or pairs, in memory as structures at a time
+_CHUNK = 4096  # crystals or pairs held in memory as structures at a time
 
 Indices = Sequence[int] | np.ndarray
 LoadStructures = Callable[[Indices], "list[Structure]"]
-"""Gives the crystals at some indices, in their order."""
+"""Returns the crystals at the given indices, in that order."""
 
 
 class CrystalAnalysis(NamedTuple):
-    """What is seen of one crystal.
+    """Space group and shortest distance of one crystal.
 
     Attributes:
-        space_group: 1 to 230; None where spglib finds none.
-        min_distance: the smallest between two atoms in Å, periodic images included.
+        space_group: number, 1 to 230; None if spglib finds none.
+        min_distance: shortest distance between two atoms in Å, including periodic images.
     """
 
     space_group: int | None
@@ -39,7 +39,7 @@ class CrystalAnalysis(NamedTuple):
 
 
 def analyze_crystal(structure: Structure, *_: object, symprec: float = SYMPREC) -> CrystalAnalysis:
-    """What is seen of one crystal, with a tolerance on positions of `symprec` in Å."""
+    """Analyze one crystal; `symprec` is the tolerance of the space group on positions in Å."""
     found = space_group(structure, symprec)
     number = None if found is None else found.number
     return CrystalAnalysis(number, float(neighbor_distances(structure, 1).min()))
@@ -54,10 +54,19 @@ def analyze_crystals(
     timeout: float = 10.0,
     progress: bool = False,
 ) -> list[CrystalAnalysis | None]:
-    """What is seen of crystals; None of one that exceeds `timeout` (s) or ends its process.
+    """Analyze the crystals at the given indices in worker processes.
 
     Args:
+        load: returns the crystals at given indices.
+        indices: the crystals to analyze.
+        symprec: tolerance of the space group on positions in Å.
         num_workers: see `MatcherPool`.
+        timeout: time limit in seconds for one crystal.
+        progress: show a progress bar.
+
+    Returns:
+        The results in the order of `indices`; None for a crystal that exceeds the time limit, fails
+        or crashes its worker.
     """
     function = partial(analyze_crystal, symprec=symprec)
     return map_structures(
@@ -73,18 +82,20 @@ def map_structures(
     timeout: float,
     progress: str | None = None,
 ) -> list[Any]:
-    """What a function says of each crystal, in worker processes that can be killed.
-
-    A `MatcherPool` does the work: it runs any function on pairs, here of a crystal with itself.
+    """Apply a function to crystals in worker processes that are killed when they hang.
 
     Args:
-        function: called with a structure and two more arguments, under the conditions of
-            `MatcherPool`'s matcher.
-        progress: a title to show progress under.
+        function: called with a structure and two more arguments that it can ignore; it has to meet
+            the requirements for `MatcherPool`'s `matcher`.
+        load: returns the crystals at given indices.
+        indices: the crystals to apply the function to.
+        num_workers, timeout: see `MatcherPool`.
+        progress: title of the progress bar; None for no bar.
 
     Returns:
-        Its results, in order; None for a crystal that it gave none on.
+        The results in the order of `indices`; None for a crystal without a result.
     """
+    # MatcherPool runs any function on pairs: here on each crystal paired with itself.
     found: list[Any] = []
     with (
         MatcherPool(num_workers, timeout=timeout, matcher=cast(Matcher, function)) as pool,
@@ -98,17 +109,17 @@ def map_structures(
     return found
 
 
-def chunks(items: Sequence[Any] | np.ndarray, size: int = _PART) -> list[Any]:
-    """A sequence in pieces of at most `size`."""
+def chunks(items: Sequence[Any] | np.ndarray, size: int = _CHUNK) -> list[Any]:
+    """Split a sequence into pieces of at most `size` items."""
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def neighbor_distances(structure: Structure, num: int) -> np.ndarray:
-    """(n, num) distances in Å from each of n atoms to its nearest neighbours, nearest first.
+    """Distances in Å from each of n atoms to its `num` nearest neighbors, nearest first: (n, num).
 
-    Periodic images are neighbours, an atom's own among them.
+    Periodic images count as neighbors, including those of the atom itself.
     """
-    # a sphere that holds as many atoms at the mean density, and half as much again
+    # a sphere that contains 1.5 times as many atoms at the mean density
     radius = (3 * 1.5 * (num + 1) * structure.volume / len(structure) / (4 * math.pi)) ** (1 / 3)
     while True:
         atom, _, _, distance = structure.get_neighbor_list(radius, exclude_self=True)

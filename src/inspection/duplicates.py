@@ -1,11 +1,11 @@
-"""Crystals that a data set holds more than once, within a split and across splits.
+"""Find crystals that occur more than once in a data set, within and across splits.
 
-Two crystals are taken for one if pymatgen's StructureMatcher says so. It is asked only about pairs
-of one composition with as many atoms in their primitive cells, since no others match. Where those
-are too many (all of Carbon-24 is carbon), the likeliest are compared first, and what was left out
-is counted.
+Two crystals are duplicates if pymatgen's StructureMatcher matches them. Only pairs with the same
+composition and the same number of atoms in the primitive cell are compared, since no others can
+match. If there are too many such pairs (all of Carbon-24 is carbon), only the likeliest are
+compared, and the searches that this cuts short are counted.
 
-This module does not import torch: worker processes that use it start quickly.
+This module does not import torch, so that worker processes start quickly.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from src.inspection.analysis import LoadStructures, chunks, map_structures, neig
 from src.metrics.matching import PYMATGEN, MatcherPool, MatcherSettings, PairResult
 
 _NUM_NEIGHBORS = 32  # in a fingerprint
-_MAX_ROWS = 256  # of a matrix of distances, to bound the memory
+_MAX_ROWS = 256  # rows of a distance matrix computed at once, to limit memory use
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReducedCrystal:
-    """A crystal in the cell that StructureMatcher compares, the primitive one of the Niggli cell.
+    """A crystal in the cell that StructureMatcher compares: the primitive cell of the Niggli cell.
 
     Attributes:
         lattice, atom_types, frac_coords: (3, 3) Å, (n,), (n, 3).
-        fingerprint: (32,) mean distance of an atom to its k-th neighbour over (V/N)^(1/3), no unit.
-            It depends neither on the cell nor, as the matcher, on the volume (average minimum
-            distances: Widdowson et al., MATCH 87, 529 (2022)).
+        fingerprint: (32,) mean distance from an atom to its k-th neighbor, divided by (V/N)^(1/3)
+            (dimensionless). Like the matcher, it depends neither on the choice of cell nor on the
+            volume (average minimum distances: Widdowson et al., MATCH 87, 529 (2022)).
     """
 
     lattice: np.ndarray
@@ -48,7 +48,7 @@ class ReducedCrystal:
 
 
 def reduce_crystal(structure: Structure, *_: object) -> ReducedCrystal:
-    """A crystal as it is compared; this takes several times as long as to compare it."""
+    """Reduce a crystal once for all comparisons; reducing takes longer than comparing."""
     cell = structure.get_reduced_structure(reduction_algo="niggli").get_primitive_structure()
     distances = neighbor_distances(cell, _NUM_NEIGHBORS).mean(axis=0)
     return ReducedCrystal(
@@ -60,17 +60,17 @@ def reduce_crystal(structure: Structure, *_: object) -> ReducedCrystal:
 
 
 class _ReducedMatcher(StructureMatcher):
-    """A matcher for cells that are reduced already."""
+    """A matcher for cells that are already reduced."""
 
     @classmethod
     def _get_reduced_structure(cls, struct, primitive_cell=True, niggli=True):
-        return struct.copy()  # which it then scales
+        return struct.copy()  # the matcher scales its copy
 
 
 def reduced_rms_distance(
     prediction: Structure, target: Structure, settings: MatcherSettings
 ) -> float | None:
-    """`src.metrics.matching.rms_distance` of two cells that `reduce_crystal` gave."""
+    """Like `src.metrics.matching.rms_distance`, for crystals reduced by `reduce_crystal`."""
     match = _ReducedMatcher(
         stol=settings.stol, ltol=settings.ltol, angle_tol=settings.angle_tol
     ).get_rms_dist(prediction, target)
@@ -79,22 +79,23 @@ def reduced_rms_distance(
 
 @dataclass(slots=True, eq=False)
 class DuplicateSearch:
-    """Whether a crystal is one of those of a split that come before it.
+    """The search of one split for an earlier crystal that a given crystal matches.
 
     Attributes:
-        crystal: its index.
-        split: number of the split that is searched, its own or an earlier one.
-        before: indices of the crystals there that it could match, ascending.
-        nearest: those that it is compared with, nearest by fingerprint first, until one matches.
-        match: the one that does, if any.
-        rms: of that match, over (V/N)^(1/3).
-        num_unanswered: comparisons that the matcher gave no answer on.
-        is_checked: compared with all, as one of those drawn to see what the others may miss.
+        crystal: index of the crystal.
+        split: number of the searched split, the crystal's own or an earlier one.
+        candidates: indices of the earlier crystals in the split that it could match, ascending.
+        nearest: the candidates that it is compared with, by fingerprint distance, until one
+            matches.
+        match: index of the match, if any.
+        rms: rms displacement of the match, divided by (V/N)^(1/3).
+        num_unanswered: number of comparisons without a result.
+        is_checked: whether it was drawn for the check and compared with all candidates.
     """
 
     crystal: int
     split: int
-    before: np.ndarray
+    candidates: np.ndarray
     nearest: np.ndarray
     match: int | None = None
     rms: float | None = None
@@ -103,22 +104,23 @@ class DuplicateSearch:
 
     @property
     def is_cut_short(self) -> bool:
-        """Whether it found nothing, and did not look at all that it could have matched."""
-        return self.match is None and not self.is_checked and len(self.nearest) < len(self.before)
+        """Whether it found no match without comparing all candidates."""
+        is_complete = self.is_checked or len(self.nearest) == len(self.candidates)
+        return self.match is None and not is_complete
 
 
 @dataclass(slots=True)
 class Duplicates:
-    """What `find_duplicates` found.
+    """The result of `find_duplicates`.
 
     Attributes:
-        searches: those that had something to compare with, by crystal and split.
-        not_reduced: indices of crystals that have no reduced cell (out of time, crash or error) and
-            were compared with none.
-        num_comparisons, num_unanswered: pairs, and those of them without an answer, which are
-            taken for no match.
-        num_checked, num_found_by_check: of the searches that were cut short some are drawn and
-            completed; so many, and with so many matches.
+        searches: the searches that had any candidates, ordered by crystal and split.
+        not_reduced: indices of crystals that could not be reduced (timeout, crash or error) and
+            were not compared.
+        num_comparisons, num_unanswered: number of compared pairs, and of those without a result,
+            which count as not matching.
+        num_checked, num_found_by_check: number of cut-short searches that were drawn and completed,
+            and the number of matches found by that.
     """
 
     searches: list[DuplicateSearch] = field(default_factory=list)
@@ -134,7 +136,7 @@ def find_duplicates(
     splits: np.ndarray,
     load: LoadStructures,
     *,
-    asked: np.ndarray | None = None,
+    selected: np.ndarray | None = None,
     settings: MatcherSettings = PYMATGEN,
     max_compared: int = 20,
     max_check: int = 20_000,
@@ -143,26 +145,29 @@ def find_duplicates(
     timeout: float = 10.0,
     progress: bool = False,
 ) -> Duplicates:
-    """Search, for each crystal, each split up to its own for a crystal before it that matches.
+    """Search the same split and each earlier one for an earlier crystal that each crystal matches.
 
-    So each pair is looked at once, and the crystals of a split that match an earlier one of the
-    same are those that are too many there.
+    Each pair is compared at most once. The number of crystals that match an earlier one in their
+    own split is the number that deduplication would remove from it.
 
     Args:
-        compositions: of each crystal; equal for those that can match.
+        compositions: a key for the composition of each crystal; crystals with different keys are
+            not compared.
         splits: (n,) number of each crystal's split, ascending.
-        asked: (n,) bool, the crystals that are searched for; None for all.
-        settings: StructureMatcher's. It scales volumes to be equal.
-        max_compared: largest number of comparisons in one search. A crystal that could match more
-            is compared with the nearest by fingerprint.
-        max_check: comparisons that are spent, after that, on completing some of the searches that
-            were cut short, drawn at random.
-        seed: of that draw.
+        load: returns the crystals at given indices.
+        selected: (n,) bool, the crystals to search duplicates of; None for all.
+        settings: tolerances of StructureMatcher, which scales both crystals to the same volume.
+        max_compared: largest number of comparisons in one search. A crystal with more candidates is
+            compared with the nearest ones by fingerprint.
+        max_check: number of additional comparisons for completing randomly drawn searches that were
+            cut short, to estimate how many matches were missed.
+        seed: seed for drawing these searches.
         num_workers, timeout: see `MatcherPool`.
+        progress: show progress bars.
     """
-    asked = np.ones(len(splits), dtype=bool) if asked is None else asked
+    selected = np.ones(len(splits), dtype=bool) if selected is None else selected
     found = Duplicates()
-    members = [i for group in _groups(dict(enumerate(compositions)), asked) for i in group]
+    members = [i for group in _groups(dict(enumerate(compositions)), selected) for i in group]
     title = "reduced cells" if progress else None
     reduced = dict(
         zip(
@@ -177,8 +182,8 @@ def find_duplicates(
         for i, cell in sorted(reduced.items())
         if cell is not None
     }
-    for group in _groups(keys, asked):
-        found.searches += _searches(group, reduced, splits, asked, max_compared)
+    for group in _groups(keys, selected):
+        found.searches += _searches(group, reduced, splits, selected, max_compared)
 
     with (
         MatcherPool(num_workers, timeout=timeout, matcher=reduced_rms_distance) as pool,
@@ -196,7 +201,7 @@ def find_duplicates(
                 )
                 for (search, other), result in zip(part, results, strict=True):
                     found.num_comparisons += 1
-                    found.num_unanswered += _note(search, other, result)
+                    found.num_unanswered += _record(search, other, result)
                 bar.update(task, advance=len(part))
 
         task = bar.add_task("duplicates", total=sum(len(s.nearest) for s in found.searches))
@@ -207,8 +212,8 @@ def find_duplicates(
             compare([(search, search.nearest[rank]) for search in waiting])
         bar.update(task, completed=bar.tasks[task].total)
 
-        drawn = _draw([s for s in found.searches if s.is_cut_short], max_check, seed)
-        rest = [(s, int(i)) for s in drawn for i in np.setdiff1d(s.before, s.nearest)]
+        drawn = _draw_searches([s for s in found.searches if s.is_cut_short], max_check, seed)
+        rest = [(s, int(i)) for s in drawn for i in np.setdiff1d(s.candidates, s.nearest)]
         task = bar.add_task("check", total=len(rest), visible=bool(rest))
         compare(rest)
     for search in drawn:
@@ -219,41 +224,41 @@ def find_duplicates(
     return found
 
 
-def _groups(keys: Mapping[int, Hashable], asked: np.ndarray) -> list[list[int]]:
-    """Indices (ascending, as in `keys`) of one key, where one is asked for that has one before."""
+def _groups(keys: Mapping[int, Hashable], selected: np.ndarray) -> list[list[int]]:
+    """Group indices by key; groups in which no selected crystal has an earlier one are left out."""
     groups: dict[Hashable, list[int]] = defaultdict(list)
     for index, key in keys.items():
         groups[key].append(index)
-    return [group for group in groups.values() if asked[group[1:]].any()]
+    return [group for group in groups.values() if selected[group[1:]].any()]
 
 
 def _searches(
     group: list[int],
     reduced: dict[int, ReducedCrystal],
     splits: np.ndarray,
-    asked: np.ndarray,
+    selected: np.ndarray,
     max_compared: int,
 ) -> list[DuplicateSearch]:
     indices = np.array(group)
     fingerprints = np.stack([reduced[i].fingerprint for i in group])
     searches = []
     for split in np.unique(splits[indices]):
-        theirs = np.flatnonzero(splits[indices] == split)
-        block = indices[theirs]
-        rows = np.flatnonzero(asked[indices] & (indices > block[0]))
+        in_split = np.flatnonzero(splits[indices] == split)
+        targets = indices[in_split]
+        rows = np.flatnonzero(selected[indices] & (indices > targets[0]))
         for part in chunks(rows, _MAX_ROWS):
-            distances = cdist(fingerprints[part], fingerprints[theirs])
-            nums = np.searchsorted(block, indices[part])  # of those that come before
-            for row, num, distance in zip(part, nums, distances, strict=True):
-                nearest = block[distance[:num].argsort(kind="stable")[:max_compared]]
+            distances = cdist(fingerprints[part], fingerprints[in_split])
+            num_earlier = np.searchsorted(targets, indices[part])
+            for row, num, distance in zip(part, num_earlier, distances, strict=True):
+                nearest = targets[distance[:num].argsort(kind="stable")[:max_compared]]
                 searches.append(
-                    DuplicateSearch(int(indices[row]), int(split), block[:num], nearest)
+                    DuplicateSearch(int(indices[row]), int(split), targets[:num], nearest)
                 )
     return searches
 
 
-def _note(search: DuplicateSearch, other: int, result: PairResult) -> bool:
-    """Write a result down; whether it is no answer."""
+def _record(search: DuplicateSearch, other: int, result: PairResult) -> bool:
+    """Add a match result to a search; return whether the comparison had no result."""
     if result.rms is not None and (search.rms is None or result.rms < search.rms):
         search.match, search.rms = int(other), result.rms
     is_unanswered = result.status not in ("matched", "unmatched")
@@ -261,13 +266,13 @@ def _note(search: DuplicateSearch, other: int, result: PairResult) -> bool:
     return is_unanswered
 
 
-def _draw(
+def _draw_searches(
     searches: list[DuplicateSearch], max_comparisons: int, seed: int
 ) -> list[DuplicateSearch]:
-    """As many as can be completed, in random order."""
+    """Draw as many searches as can be completed with `max_comparisons`."""
     drawn = []
     for index in np.random.default_rng(seed).permutation(len(searches)):
-        max_comparisons -= len(searches[index].before) - len(searches[index].nearest)
+        max_comparisons -= len(searches[index].candidates) - len(searches[index].nearest)
         if max_comparisons < 0:
             break
         drawn.append(searches[index])

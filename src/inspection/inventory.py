@@ -1,4 +1,4 @@
-"""What a data set holds and what was left out of it, as tables."""
+"""Tabulate the crystals of a data set, the rejected crystals and the duplicates."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,9 +15,9 @@ from src.inspection.analysis import LoadStructures, chunks
 from src.inspection.duplicates import Duplicates, DuplicateSearch
 from src.utils.formulas import reduced_formula
 
-FIGURES = {
-    "num_atoms": "atoms in the cell",
-    "num_elements": "elements in it",
+QUANTITIES = {
+    "num_atoms": "atoms per cell",
+    "num_elements": "number of elements",
     "volume_per_atom": "volume per atom, Å³",
     "density": "density, g/cm³",
     "min_distance": "shortest distance, Å",
@@ -28,27 +28,28 @@ FIGURES = {
     "beta": "β, degrees",
     "gamma": "γ, degrees",
 }
-"""Columns of a `crystal_table` that are numbers, and what they are."""
+"""Numeric columns of a `crystal_table` and their labels."""
 
-PROPERTY = "y."
-"""What the columns of properties that ride along begin with."""
-
-
-def figure_names(crystals: pd.DataFrame) -> list[str]:
-    """The columns of a `crystal_table` that are numbers, properties last."""
-    return [*FIGURES, *(str(name) for name in crystals if str(name).startswith(PROPERTY))]
+PROPERTY_PREFIX = "y."
+"""Prefix of the property columns of a `crystal_table`."""
 
 
-COPY_RMS = 0.01  # over (V/N)^(1/3); what matches more closely has the same coordinates
+def quantity_names(crystals: pd.DataFrame) -> list[str]:
+    """The numeric columns of a `crystal_table`, properties last."""
+    return [*QUANTITIES, *(str(name) for name in crystals if str(name).startswith(PROPERTY_PREFIX))]
 
-DENSITY_UNIT = 1.660539  # g/cm^3, of one atomic mass unit per Å^3 (CODATA 2018)
+
+COPY_RMS = 0.01  # over (V/N)^(1/3); matches below it have practically the same coordinates
+
+DENSITY_UNIT = 1.660539  # one atomic mass unit per Å^3 in g/cm^3 (CODATA 2018)
 
 
 def crystal_table(datasets: Mapping[str, CrystalDataset]) -> pd.DataFrame:
-    """A row for each crystal of all splits, one split after the other.
+    """Build a table with a row for each crystal of all splits, one split after the other.
 
-    Columns: `split` (categorical), `id`, those of `FIGURES` and, behind `PROPERTY`, properties that
-    ride along. `min_distance` and `space_group` take longer to find, and are empty here.
+    The columns are `split` (categorical), `id`, `space_group`, those of `QUANTITIES`, and the
+    properties with the prefix `PROPERTY_PREFIX`. `min_distance` and `space_group` are slow to
+    compute and left empty here.
     """
     tables = [_crystals_of(name, dataset) for name, dataset in datasets.items()]
     table = pd.concat(tables, ignore_index=True)
@@ -72,11 +73,11 @@ def _crystals_of(name: str, dataset: CrystalDataset) -> pd.DataFrame:
         **dict(zip(("alpha", "beta", "gamma"), batch.angles.T, strict=True)),
         "space_group": pd.array([pd.NA] * len(dataset), dtype="Int64"),
     }
-    return pd.DataFrame(columns | {PROPERTY + k: v.numpy() for k, v in dataset.y.items()})
+    return pd.DataFrame(columns | {PROPERTY_PREFIX + k: v.numpy() for k, v in dataset.y.items()})
 
 
 def compositions(dataset: CrystalDataset) -> list[bytes]:
-    """Of each crystal, equal for those with one reduced formula."""
+    """A key for each crystal, equal for crystals with the same reduced formula."""
     return [
         np.concatenate([z, counts // np.gcd.reduce(counts)]).astype(np.uint16).tobytes()
         for z, counts in _elements_by_crystal(dataset)
@@ -84,7 +85,7 @@ def compositions(dataset: CrystalDataset) -> list[bytes]:
 
 
 def _elements_by_crystal(dataset: CrystalDataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The atomic numbers of each crystal, ascending, and how many atoms have them."""
+    """Yield the distinct atomic numbers of each crystal, ascending, and their atom counts."""
     num = len(dataset)
     crystal = np.repeat(np.arange(num), dataset.num_atoms.numpy())
     keys, counts = np.unique(256 * crystal + dataset.atom_types.numpy(), return_counts=True)
@@ -94,17 +95,18 @@ def _elements_by_crystal(dataset: CrystalDataset) -> Iterator[tuple[np.ndarray, 
 
 
 def element_counts(dataset: CrystalDataset) -> dict[str, int]:
-    """How many crystals hold an element, by symbol, in the order of atomic numbers."""
+    """Number of crystals that contain each element, by symbol, in order of atomic number."""
     counts = Counter(int(z) for zs, _ in _elements_by_crystal(dataset) for z in zs)
     return {chemical_symbols[z]: counts[z] for z in sorted(counts)}
 
 
 def rejected_table(rejected: Iterable[Mapping[str, str]]) -> pd.DataFrame:
-    """A row for each crystal that was left out: `split`, `where` (file, row), `material_id`, `kind`
-    and `reason`.
+    """Build a table with a row for each rejected crystal.
+
+    The columns are `split`, `where` (file, row), `material_id`, `kind` and `reason`.
 
     Args:
-        rejected: as `DataModule.rejected` has it.
+        rejected: the records from `DataModule.rejected`.
     """
     columns = ["split", "where", "material_id", "kind", "reason"]
     rows = [{"kind": kind_of(row["reason"]), **row} for row in rejected]
@@ -112,29 +114,30 @@ def rejected_table(rejected: Iterable[Mapping[str, str]]) -> pd.DataFrame:
 
 
 def summary_of(values: pd.Series) -> dict[str, float | int | None]:
-    """`min`, `mean` and `max` of the finite values (None if there are none), and how many are
-    `missing`."""
+    """`min`, `mean` and `max` of the finite values (None if there are none), and the number of
+    values that are `missing` or not finite."""
     finite = values[np.isfinite(values.astype(float))].astype(float)
-    figures = {name: getattr(finite, name)() if len(finite) else None for name in _SUMMARY}
-    return {**figures, "missing": len(values) - len(finite)}
+    summary = {name: getattr(finite, name)() if len(finite) else None for name in _SUMMARY}
+    return {**summary, "missing": len(values) - len(finite)}
 
 
 _SUMMARY = ("min", "mean", "max")
 
 
 def counts_of(values: pd.Series) -> dict[str, int]:
-    """How often each value occurs, the most frequent first, missing ones left out."""
+    """Count how often each value occurs, most frequent first, ignoring missing values."""
     return {str(value): int(n) for value, n in values.value_counts().items() if n}
 
 
 def pair_table(
     crystals: pd.DataFrame, duplicates: Duplicates, load: LoadStructures
 ) -> pd.DataFrame:
-    """A row for each search that found a match.
+    """Build a table with a row for each search that found a match.
 
-    Columns: `split` and `id` of a crystal; `in_split` and `matches`, those of the crystal that it
-    matches; `formula`; `num_atoms` and `matched_num_atoms`; `rms` over (V/N)^(1/3), no unit; and
-    `volume_ratio`, of its volume per atom to the other's, which the matcher does not look at.
+    The columns are `split` and `id` of a crystal, `in_split` and `matches` (the split and ID of the
+    crystal that it matches), `formula`, `num_atoms`, `matched_num_atoms`, `rms` in units of
+    (V/N)^(1/3), and `volume_ratio`, the ratio of the two volumes per atom, which the matcher
+    ignores.
     """
     found = [search for search in duplicates.searches if search.match is not None]
     matches = np.array([(s.crystal, s.match) for s in found], dtype=int).reshape(-1, 2)
@@ -164,16 +167,24 @@ def _is_copy(search: DuplicateSearch) -> bool:
 
 
 def duplicate_summary(
-    splits: pd.Series, asked: np.ndarray, duplicates: Duplicates
+    splits: pd.Series, selected: np.ndarray, duplicates: Duplicates
 ) -> dict[str, Any]:
-    """Counts of what was found.
+    """Count the duplicates.
+
+    Args:
+        splits: split of each crystal (categorical).
+        selected: whether duplicates of each crystal were searched.
+        duplicates: the result of `find_duplicates`.
 
     Returns:
-        `asked`, by split the crystals that were searched for; by split and split searched
-        (`found["test"]["train"]`) `found`, `copies` (of those the ones with an rms below
-        `COPY_RMS`), `cut_short` (found nothing, and not compared with all)
-        and `unanswered` (found nothing, and some comparison has no answer); the counts of
-        `Duplicates`, and `num_copies_found_by_check`.
+        A dict with
+
+        - `asked`: number of selected crystals, by split;
+        - counts by split of the crystal and split searched, such as `found["test"]["train"]`:
+          `found` (matches), `copies` (matches with an rms below `COPY_RMS`), `cut_short` (no match,
+          but not compared with all candidates) and `unanswered` (no match, but some comparisons had
+          no result);
+        - the counts of `Duplicates`, and `num_copies_found_by_check`.
     """
     names = list(splits.cat.categories)
     codes = splits.cat.codes.to_numpy()
@@ -188,7 +199,7 @@ def duplicate_summary(
         kinds["cut_short"][own][searched] += search.is_cut_short
         kinds["unanswered"][own][searched] += search.match is None and search.num_unanswered > 0
     return {
-        "asked": {name: int(asked[codes == i].sum()) for i, name in enumerate(names)},
+        "asked": {name: int(selected[codes == i].sum()) for i, name in enumerate(names)},
         **kinds,
         "num_comparisons": duplicates.num_comparisons,
         "num_unanswered": duplicates.num_unanswered,

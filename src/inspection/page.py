@@ -1,4 +1,4 @@
-"""The page on a data set, one small file that needs no network."""
+"""Write the HTML page that describes a data set; it is one small file that works offline."""
 
 import html
 import io
@@ -17,16 +17,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from src.inspection.inventory import COPY_RMS, FIGURES, PROPERTY, figure_names
+from src.inspection.inventory import COPY_RMS, PROPERTY_PREFIX, QUANTITIES, quantity_names
 from src.metrics.matching import MatcherSettings
 from src.report.figures import settings_text
 from src.report.files import CRYSTAL_SYSTEMS
 
 _NUM_BINS = 40
-_MAX_ROWS = 25  # in a list of single crystals; the CSV has them all
-_MAX_GROUPS = 3  # space groups of a split that are named
+_MAX_ROWS = 25  # in tables of single crystals; the CSV files have all of them
+_MAX_GROUPS = 3  # space groups listed for each split
 
-# Stand-ins for colours of the page, which are not the same by night
+# Placeholders for CSS variables, whose values depend on light or dark mode
 _TEXT, _FAINT = "#010203", "#020304"
 _COLORS = {"train": "#030405", "val": "#040506", "test": "#050607"}
 _VARIABLES = {_TEXT: "--text", _FAINT: "--line"} | {c: f"--{n}" for n, c in _COLORS.items()}
@@ -36,9 +36,9 @@ class SummaryTable(NamedTuple):
     """A table for the terminal and the page.
 
     Attributes:
-        title, note: above and below it.
-        header, rows: its cells.
-        texts: the columns that are words, not numbers.
+        title, note: text above and below the table.
+        header, rows: the cells.
+        texts: indices of the columns that contain text, not numbers.
     """
 
     title: str
@@ -49,7 +49,7 @@ class SummaryTable(NamedTuple):
 
 
 def crystal_systems(space_groups: pd.Series) -> pd.Series:
-    """The crystal system of each space group's number; missing where that is."""
+    """The crystal system of each space group number; missing for missing numbers."""
     edges = [0, *CRYSTAL_SYSTEMS.values()]
     return pd.cut(space_groups.astype(float), edges, labels=list(CRYSTAL_SYSTEMS))
 
@@ -58,7 +58,7 @@ def crystal_systems(space_groups: pd.Series) -> pd.Series:
 
 
 def summary_tables(summary: Mapping[str, Any], rejected: pd.DataFrame) -> list[SummaryTable]:
-    """What the splits hold, what was left out, and what is there more than once."""
+    """Tables of the splits, the duplicates and, if there are any, the rejected crystals."""
     found = [_splits_table(summary), _duplicates_table(summary)]
     return found if rejected.empty else [*found, _rejected_table(summary, rejected)]
 
@@ -66,7 +66,7 @@ def summary_tables(summary: Mapping[str, Any], rejected: pd.DataFrame) -> list[S
 def _splits_table(summary: Mapping[str, Any]) -> SummaryTable:
     splits = summary["splits"].values()
     rejected = [split["rejected"] for split in splits]
-    total = sum(summary["rejected"].values())  # of all, be it before they were in a split
+    total = sum(summary["rejected"].values())  # includes those rejected before splitting
 
     def row(name: str, values: Sequence[str]) -> list[str]:
         return [name, *values]
@@ -75,21 +75,25 @@ def _splits_table(summary: Mapping[str, Any]) -> SummaryTable:
         row("crystals", [f"{split['crystals']:,}" for split in splits]),
         *([row("rejected", [f"{n:,}" for n in rejected])] if sum(rejected) == total else []),
         row("elements", [f"{len(split['elements'])}" for split in splits]),
-        row("of them not in train", [_names(split["elements_not_in_train"]) for split in splits]),
+        row("elements not in train", [_element_list(s["elements_not_in_train"]) for s in splits]),
     ]
     for name in next(iter(splits))["figures"]:
         figures = [split["figures"][name] for split in splits]
-        rows.append(row(FIGURES.get(name, name.removeprefix(PROPERTY)), list(map(_range, figures))))
-        if name.startswith(PROPERTY):
+        rows.append(row(_label(name), list(map(_range, figures))))
+        if name.startswith(PROPERTY_PREFIX):
             rows.append(row("  missing", [f"{figure['missing']:,}" for figure in figures]))
-    rows.append(row("most frequent space groups", [_groups(split) for split in splits]))
+    rows.append(row("most frequent space groups", [_space_groups(split) for split in splits]))
     return SummaryTable(
-        "The splits: min, mean and max of each figure",
+        "Splits (min, mean and max of each quantity)",
         ["", *summary["splits"]],
         rows,
-        f"Cells are as they are read ({summary['read_options']['cell']}). Space groups: "
-        f"spglib, symprec {summary['symprec']:g} Å.",
+        f"Cells as read with data.cell={summary['read_options']['cell']}. Space groups found by "
+        f"spglib with symprec={summary['symprec']:g} Å.",
     )
+
+
+def _label(name: str) -> str:
+    return QUANTITIES.get(name, name.removeprefix(PROPERTY_PREFIX))
 
 
 def _range(figure: Mapping[str, Any]) -> str:
@@ -102,11 +106,11 @@ def _number(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def _names(elements: Mapping[str, int]) -> str:
+def _element_list(elements: Mapping[str, int]) -> str:
     return ", ".join(f"{symbol} ({num})" for symbol, num in elements.items()) or "-"
 
 
-def _groups(split: Mapping[str, Any]) -> str:
+def _space_groups(split: Mapping[str, Any]) -> str:
     total = sum(split["space_groups"].values())
     first = list(split["space_groups"].items())[:_MAX_GROUPS]
     return ", ".join(f"{number} ({num / total:.0%})" for number, num in first) or "-"
@@ -116,7 +120,7 @@ def _duplicates_table(summary: Mapping[str, Any]) -> SummaryTable:
     duplicates = summary["duplicates"]
     rows = [
         [
-            f"{name} that repeat an earlier one" if searched == name else f"{name} in {searched}",
+            f"repeats within {name}" if searched == name else f"{name} in {searched}",
             f"{duplicates['asked'][name]:,}",
             f"{num:,}",
             f"{duplicates['copies'][name][searched]:,}",
@@ -128,25 +132,25 @@ def _duplicates_table(summary: Mapping[str, Any]) -> SummaryTable:
     ]
     settings = settings_text(MatcherSettings(**duplicates["matcher"]))
     note = (
-        f"StructureMatcher ({settings}, volumes scaled to be equal) on "
-        f"{duplicates['num_comparisons']:,} pairs of one composition, of which "
-        f"{duplicates['num_unanswered']:,} without an answer (out of time or failed). Copies have "
-        f"an rms below {COPY_RMS:g}; the others may be distortions of one structure. A crystal "
-        f"that could match more than {duplicates['max_compared']} of a split was compared with the "
-        f"{duplicates['max_compared']} likeliest; 'cut short' counts those that match none of them."
+        f"StructureMatcher ({settings}; volumes scaled to be equal) compared "
+        f"{duplicates['num_comparisons']:,} pairs of the same composition; "
+        f"{duplicates['num_unanswered']:,} had no result (timeout or error). Copies have an rms "
+        f"below {COPY_RMS:g}; other matches may be distortions of the same structure. A crystal "
+        f"that could match more than {duplicates['max_compared']} crystals of a split was compared "
+        f"only with the {duplicates['max_compared']} likeliest; 'cut short' counts the crystals "
+        "that match none of these."
     )
     if num := duplicates["num_not_reduced"]:
-        note += (
-            f" {num:,} crystals have no reduced cell (out of time or failed): compared with none."
-        )
+        note += f" {num:,} crystals could not be reduced (timeout or error) and were not compared."
     if checked := duplicates["num_checked"]:
         note += (
-            f" An estimate of what that misses: {checked:,} of them, drawn at random and compared "
-            f"with all, had {duplicates['num_found_by_check']:,} matches, "
-            f"{duplicates['num_copies_found_by_check']:,} of them copies."
+            f" To estimate how many matches were missed, {checked:,} of the cut-short crystals, "
+            "drawn at random, were compared with all candidates: "
+            f"{duplicates['num_found_by_check']:,} matched, "
+            f"{duplicates['num_copies_found_by_check']:,} as copies."
         )
     return SummaryTable(
-        "Duplicates", ["", "of", "found", "copies", "cut short", "unanswered"], rows, note
+        "Duplicates", ["", "searched", "found", "copies", "cut short", "unanswered"], rows, note
     )
 
 
@@ -156,7 +160,7 @@ def _rejected_table(summary: Mapping[str, Any], rejected: pd.DataFrame) -> Summa
         [kind, f"{num:,}", "{where} ({material_id}): {reason}".format_map(examples[kind])]
         for kind, num in summary["rejected"].items()
     ]
-    return SummaryTable("Rejected", ["kind", "crystals", "the first of them"], rows, texts=(0, 2))
+    return SummaryTable("Rejected", ["kind", "crystals", "first example"], rows, texts=(0, 2))
 
 
 def _pairs_table(pairs: pd.DataFrame) -> SummaryTable:
@@ -172,10 +176,10 @@ def _pairs_table(pairs: pd.DataFrame) -> SummaryTable:
     ]
     header = ["split", "crystal", "in", "matches", "formula", "rms", "volume ratio"]
     note = (
-        f"{len(rows):,} of {len(pairs):,}, those across splits first and of these the closest; all "
-        "are in duplicates.csv."
+        f"{len(rows):,} of {len(pairs):,} pairs: pairs across splits first, then by rms. "
+        "duplicates.csv lists all pairs."
     )
-    return SummaryTable("Pairs", header, rows, note, texts=range(5))
+    return SummaryTable("Duplicate pairs", header, rows, note, texts=range(5))
 
 
 def _rejections_table(rejected: pd.DataFrame) -> SummaryTable:
@@ -183,10 +187,8 @@ def _rejections_table(rejected: pd.DataFrame) -> SummaryTable:
         [str(row[name]) for name in ("where", "material_id", "reason")]
         for row in rejected.head(_MAX_ROWS).to_dict("records")
     ]
-    note = f"{len(rows):,} of {len(rejected):,}; all are in rejected.csv."
-    return SummaryTable(
-        "Crystals that were rejected", ["where", "id", "reason"], rows, note, range(3)
-    )
+    note = f"{len(rows):,} of {len(rejected):,} rejected crystals. rejected.csv lists all of them."
+    return SummaryTable("Rejected crystals", ["where", "id", "reason"], rows, note, range(3))
 
 
 # Figures
@@ -195,25 +197,25 @@ def _rejections_table(rejected: pd.DataFrame) -> SummaryTable:
 def _figures(
     summary: Mapping[str, Any], crystals: pd.DataFrame, pairs: pd.DataFrame
 ) -> list[tuple[Figure, bool]]:
-    """Each figure, and whether it takes the width of the page."""
+    """Each figure, and whether it spans the width of the page."""
     splits = [name for name in summary["splits"] if summary["splits"][name]["crystals"]]
     parts = {name: crystals[crystals["split"] == name] for name in splits}
     figures = [
         (_histogram({split: part[name] for split, part in parts.items()}, name), False)
-        for name in figure_names(crystals)
+        for name in quantity_names(crystals)
         if np.isfinite(crystals[name].astype(float)).any()
     ]
     figures.append((_bars(summary, splits, "crystal_systems", CRYSTAL_SYSTEMS), False))
     if len(pairs):
         rms = {name: pairs.loc[pairs["split"] == name, "rms"] for name in splits}
-        figures.append((_histogram(rms, "rms", "rms of the duplicates over (V/N)^⅓"), False))
+        figures.append((_histogram(rms, "rms", "rms of the duplicates in units of (V/N)^⅓"), False))
     elements = {symbol for name in splits for symbol in summary["splits"][name]["elements"]}
     ordered = sorted(elements, key=atomic_numbers.__getitem__)
     return [(_bars(summary, splits, "elements", ordered, wide=True), True), *figures]
 
 
 def _histogram(values: Mapping[str, pd.Series], name: str, label: str | None = None) -> Figure:
-    """Shares of the crystals of each split; train filled, the others as lines."""
+    """Histogram of each split as fractions of its crystals; train filled, the others as lines."""
     finite = {
         split: part[np.isfinite(part.astype(float))].astype(float).to_numpy()
         for split, part in values.items()
@@ -223,22 +225,22 @@ def _histogram(values: Mapping[str, pd.Series], name: str, label: str | None = N
     edges = bin_edges(everything, is_whole=name in ("num_atoms", "num_elements"))
     for split, part in finite.items():
         if len(part):
-            shares = np.histogram(part, edges)[0] / len(part)
-            _steps(ax, shares, edges, split)
-    beyond = int(((everything < edges[0]) | (everything > edges[-1])).sum())
-    text = label or FIGURES.get(name, name.removeprefix(PROPERTY))
-    ax.set_xlabel(f"{text} ({beyond:,} lie beyond)" if beyond else text)
+            fractions = np.histogram(part, edges)[0] / len(part)
+            _steps(ax, fractions, edges, split)
+    num_outside = int(((everything < edges[0]) | (everything > edges[-1])).sum())
+    text = label or _label(name)
+    ax.set_xlabel(f"{text} ({num_outside:,} out of range)" if num_outside else text)
     if name in ("num_atoms", "num_elements"):
         ax.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1))
     return figure
 
 
 def bin_edges(values: np.ndarray, is_whole: bool = False) -> np.ndarray:
-    """Edges of bins; where few values would squeeze all others into a corner, without those.
+    """Bin edges for a histogram; the range excludes outliers that would squeeze all other bins.
 
     Args:
-        values: finite, at least one.
-        is_whole: a bin for each whole number, or for several where there are very many.
+        values: finite values, at least one.
+        is_whole: use one bin for each whole number, or for several if the range is large.
     """
     low, high = values.min(), values.max()
     if is_whole:
@@ -246,16 +248,16 @@ def bin_edges(values: np.ndarray, is_whole: bool = False) -> np.ndarray:
         return np.arange(low, high + step + 1, step) - 0.5
     near, far = np.quantile(values, [0.002, 0.998])
     low, high = max(low, near - (far - near) / 2), min(high, far + (far - near) / 2)
-    if high <= low:  # they are all the same
+    if high <= low:  # all values are equal
         margin = abs(low) / 10 or 0.5
         low, high = low - margin, high + margin
     return np.linspace(low, high, _NUM_BINS + 1)
 
 
-def _steps(ax: Axes, shares: np.ndarray, edges: np.ndarray, split: str) -> None:
+def _steps(ax: Axes, fractions: np.ndarray, edges: np.ndarray, split: str) -> None:
     is_train = split == "train"
     color = _COLORS.get(split, _TEXT)
-    ax.stairs(shares, edges, fill=is_train, color=color, linewidth=0 if is_train else 1.6)
+    ax.stairs(fractions, edges, fill=is_train, color=color, linewidth=0 if is_train else 1.6)
 
 
 def _bars(
@@ -265,27 +267,27 @@ def _bars(
     names: Sequence[str] | Mapping[str, Any],
     wide: bool = False,
 ) -> Figure:
-    """Shares of the crystals of each split that have a name; train as bars, others as dashes."""
+    """Fractions of the crystals of each split with each name; train as bars, others as dashes."""
     figure, ax = _axes(12.6 if wide else 4.2)
-    places = np.arange(len(names))
+    positions = np.arange(len(names))
     others = [split for split in splits if split != "train"]
     for split in splits:
         counts = summary["splits"][split][key]
         total = summary["splits"][split]["crystals"] if wide else sum(counts.values())
-        shares = np.array([counts.get(name, 0) for name in names]) / max(total, 1)
+        fractions = np.array([counts.get(name, 0) for name in names]) / max(total, 1)
         color = _COLORS.get(split, _TEXT)
         if split == "train":
-            ax.bar(places, shares, 0.8, color=color)
+            ax.bar(positions, fractions, 0.8, color=color)
         else:
             half = 0.4 / len(others)
-            middle = places - 0.4 + half * (2 * others.index(split) + 1)
-            ax.hlines(shares, middle - half, middle + half, color=color, linewidth=2)
-    ax.set_xticks(places, names, rotation=0 if wide else 35, ha="center" if wide else "right")
+            center = positions - 0.4 + half * (2 * others.index(split) + 1)
+            ax.hlines(fractions, center - half, center + half, color=color, linewidth=2)
+    ax.set_xticks(positions, names, rotation=0 if wide else 35, ha="center" if wide else "right")
     ax.tick_params(axis="x", length=0, labelsize=6.8 if wide else 9)
     ax.margins(x=0.005 if wide else 0.05)
     ax.set_ylim(bottom=0)
     if wide:
-        ax.set_ylabel("crystals that hold the element")
+        ax.set_ylabel("crystals with the element")
     return figure
 
 
@@ -307,15 +309,11 @@ def _axes(width: float = 4.2) -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure) -> str:
-    """A figure as a part of a page, whose colours it takes."""
+    """A figure as SVG to embed in the page, with the colors replaced by CSS variables."""
     out = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Type", "Format"))
+    no_metadata = dict.fromkeys(("Date", "Creator", "Type", "Format"))
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "xtal-latent"}):
-        figure.savefig(
-            out,
-            format="svg",
-            metadata=nothing,
-        )
+        figure.savefig(out, format="svg", metadata=no_metadata)
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r'\s(xmlns(:\w+)?|width|height)="[^"]*"', "", text, count=4)
@@ -334,11 +332,12 @@ def write_inspection(
     pairs: pd.DataFrame,
     rejected: pd.DataFrame,
 ) -> None:
-    """Write the page on a data set, a file of some 100 kB.
+    """Write the page that describes a data set, a file of about 100 kB.
 
     Args:
-        summary: as `src.commands.inspect_data.inspect_data` returns it.
-        crystals, pairs, rejected: as `src.inspection.inventory` makes them.
+        path: the file to write.
+        summary: the result of `src.commands.inspect_data.inspect_data`.
+        crystals, pairs, rejected: the tables from `src.inspection.inventory`.
     """
     here = files("src.report")
     name = Path(summary["data_dir"]).name
@@ -350,7 +349,7 @@ def write_inspection(
         for figure, wide in (_figures(summary, crystals, pairs) if total else [])
     )
     page = Template(files("src.inspection").joinpath("page.html").read_text("utf-8")).substitute(
-        title=f"{total:,} crystals of {html.escape(name)}",
+        title=f"{total:,} crystals in {html.escape(name)}",
         style=here.joinpath("page.css").read_text("utf-8"),
         source=html.escape(summary["data_dir"]),
         line=html.escape(summary["line"]),

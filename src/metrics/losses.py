@@ -1,4 +1,4 @@
-"""Means of the terms of a loss over a whole split."""
+"""Average loss terms over a whole split."""
 
 from collections.abc import Collection, Mapping
 
@@ -10,14 +10,15 @@ from src.data.schema import CrystalBatch
 
 
 class LossAverages(Metric):
-    """Means of a loss's terms over the atoms or crystals of many batches.
+    """Means of the loss terms over the atoms or crystals of many batches.
 
-    Unlike a mean over batches, it does not depend on how crystals were put into batches and dealt
-    out to processes.
+    Unlike a mean of batch means, the result does not depend on how the crystals are distributed
+    over batches and processes.
 
     Args:
-        names: of the terms.
-        per_crystal: those that are means over crystals; the others are means over atoms.
+        names: names of the terms.
+        per_crystal: names of the terms that are averaged over crystals; the others are averaged
+            over atoms.
     """
 
     full_state_update = False
@@ -35,10 +36,10 @@ class LossAverages(Metric):
             self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, terms: Mapping[str, Tensor], batch: CrystalBatch) -> None:
-        """Take in the terms of a batch, as `vae_loss` scales them."""
+        """Add the terms of a batch, scaled as `vae_loss` returns them."""
         for name, term in terms.items():
-            of_crystals = name in self.per_crystal
-            count = batch.part.mean_num_crystals if of_crystals else batch.part.mean_num_atoms
+            is_per_crystal = name in self.per_crystal
+            count = batch.part.mean_num_crystals if is_per_crystal else batch.part.mean_num_atoms
             state = f"sum_{name}"
             setattr(self, state, getattr(self, state) + term.detach() * count)
         self.num_atoms += len(batch.batch)

@@ -36,6 +36,7 @@ from src.metrics.structure_matching.settings import (
     Status,
     UnreducedSettings,
 )
+from src.utils.errors import UserError
 from src.utils.formulas import reduced_formula
 from src.utils.processes import WorkerContext, num_cpus
 
@@ -192,9 +193,9 @@ class MatcherPool:
         if num_workers is None:
             num_workers = min(num_cpus(), _MAX_WORKERS)
         if num_workers < 0:
-            raise ValueError(f"num_workers must be at least 0, got {num_workers}")
+            raise UserError(f"num_workers must be at least 0, got {num_workers}")
         if not timeout > 0:
-            raise ValueError(f"timeout must be a positive number of seconds, got {timeout}")
+            raise UserError(f"timeout must be a positive number of seconds, got {timeout}")
         self.num_workers = num_workers
         self.timeout = timeout
         self.matcher = matcher
@@ -436,6 +437,8 @@ def _start_worker(matcher: bytes) -> None:
     # pebble asks a worker to end by SIGTERM and waits three seconds for Python to react, which it
     # cannot do inside compiled code. There is nothing to tidy up: end at once.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # SLURM may send it to all processes of a job; what follows from it is for the parent to say.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # Read when numpy is loaded, so before pymatgen and the matcher's module are.
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
     import pymatgen.analysis.structure_matcher  # noqa: F401

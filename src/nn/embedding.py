@@ -1,4 +1,4 @@
-"""Embeddings that encoder and decoder share."""
+"""Embeddings of geometric features and of atom indices."""
 
 import math
 
@@ -11,8 +11,8 @@ from src.utils.precision import full_precision
 class MLPEmbedding(nn.Sequential):
     """Linear, SiLU, linear: (..., num_features) to (..., d_model).
 
-    The first layer runs in full precision under autocast, too: in half precision a length of 4 Å
-    would be known to 0.01 Å only.
+    The first layer always runs in full precision, even under autocast: half precision would round a
+    length of 4 Å to 0.01 Å.
     """
 
     def __init__(self, num_features: int, d_model: int, bias: bool = True) -> None:
@@ -27,10 +27,11 @@ class MLPEmbedding(nn.Sequential):
 
 
 def fourier_features(frac_coords: Tensor, num_harmonics: int) -> Tensor:
-    """Sine and cosine of each coordinate's first harmonics, so that 0 and 1 are the same place.
+    """Sines and cosines of the first harmonics of each coordinate, which are periodic in the cell.
 
     Args:
-        frac_coords: (N, 3).
+        frac_coords: (N, 3) fractional coordinates.
+        num_harmonics: number of harmonics.
 
     Returns:
         (N, 6 * num_harmonics): sin(2 pi k x) and cos(2 pi k x), k = 1..num_harmonics.
@@ -45,10 +46,12 @@ def fourier_features(frac_coords: Tensor, num_harmonics: int) -> Tensor:
 def sinusoidal_embedding(token_idx: Tensor, d_model: int, max_length: int = 2048) -> Tensor:
     """Sines, then cosines, of an index at d_model / 2 frequencies: pi / max_length^(2 k / d_model).
 
-    The form of FrameDiff (Yim et al. 2023), which earlier crystal autoencoders took over.
+    This is the embedding of FrameDiff (Yim et al. 2023), which earlier crystal autoencoders use.
 
     Args:
-        token_idx: (N,) int64.
+        token_idx: (N,) int64 index of each atom in its crystal.
+        d_model: width of the embedding.
+        max_length: sets the lowest frequency.
 
     Returns:
         (N, d_model).

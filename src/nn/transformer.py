@@ -1,12 +1,12 @@
-"""A Transformer encoder over packed sequences; the only file that knows padding.
+"""A Transformer encoder for sequences of different lengths, packed without padding.
 
-A batch of crystals is ragged. Here it is a packed (N, D) tensor of all tokens, and every layer but
-the attention core works on that, token by token. Only the core sees a padded (B, H, L, E) form.
-Parameters have the names and shapes of `torch.nn.TransformerEncoder` (but for the activation
-`swiglu`, which that lacks), so either loads the other's `state_dict`, and with the same weights
-both compute the same.
+The tokens of all sequences in a batch form one packed (N, D) tensor, and all layers work on this
+tensor. Only the attention core uses a padded (B, H, L, E) tensor; no other file deals with padding.
+Parameters have the names and shapes of `torch.nn.TransformerEncoder`, so that a `state_dict` of one
+can be loaded into the other and both compute the same. (The activation `swiglu` exists only here.)
 
-N tokens in the batch, B sequences, L padded length, D model width, H heads, E = D / H.
+Shape symbols: N tokens in the batch, B sequences, L padded length, D model width, H heads,
+E = D / H.
 """
 
 import math
@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from src.utils.errors import UserError
 from src.utils.precision import full_precision
 
 
 def swiglu(x: Tensor) -> Tensor:
-    """SiLU of the first half of the last dimension times the second half (Shazeer 2020)."""
+    """SiLU of the first half of the last dimension, times the second half (Shazeer 2020)."""
     gate, value = x.chunk(2, dim=-1)
     return F.silu(gate) * value
 
@@ -35,12 +36,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Packing:
-    """Where packed tokens stand in the padded (B, L) form of their sequences.
+    """Converts between packed tokens (N, D) and padded sequences (B, L, D).
 
     Args:
-        lengths: (B,) tokens in each sequence.
+        lengths: (B,) number of tokens in each sequence.
         batch: (N,) sequence of each token, ascending.
-        max_length: the largest of `lengths`; asked of the device if not given.
+        max_length: the largest of `lengths`. Without it, reading the value synchronizes with the
+            device.
     """
 
     def __init__(self, lengths: Tensor, batch: Tensor, max_length: int | None = None) -> None:
@@ -53,11 +55,11 @@ class Packing:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(B, L); read off a tensor, so that a compiled graph takes any."""
+        """(B, L), taken from a tensor so that a compiled graph works for all shapes."""
         return self.mask.shape[0], self.mask.shape[3]
 
     def pad(self, x_ND: Tensor) -> Tensor:
-        """(N, D) to (B, L, D), zero where there is no token."""
+        """(N, D) to (B, L, D), padded with zeros."""
         b, length = self.shape
         padded = x_ND.new_zeros(b * length, x_ND.shape[1])
         return padded.index_copy(0, self.index, x_ND).view(b, length, -1)
@@ -73,7 +75,7 @@ def segment_mean(x_ND: Tensor, batch: Tensor, lengths: Tensor) -> Tensor:
     Args:
         x_ND: (N, D).
         batch: (N,) sequence of each token.
-        lengths: (B,) tokens in each sequence, none zero.
+        lengths: (B,) number of tokens in each sequence, at least one.
 
     Returns:
         (B, D) float32.
@@ -85,10 +87,10 @@ def segment_mean(x_ND: Tensor, batch: Tensor, lengths: Tensor) -> Tensor:
 def attention_core(
     q_BHLE: Tensor, k_BHLE: Tensor, v_BHLE: Tensor, mask_B11L: Tensor, dropout: float = 0.0
 ) -> Tensor:
-    """softmax(q k^T / sqrt(E)) v over the real tokens of each sequence: (B, H, L, E).
+    """softmax(q k^T / sqrt(E)) v over the tokens of each sequence, without padding: (B, H, L, E).
 
-    On a CPU the core runs in float32 whatever comes in: in half precision its backward pass is
-    several times slower there, and the products are too small for the faster units to matter.
+    On a CPU, the computation is always in float32: in half precision the backward pass is several
+    times slower, and the matrices are too small to benefit from half-precision units.
     """
     dtype = q_BHLE.dtype
     if q_BHLE.device.type == "cpu":
@@ -106,7 +108,7 @@ class SelfAttention(nn.Module):
     def __init__(self, d_model: int, nhead: int, dropout: float = 0.0, bias: bool = True) -> None:
         super().__init__()
         if not isinstance(nhead, int) or nhead < 1 or d_model % nhead:
-            raise ValueError(f"d_model={d_model} is not a multiple of nhead={nhead}")
+            raise UserError(f"d_model={d_model} is not a multiple of nhead={nhead}")
         self.nhead = nhead
         self.dropout = dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * d_model, d_model))
@@ -127,7 +129,7 @@ class SelfAttention(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Self-attention and a feed-forward network, with the norm before (default) or after each."""
+    """Self-attention and a feed-forward network, with LayerNorm before (default) or after each."""
 
     def __init__(
         self,
@@ -141,9 +143,9 @@ class TransformerLayer(nn.Module):
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
-            raise ValueError(f"activation is one of {list(ACTIVATIONS)}, not {activation!r}")
+            raise UserError(f"activation must be one of {list(ACTIVATIONS)}, not {activation!r}")
         self.self_attn = SelfAttention(d_model, nhead, dropout, bias)
-        # a gate is a third matrix: at two thirds of the width, size and cost stay as they are
+        # A gate adds a third matrix: two thirds of the width keep the number of parameters.
         gated = activation == "swiglu"
         hidden = 8 * math.ceil(dim_feedforward / 12) if gated else dim_feedforward
         self.linear1 = nn.Linear(d_model, 2 * hidden if gated else hidden, bias=bias)
@@ -169,15 +171,16 @@ class TransformerLayer(nn.Module):
 
 
 class PackedTransformer(nn.Module):
-    """`torch.nn.TransformerEncoder` on packed sequences.
+    """`torch.nn.TransformerEncoder` for packed sequences.
 
-    Arguments are those of `torch.nn.TransformerEncoderLayer`, and `num_layers`.
+    The other arguments are those of `torch.nn.TransformerEncoderLayer`.
 
     Args:
-        final_norm: end with a LayerNorm.
+        num_layers: number of layers.
+        final_norm: whether to apply a LayerNorm after the last layer.
 
     Raises:
-        ValueError: for an unknown activation or a width that `nhead` does not divide.
+        UserError: for an unknown activation, or if `d_model` is not a multiple of `nhead`.
     """
 
     def __init__(
@@ -200,7 +203,7 @@ class PackedTransformer(nn.Module):
         self.norm = nn.LayerNorm(d_model, bias=bias) if final_norm else nn.Identity()
 
     def forward(self, x_ND: Tensor, packing: Packing) -> Tensor:
-        """(N, D) tokens to (N, D) tokens; each attends to those of its own sequence."""
+        """(N, D) tokens to (N, D) tokens; each token attends to those of its own sequence."""
         for layer in self.layers:
             x_ND = layer(x_ND, packing)
         return self.norm(x_ND)

@@ -1,4 +1,4 @@
-"""Pictures of crystals, and the page that shows what an evaluation found."""
+"""Draw crystals and write the HTML report of an evaluation."""
 
 from src.report.page import write_report
 from src.report.pictures import draw_crystal, draw_pairs, draw_strip

@@ -1,14 +1,14 @@
 "use strict";
-// Crystals on a canvas: shaded spheres and the edges of the cell, drawn from back to front.
-// Coordinates are in Å; the screen's are right, up, and towards the viewer.
+// Draws crystals on a canvas: shaded spheres and the edges of the cell, from back to front.
+// Coordinates are in Å; screen coordinates are right, up, and toward the viewer.
 
 const AXIS_COLORS = ["rgb(217,51,51)", "rgb(38,153,51)", "rgb(51,89,230)"]; // a, b, c
 const EDGE_COLOR = "rgb(140,140,140)";
-const EDGE_PIECES = 24; // each of which is in front of an atom or behind it
+const EDGE_PIECES = 24; // pieces of an edge, each sorted by depth
 const TURN_PER_PIXEL = 0.01;
 const ZOOM_PER_PIXEL = 0.0015;
 
-/** Turn about the screen's vertical axis by `turn`, then about its horizontal one by `tilt`. */
+/** Rotation by `turn` about the screen's vertical axis, then by `tilt` about the horizontal one. */
 function rotation(tilt, turn) {
   const [cx, sx, cy, sy] = [Math.cos(tilt), Math.sin(tilt), Math.cos(turn), Math.sin(turn)];
   return [[cy, 0, sy], [sx * sy, cx, -sx * cy], [-cx * sy, sx, cx * cy]];
@@ -23,14 +23,14 @@ const length = v => Math.hypot(...v);
 const Z_UP = [[1, 0, 0], [0, 0, 1], [0, -1, 0]];
 const START = product(rotation(14 * Math.PI / 180, -24 * Math.PI / 180), Z_UP);
 
-/** A sphere lit from the upper left, as a picture that is drawn at any size. */
+/** Picture of a sphere lit from the upper left, to be drawn at any size. */
 function spherePicture([r, g, b]) {
   const size = 128;
   const picture = document.createElement("canvas");
   picture.width = picture.height = size;
   const context = picture.getContext("2d");
-  const mix = (target, share) =>
-    `rgb(${[r, g, b].map(x => Math.round(x + share * (target - x))).join(",")})`;
+  const mix = (target, amount) =>
+    `rgb(${[r, g, b].map(x => Math.round(x + amount * (target - x))).join(",")})`;
   const light = context.createRadialGradient(
     0.36 * size, 0.33 * size, 0, 0.45 * size, 0.43 * size, 0.58 * size);
   light.addColorStop(0, mix(255, 0.75));
@@ -47,12 +47,12 @@ function spherePicture([r, g, b]) {
   return picture;
 }
 
-/** What never changes while a crystal is turned; coordinates from the middle of its cell. */
+/** Precompute what does not change with the view; coordinates relative to the cell center. */
 function prepare(crystal, elements) {
   const [a, b, c] = crystal.cell;
-  const middle = add(add(a, b), c).map(x => x / 2);
+  const center = add(add(a, b), c).map(x => x / 2);
   const atoms = crystal.numbers.map((number, i) => ({
-    place: add(crystal.positions[i], middle, -1),
+    position: add(crystal.positions[i], center, -1),
     radius: elements[number].radius,
     picture: elements[number].picture ??= spherePicture(elements[number].color),
   }));
@@ -61,22 +61,22 @@ function prepare(crystal, elements) {
   for (const axis of [0, 1, 2]) {
     const [u, v] = [0, 1, 2].filter(i => i !== axis).map(i => crystal.cell[i]);
     for (const [m, n] of [[0, 0], [1, 0], [0, 1], [1, 1]]) {
-      const start = add(add(add([0, 0, 0], u, m), v, n), middle, -1);
+      const start = add(add(add([0, 0, 0], u, m), v, n), center, -1);
       radius = Math.max(radius, length(start), length(add(start, crystal.cell[axis])));
       for (let i = 0; i < EDGE_PIECES; i++) {
-        const at = share => add(start, crystal.cell[axis], share / EDGE_PIECES);
-        const place = at(i + 0.5);
-        if (atoms.every(atom => length(add(place, atom.place, -1)) > atom.radius)) {
-          pieces.push({place, ends: [at(i), at(i + 1)], axis: m || n ? null : axis});
+        const at = k => add(start, crystal.cell[axis], k / EDGE_PIECES);
+        const position = at(i + 0.5);
+        if (atoms.every(atom => length(add(position, atom.position, -1)) > atom.radius)) {
+          pieces.push({position, ends: [at(i), at(i + 1)], axis: m || n ? null : axis});
         }
       }
     }
   }
-  for (const atom of atoms) radius = Math.max(radius, length(atom.place) + atom.radius);
+  for (const atom of atoms) radius = Math.max(radius, length(atom.position) + atom.radius);
   return {items: [...atoms, ...pieces], radius};
 }
 
-/** From where one looks, shared by the views of crystals that are to be compared. */
+/** Orientation and zoom, shared by the views of crystals that are compared. */
 class Camera {
   constructor() {
     this.views = [];
@@ -99,7 +99,7 @@ class Camera {
     this.draw();
   }
 
-  /** Å from the middle to the border, of the largest crystal. */
+  /** Distance in Å from the center to the border, so that the largest crystal fits. */
   get radius() {
     return Math.max(1, ...this.views.map(view => view.scene?.radius ?? 0)) / this.zoom;
   }
@@ -109,7 +109,7 @@ class Camera {
   }
 }
 
-/** A crystal on a canvas that turns by dragging (or arrow keys) and zooms by the wheel. */
+/** A crystal on a canvas; dragging or arrow keys rotate it, the mouse wheel zooms. */
 class CrystalView {
   constructor(canvas, camera, elements) {
     Object.assign(this, {canvas, camera, elements, scene: null});
@@ -138,7 +138,7 @@ class CrystalView {
     new ResizeObserver(() => this.draw()).observe(canvas);
   }
 
-  /** Show a crystal, or say that there is none; its camera then draws. */
+  /** Set the crystal (null if there is none); the camera draws it with the next update. */
   show(crystal) {
     this.scene = crystal && prepare(crystal, this.elements);
   }
@@ -154,14 +154,14 @@ class CrystalView {
       context.fillStyle = getComputedStyle(canvas).color;
       context.textAlign = "center";
       context.font = "13px system-ui, sans-serif";
-      context.fillText("no crystal", width / 2, height / 2);
+      context.fillText("invalid structure", width / 2, height / 2);
       return;
     }
     const scale = Math.min(width, height) / 2 / camera.radius;
     const items = this.scene.items.map(item => ({
-      ...item, screen: transform(camera.rotation, item.place),
+      ...item, screen: transform(camera.rotation, item.position),
     }));
-    items.sort((one, other) => one.screen[2] - other.screen[2]);
+    items.sort((a, b) => a.screen[2] - b.screen[2]);
     context.translate(width / 2, height / 2);
     context.lineCap = "round";
     for (const item of items) {

@@ -1,4 +1,4 @@
-"""The figures of a report as matplotlib draws them, for papers and slides."""
+"""Draw the charts of a report with matplotlib, for papers and slides."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,19 +12,19 @@ from matplotlib.ticker import MaxNLocator
 from src.metrics.matching import CDVAE, PYMATGEN, UNREDUCED, MatcherSettings
 from src.report.maps import PlaneMap
 
-# what the keys of figures end with, the settings, and their colour
+# suffix of the keys in metrics.json, matcher settings, color
 MATCHERS = (("", CDVAE, "#3577c1"), ("_default", PYMATGEN, "#e08a2c"))
 NOISE_MATCHERS = (*MATCHERS, ("_unreduced", UNREDUCED, "#3f9b57"))
 
 
 def settings_text(settings: MatcherSettings) -> str:
-    """`stol 0.5, ltol 0.3, angle 10°`."""
+    """Describe matcher settings, such as `stol 0.5, ltol 0.3, angle 10°`."""
     text = f"stol {settings.stol:g}, ltol {settings.ltol:g}, angle {settings.angle_tol:g}°"
-    return text if settings.primitive_cell else f"{text}, cells as they are"
+    return text if settings.primitive_cell else f"{text}, no primitive reduction"
 
 
 def by_num_atoms_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Match rate by number of atoms, as bars side by side, above how many crystals there are."""
+    """Match rates by number of atoms, above the number of crystals."""
     num_atoms = np.array([row["num_atoms"] for row in rows])
     figure = Figure(figsize=(max(5.0, 0.3 * len(rows)), 3.8), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
@@ -35,7 +35,7 @@ def by_num_atoms_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     counts = bottom.bar(num_atoms, [row["crystals"] for row in rows], 0.8, color="0.6")
     bottom.bar_label(counts, fontsize=7)
     bottom.margins(y=0.25)
-    bottom.set(ylabel="crystals", xlabel="atoms in the cell")
+    bottom.set(ylabel="crystals", xlabel="atoms per cell")
     bottom.xaxis.set_major_locator(MaxNLocator(nbins=24, integer=True))
     _finish(top, bottom)
     figure.legend(
@@ -45,7 +45,7 @@ def by_num_atoms_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def noise_figure(noise: Mapping[str, Any]) -> Figure:
-    """Match rate against noise on the latents, with the area under the curves."""
+    """Match rates against noise on the latents; the legend gives the area under each curve."""
     figure = Figure(figsize=(5.0, 4.0), layout="constrained")
     ax = figure.subplots()
     for suffix, settings, color in NOISE_MATCHERS:
@@ -55,7 +55,7 @@ def noise_figure(noise: Mapping[str, Any]) -> Figure:
             label = settings_text(settings) + ("" if area is None else f"; area {area:.3f}")
             ax.plot(noise["levels"], percent, "o-", color=color, label=label)
     ax.set(
-        xlabel="noise on the latents, standard deviations of each channel",
+        xlabel="noise on the latents, in standard deviations of each channel",
         ylabel="match rate, %",
         ylim=(0, 102),
     )
@@ -66,26 +66,26 @@ def noise_figure(noise: Mapping[str, Any]) -> Figure:
 
 
 def latents_figure(maps: Sequence[PlaneMap], crystals: pd.DataFrame) -> Figure:
-    """Each map of the latents twice: by crystal system (if it is known) and by number of atoms."""
+    """Maps of the latents, colored by crystal system (if available) and by number of atoms."""
     width = 2 if "crystal_system" in crystals else 1
     figure = Figure(figsize=(5.0 * width, 4.2 * len(maps)), layout="constrained")
     for row, plane in zip(figure.subplots(len(maps), width, squeeze=False), maps, strict=True):
-        dots: dict[str, Any] = {"s": 8, "linewidths": 0, "alpha": 0.8}
+        style: dict[str, Any] = {"s": 8, "linewidths": 0, "alpha": 0.8}
         if width == 2:
             for name, group in crystals.groupby("crystal_system", sort=False).groups.items():
-                row[0].scatter(*plane.points[group].T, label=name, **dots)
-        shown = row[-1].scatter(*plane.points.T, c=crystals["num_atoms"], cmap="viridis", **dots)
-        figure.colorbar(shown, ax=row[-1], label="atoms in the cell")
+                row[0].scatter(*plane.points[group].T, label=name, **style)
+        points = row[-1].scatter(*plane.points.T, c=crystals["num_atoms"], cmap="viridis", **style)
+        figure.colorbar(points, ax=row[-1], label="atoms per cell")
         for ax in row:
             ax.set(xlabel=plane.axes[0], ylabel=plane.axes[1])
         _finish(*row)
-    names = row[0].get_legend_handles_labels()
-    figure.legend(*names, loc="outside upper left", ncols=8, markerscale=2, frameon=False)
+    entries = row[0].get_legend_handles_labels()
+    figure.legend(*entries, loc="outside upper left", ncols=8, markerscale=2, frameon=False)
     return figure
 
 
 def training_figure(training: pd.DataFrame) -> Figure | None:
-    """Losses and match rate against the step; None if none of them was logged."""
+    """Losses and match rate against the step; None if none of them were logged."""
     curves = training_curves(training)
     losses = {name: curve for name, curve in curves.items() if name.endswith("loss")}
     rates = {name: curve for name, curve in curves.items() if name.endswith("match_rate")}
@@ -106,20 +106,20 @@ def training_figure(training: pd.DataFrame) -> Figure | None:
 
 
 def training_curves(training: pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Steps and finite values of `train/loss`, `val/loss` and `val/match_rate`, where logged."""
+    """Steps and finite values of `train/loss`, `val/loss` and `val/match_rate`, if logged."""
     curves = {}
     for name in ("train/loss", "val/loss", "val/match_rate"):
         if {name, "step"} <= set(training.columns):
             steps = pd.to_numeric(training["step"], errors="coerce").to_numpy(float)
             values = pd.to_numeric(training[name], errors="coerce").to_numpy(float)
-            there = np.isfinite(steps) & np.isfinite(values)
-            if there.any():
-                curves[name] = steps[there], values[there]
+            finite = np.isfinite(steps) & np.isfinite(values)
+            if finite.any():
+                curves[name] = steps[finite], values[finite]
     return curves
 
 
-def _percent(share: float | None) -> float:
-    return float("nan") if share is None else 100 * share
+def _percent(fraction: float | None) -> float:
+    return float("nan") if fraction is None else 100 * fraction
 
 
 def _finish(*axes: Axes) -> None:

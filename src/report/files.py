@@ -1,4 +1,4 @@
-"""What the folder of an evaluation holds, read and checked."""
+"""Read and check the files in the output folder of an evaluation."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from src.data.readers import DataError
 
 T = TypeVar("T")
 
-CRYSTAL_SYSTEMS = {  # by the number of their last space group
+CRYSTAL_SYSTEMS = {  # number of the last space group of each
     "triclinic": 2,
     "monoclinic": 15,
     "orthorhombic": 74,
@@ -31,16 +31,19 @@ CRYSTAL_SYSTEMS = {  # by the number of their last space group
 
 @dataclass(frozen=True, slots=True)
 class EvaluationFiles:
-    """The files of an evaluation, worst crystals first: not matched, then by rms.
+    """The content of an evaluation folder, with the worst crystals first.
+
+    Unmatched crystals come first, then the others by descending rms.
 
     Attributes:
-        metrics: of `metrics.json`.
-        crystals: of `per_crystal.csv`, and columns that are derived from the originals:
-            `most_common_element` (of several the heaviest), `heaviest_element`, and, where there
-            are space groups, `crystal_system`.
-        originals, reconstructions: one for each row of `crystals`.
-        pooled: (B, latent_dim), a row for each of `crystals`; None without `latents.safetensors`.
-        training: of `training.csv`; empty without that file.
+        metrics: the content of `metrics.json`.
+        crystals: `per_crystal.csv` with additional columns: `most_common_element` (the heaviest if
+            several are equally common), `heaviest_element`, and `crystal_system` if the table has
+            space groups.
+        originals, reconstructions: a crystal for each row of `crystals`.
+        pooled: (B, latent_dim) mean latent of each crystal in `crystals`; None if the folder has no
+            `latents.safetensors`.
+        training: the content of `training.csv`; empty if the folder has no such file.
     """
 
     metrics: dict[str, Any]
@@ -52,11 +55,11 @@ class EvaluationFiles:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read all of a folder.
+        """Read the output folder of an evaluation.
 
         Raises:
-            DataError: if a file that is needed is absent, one cannot be read, or they do not
-                belong together; the message names it.
+            DataError: if a required file is missing, a file cannot be read, or the files are not
+                from the same evaluation; the message names the file.
         """
         metrics = _parse(folder / "metrics.json", lambda path: json.loads(path.read_text()))
         crystals = _read_crystals(folder)
@@ -71,8 +74,8 @@ class EvaluationFiles:
         ]:
             if len(rows) != len(crystals):
                 raise DataError(
-                    f"{folder / name} has {len(rows)} crystals and per_crystal.csv beside it "
-                    f"{len(crystals)}: they are not of one evaluation, so evaluate again"
+                    f"{folder / name} has {len(rows)} crystals but per_crystal.csv has "
+                    f"{len(crystals)}: they are not from the same evaluation, so evaluate again"
                 )
         crystals = crystals.assign(**_derived(crystals, originals)).sort_values(
             ["matched", "rms", "coords_rmsd"],
@@ -93,14 +96,21 @@ class EvaluationFiles:
 
 def _read_crystals(folder: Path) -> pd.DataFrame:
     path = folder / "per_crystal.csv"
-    # converters, since pandas would take the formula of sodium nitride, NaN, for a missing value
-    crystals = _parse(path, lambda p: pd.read_csv(p, converters={"id": str, "formula": str}))
+    crystals = _parse(path, _read_table)
     needed = {"id", "formula", "num_atoms", "matched", "rms", "coords_rmsd"}
     if missing := sorted(needed - set(crystals.columns)):
-        raise DataError(f"{path} has no column {', '.join(missing)}: evaluate again")
+        raise DataError(f"{path} lacks the columns {', '.join(missing)}: evaluate again")
     if crystals.empty:
         raise DataError(f"{path} has no rows: there is nothing to report")
     return crystals
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path)
+    # Read again, because pandas takes the formula of sodium nitride, NaN, for a missing value.
+    # As of pandas 3, converters do not prevent that.
+    texts = [name for name in ("id", "formula") if name in table]
+    return table.assign(**pd.read_csv(path, usecols=texts, dtype=str, keep_default_na=False))
 
 
 def _read_extxyz(path: Path) -> list[Atoms]:
@@ -111,17 +121,17 @@ def _parse(path: Path, read: Callable[[Path], T]) -> T:
     try:
         return read(path)
     except FileNotFoundError as error:
-        raise DataError(f"there is no {path}: is this the folder of an evaluation?") from error
-    # ASE ends in a RuntimeError where a file does
+        raise DataError(f"{path} does not exist: is this an evaluation folder?") from error
+    # ASE raises a RuntimeError if the file ends early
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, SafetensorError) as error:
         raise DataError(f"{path} cannot be read ({error}): evaluate again") from error
 
 
 def _derived(crystals: pd.DataFrame, originals: list[Atoms]) -> dict[str, list[str]]:
     counts = [np.bincount(atoms.numbers) for atoms in originals]
-    common = [len(count) - 1 - int(count[::-1].argmax()) for count in counts]
+    most_common = [len(count) - 1 - int(count[::-1].argmax()) for count in counts]
     derived = {
-        "most_common_element": [chemical_symbols[number] for number in common],
+        "most_common_element": [chemical_symbols[number] for number in most_common],
         "heaviest_element": [chemical_symbols[len(count) - 1] for count in counts],
     }
     if "spacegroup" in crystals:

@@ -1,5 +1,5 @@
 "use strict";
-// Fills the page from the JSON in #data. Text from the data reaches the page as text nodes only.
+// Fills the page from the JSON in #data. Text from the data is only inserted as text nodes.
 
 const {
   metrics, matchers, noise_matchers: noiseMatchers, crystals, pairs, elements, maps, training, total,
@@ -11,7 +11,7 @@ for (const matcher of [...matchers, ...noiseMatchers]) {
 }
 
 const PAIRS_PER_PAGE = 6;
-const MAX_CATEGORIES = 10; // of a colouring; the rest are grey
+const MAX_CATEGORIES = 10; // colors in a map; other categories are gray
 const PALETTE = ["#3577c1", "#e08a2c", "#3f9b57", "#c8453c", "#8a63bd", "#8b6047", "#d873b5",
   "#b5a42e", "#35a9b8", "#5b6b8c"];
 const NEUTRAL = "#8d949e";
@@ -20,12 +20,12 @@ const LABELS = {
   crystal_system: "crystal system", num_atoms: "number of atoms", matched: "matched",
   matched_default: "matched (pymatgen's defaults)", rms: "rms",
   rms_default: "rms (pymatgen's defaults)",
-  atom_types_right: "share of atom types right", coords_rmsd: "distance of atoms, RMSD (Å)",
+  atom_types_right: "atom type accuracy", coords_rmsd: "atom displacement, RMSD (Å)",
   lengths_error: "error of lengths (Å)", angles_error: "error of angles (°)",
   volume_error: "relative error of the volume", valid: "valid", spacegroup: "space group",
   spacegroup_reconstructed: "space group, reconstructed", valid_original: "original is valid",
 };
-const FIRST_COLORINGS = ["crystal_system", "most_common_element", "heaviest_element", "num_atoms",
+const MAIN_COLORINGS = ["crystal_system", "most_common_element", "heaviest_element", "num_atoms",
   "matched", "rms"];
 const NO_COLORING = ["id", "formula", "reason", "status", "status_default", "spacegroup",
   "spacegroup_reconstructed"];
@@ -40,38 +40,38 @@ function el(tag, properties = {}, ...children) {
   return node;
 }
 
-const is = value => value !== null && value !== undefined;
+const isPresent = value => value !== null && value !== undefined;
 const number = (value, unit = "", digits = 4) =>
-  is(value) ? `${value.toFixed(digits)}${unit}` : "–";
-const percent = share => is(share) ? `${(100 * share).toFixed(2)} %` : "–";
-const percents = shares => shares.map(share => is(share) ? 100 * share : null);
+  isPresent(value) ? `${value.toFixed(digits)}${unit}` : "–";
+const percent = x => isPresent(x) ? `${(100 * x).toFixed(2)} %` : "–";
+const percents = fractions => fractions.map(x => isPresent(x) ? 100 * x : null);
 const label = name => LABELS[name] ?? name.replaceAll("_", " ");
-// plotly reads tags in text
-const plain = text => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+// plotly interprets tags in text
+const escaped = text => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;");
 
-/** Leave out a section that has nothing to show. */
+/** Remove an element that has nothing to show. */
 const drop = id => $(id).remove();
 
-/** Na2O with its numbers as subscripts. */
+/** A formula such as Na2O with subscripts. */
 function formulaNodes(text) {
   return text.split(/(\d+)/).map(part => /^\d+$/.test(part) ? el("sub", {}, part) : part);
 }
 
-/** A table whose first row is its head; rows without any value are left out. */
+/** A table; rows without any value are left out. */
 function table(caption, head, rows) {
-  const there = rows.filter(row => row.slice(1).some(cell => cell !== "–"));
-  if (!there.length) return "";
+  const filled = rows.filter(row => row.slice(1).some(cell => cell !== "–"));
+  if (!filled.length) return "";
   const line = (cells, tag) =>
     el("tr", {}, ...cells.map((cell, i) => el(i ? tag : "th", {}, cell)));
   return el("table", {}, el("caption", {}, caption),
-    el("thead", {}, line(head, "th")), el("tbody", {}, ...there.map(row => line(row, "td"))));
+    el("thead", {}, line(head, "th")), el("tbody", {}, ...filled.map(row => line(row, "td"))));
 }
 
 // Charts
 
 const charts = [];
 
-/** Draw `figure(theme)`, its traces and layout, now and whenever the colours of the page change. */
+/** Draw the traces and layout from `figure(theme)`, and redraw them when the theme changes. */
 function chart(node, figure, height = 340) {
   const draw = () => {
     const style = getComputedStyle(document.body);
@@ -120,9 +120,9 @@ function showSummary() {
   $("tiles").append(
     tile("Match rate", percent(metrics.match_rate), `${cdvae.name}: ${cdvae.settings}`),
     tile("Match rate", percent(metrics.match_rate_default), `${strict.name}: ${strict.settings}`),
-    tile("RMSE", number(metrics.rmse), `of matched pairs, ${cdvae.name}`),
-    tile("cRMSE", number(metrics.crmse), `of all pairs, ${cdvae.name}`),
-    tile("Atom types right", percent(metrics.atom_type_accuracy), "share of all atoms"),
+    tile("RMSE", number(metrics.rmse), `matched pairs, ${cdvae.name}`),
+    tile("cRMSE", number(metrics.crmse), `all pairs, ${cdvae.name}`),
+    tile("Atom types", percent(metrics.atom_type_accuracy), "fraction correct"),
     tile("Lengths", number(metrics.lengths_mae, " Å"), "mean absolute error"),
     tile("Angles", number(metrics.angles_mae, "°", 3), "mean absolute error"),
   );
@@ -132,27 +132,27 @@ function showSummary() {
   $("tables").append(
     table("Structure matching", ["", ...matchers.map(m => `${m.name}: ${m.settings}`)], [
       ["match rate", ...both(metrics, "match_rate", percent)],
-      ["RMSE of matched pairs, in (V/N)^(1/3)", ...both(metrics, "rmse", number)],
-      ["cRMSE, a pair without match charged stol", ...both(metrics, "crmse", number)],
+      ["RMSE of matched pairs, in units of (V/N)^(1/3)", ...both(metrics, "rmse", number)],
+      ["cRMSE, unmatched pairs count as stol", ...both(metrics, "crmse", number)],
       ["METRe, a match with any reconstruction counts", ...both(metrics, "metre", percent)],
-      ["match rate, only valid ones count", ...both(gated, "match_rate", percent)],
-      ["match rate, one sample of the posterior", ...both(sampled, "match_rate", percent)],
-      ["RMSE, one sample of the posterior", ...both(sampled, "rmse", number)],
+      ["matched and valid", ...both(gated, "match_rate", percent)],
+      ["match rate, decoding a posterior sample", ...both(sampled, "match_rate", percent)],
+      ["RMSE, decoding a posterior sample", ...both(sampled, "rmse", number)],
     ]),
-    table("Atom by atom", ["", "posterior's mean", "one sample of it"], [
-      ["atom types right", percent, "atom_type_accuracy"],
+    table("Errors per atom and cell", ["", "posterior mean", "posterior sample"], [
+      ["atom type accuracy", percent, "atom_type_accuracy"],
       ["fractional coordinates, RMSE", number, "frac_coords_rmse"],
-      ["distance of atoms, RMSD", v => number(v, " Å"), "coords_rmsd"],
+      ["atom displacement, RMSD", v => number(v, " Å"), "coords_rmsd"],
       ["lengths, mean absolute error", v => number(v, " Å"), "lengths_mae"],
       ["angles, mean absolute error", v => number(v, "°", 3), "angles_mae"],
       ["volume, mean relative error", percent, "volume_mape"],
     ].map(([name, show, key]) => [name, show(metrics[key]), show(sampled[key])])),
   );
   const notes = [
-    is(gated.valid) && `${percent(gated.valid)} of reconstructions are valid in geometry and ` +
-      `composition, and ${percent(gated.valid_originals)} of the originals.`,
+    isPresent(gated.valid) && `${percent(gated.valid)} of the reconstructions and ` +
+      `${percent(gated.valid_originals)} of the originals have a valid geometry and composition.`,
     metrics.match_timeouts &&
-      `${metrics.match_timeouts} matches ran out of time and count as none.`,
+      `${metrics.match_timeouts} comparisons timed out and count as unmatched.`,
   ];
   $("tables").append(el("p", {}, notes.filter(Boolean).join(" ")));
 }
@@ -161,7 +161,7 @@ function showSummary() {
 
 const reasonOf = i => crystals.reason?.[i] || (crystals.status?.[i] ?? "unmatched");
 
-/** A crystal beside its reconstruction, turned together. */
+/** A crystal next to its reconstruction; both rotate together. */
 class PairCard {
   constructor() {
     const camera = new Camera();
@@ -189,7 +189,7 @@ class PairCard {
       el("b", {className: matched ? "good" : "bad"}, matched ? "matched" : "not matched"),
       matched ? `, rms ${number(crystals.rms[i])}` : `: ${reasonOf(i)}`,
       ` · ${crystals.num_atoms[i]} atoms`,
-      crystals.spacegroup ? ` · space group ${groups(i)}` : "");
+      crystals.spacegroup ? ` · space group ${spaceGroups(i)}` : "");
     const used = new Set(pairs[i].flatMap(crystal => crystal?.numbers ?? []));
     this.legend.replaceChildren(...[...used].map(n => {
       const chip = el("i");
@@ -201,7 +201,7 @@ class PairCard {
   }
 }
 
-function groups(i) {
+function spaceGroups(i) {
   const old = crystals.spacegroup[i] ?? "–";
   const column = crystals.spacegroup_reconstructed;
   const rebuilt = column ? column[i] ?? "–" : old;
@@ -213,8 +213,8 @@ function showPairs() {
   $("grid").append(...cards.map(card => card.node));
   const numPages = Math.ceil(pairs.length / PAIRS_PER_PAGE);
   let page;
-  const goTo = wanted => {
-    page = wanted;
+  const goTo = number => {
+    page = number;
     cards.forEach((card, k) => {
       const i = page * PAIRS_PER_PAGE + k;
       card.node.hidden = i >= pairs.length;
@@ -239,13 +239,13 @@ function showPairs() {
   };
   if (pairs.length < total) {
     $("limit").textContent = `${pairs.length.toLocaleString("en")} of ` +
-      `${total.toLocaleString("en")} crystals are on this page: half of them the worst, half a ` +
-      "random part of the others. Figures and bars are of all.";
+      `${total.toLocaleString("en")} crystals are shown: half are the worst, half are drawn at ` +
+      "random from the others. All metrics and charts cover all crystals.";
   }
   goTo(0);
 }
 
-// Where it matches
+// Match rate by size and element
 
 function showMatch() {
   const rows = metrics.by_num_atoms ?? [];
@@ -264,7 +264,7 @@ function showMatch() {
         },
       ],
       layout: {
-        xaxis: {title: {text: "atoms in the cell"}, dtick: x.length > 30 ? 4 : 1, anchor: "y2"},
+        xaxis: {title: {text: "atoms per cell"}, dtick: x.length > 30 ? 4 : 1, anchor: "y2"},
         yaxis: {...rateAxis(), domain: [0.36, 1]},
         yaxis2: {title: {text: "crystals"}, domain: [0, 0.24], nticks: 3},
         barmode: "group", bargap: 0.2,
@@ -272,7 +272,7 @@ function showMatch() {
     }), 400);
   } else drop("by-num-atoms");
 
-  const found = Object.entries(metrics.by_element ?? {}).filter(([, row]) => is(row.match_rate));
+  const found = Object.entries(metrics.by_element ?? {}).filter(([, row]) => isPresent(row.match_rate));
   found.sort(([, a], [, b]) => a.match_rate - b.match_rate || b.crystals - a.crystals);
   if (found.length) {
     chart($("by-element"), () => ({
@@ -280,13 +280,13 @@ function showMatch() {
         type: "bar", x: found.map(([symbol]) => symbol),
         y: percents(found.map(([, row]) => row.match_rate)), marker: {color: matchers[0].color},
         customdata: found.map(([, row]) => [row.crystals, row.atoms,
-          is(row.atom_type_accuracy) ? 100 * row.atom_type_accuracy : "–"]),
+          isPresent(row.atom_type_accuracy) ? 100 * row.atom_type_accuracy : "–"]),
         hovertemplate: "%{x}: %{y:.1f} % of %{customdata[0]} crystals<br>" +
-          "types of %{customdata[1]} atoms: %{customdata[2]:.1f} % right<extra></extra>",
+          "atom types: %{customdata[2]:.1f} % of %{customdata[1]} atoms correct<extra></extra>",
       }],
       layout: {
         title: {
-          text: `Crystals with an element, worst first (${matchers[0].settings})`,
+          text: `Crystals that contain each element, worst first (${matchers[0].settings})`,
           font: {size: 14}, x: 0,
         },
         xaxis: {type: "category", tickangle: 0, tickfont: {size: 10}, dtick: 1, showgrid: false},
@@ -304,8 +304,8 @@ function showNoise() {
     traces: noiseMatchers.filter(({suffix}) => noise[`match_rate${suffix}`]).map(
       ({suffix, settings, color}) => ({
         type: "scatter", mode: "lines+markers", x: noise.levels,
-        name: settings + (is(noise[`area${suffix}`])
-          ? `; area under it <b>${number(noise[`area${suffix}`], "", 3)}</b>` : ""),
+        name: settings + (isPresent(noise[`area${suffix}`])
+          ? `; area <b>${number(noise[`area${suffix}`], "", 3)}</b>` : ""),
         y: percents(noise[`match_rate${suffix}`]), marker: {color, size: 8}, line: {color},
         hovertemplate: "noise %{x}: %{y:.1f} %<extra></extra>",
       })),
@@ -318,55 +318,56 @@ function showNoise() {
 
 // Map
 
-/** Traces that colour points by a column: a scale for numbers, else one trace per category. */
+/** Traces that color points by a column: a scale for numbers, else one trace per category. */
 function coloredTraces([x, y], name) {
   const values = crystals[name];
   const trace = (indices, more) => ({
     type: "scatter", mode: "markers", x: indices.map(i => x[i]), y: indices.map(i => y[i]),
     customdata: indices, text: indices.map(hover), hovertemplate: "%{text}<extra></extra>", ...more,
   });
-  const there = values.map((_, i) => i).filter(i => is(values[i]));
-  const absent = values.map((_, i) => i).filter(i => !is(values[i]));
-  const grey = {marker: {color: NEUTRAL, size: 6, opacity: 0.5}};
-  const missing = absent.length ? [trace(absent, {name: "none", ...grey})] : [];
-  if (there.length && typeof values[there[0]] === "number") {
-    const sorted = there.map(i => values[i]).sort((a, b) => a - b);
-    const at = share => sorted[Math.round(share * (sorted.length - 1))];
-    return [...missing, trace(there, {
+  const present = values.map((_, i) => i).filter(i => isPresent(values[i]));
+  const absent = values.map((_, i) => i).filter(i => !isPresent(values[i]));
+  const gray = {marker: {color: NEUTRAL, size: 6, opacity: 0.5}};
+  const background = absent.length ? [trace(absent, {name: "none", ...gray})] : [];
+  if (present.length && typeof values[present[0]] === "number") {
+    const sorted = present.map(i => values[i]).sort((a, b) => a - b);
+    const quantile = q => sorted[Math.round(q * (sorted.length - 1))];
+    return [...background, trace(present, {
       showlegend: false,
       marker: {
-        color: there.map(i => values[i]), colorscale: "Viridis", cmin: at(0.01), cmax: at(0.99),
+        color: present.map(i => values[i]), colorscale: "Viridis",
+        cmin: quantile(0.01), cmax: quantile(0.99),
         showscale: true, size: 7, opacity: 0.85,
         colorbar: {
-          title: {text: plain(label(name)), side: "right"}, thickness: 12, outlinewidth: 0,
+          title: {text: escaped(label(name)), side: "right"}, thickness: 12, outlinewidth: 0,
         },
       },
     })];
   }
-  const members = Map.groupBy(there, i => String(values[i]));
-  const bySize = [...members].sort(([, a], [, b]) => b.length - a.length);
-  const few = bySize.slice(0, MAX_CATEGORIES);
+  const categories = Map.groupBy(present, i => String(values[i]));
+  const bySize = [...categories].sort(([, a], [, b]) => b.length - a.length);
+  const largest = bySize.slice(0, MAX_CATEGORIES);
   const rest = bySize.slice(MAX_CATEGORIES).flatMap(([, indices]) => indices);
-  if (rest.length) missing.push(trace(rest, {name: "others", ...grey}));
-  return [...missing, ...few.map(([category, indices], k) =>
-    trace(indices, {name: plain(category), marker: {color: PALETTE[k], size: 7, opacity: 0.85}}))];
+  if (rest.length) background.push(trace(rest, {name: "others", ...gray}));
+  return [...background, ...largest.map(([name, indices], k) => trace(indices,
+    {name: escaped(name), marker: {color: PALETTE[k], size: 7, opacity: 0.85}}))];
 }
 
 function hover(i) {
   return [
-    `<b>${plain(crystals.formula[i])}</b> ${plain(crystals.id[i])}`,
+    `<b>${escaped(crystals.formula[i])}</b> ${escaped(crystals.id[i])}`,
     `${crystals.num_atoms[i]} atoms` +
-      (crystals.spacegroup ? `, space group ${plain(groups(i))}` : ""),
-    crystals.matched[i] ? `rms ${number(crystals.rms[i])}` : `not matched: ${plain(reasonOf(i))}`,
+      (crystals.spacegroup ? `, space group ${escaped(spaceGroups(i))}` : ""),
+    crystals.matched[i] ? `rms ${number(crystals.rms[i])}` : `not matched: ${escaped(reasonOf(i))}`,
   ].join("<br>");
 }
 
 function showMap() {
   if (!maps.length) return drop("map");
   const others = Object.keys(crystals).filter(
-    name => !FIRST_COLORINGS.includes(name) && !NO_COLORING.includes(name));
-  others.sort((one, other) => (one in LABELS) - (other in LABELS)); // properties first
-  const choices = [...FIRST_COLORINGS.filter(name => crystals[name]), ...others];
+    name => !MAIN_COLORINGS.includes(name) && !NO_COLORING.includes(name));
+  others.sort((a, b) => (a in LABELS) - (b in LABELS)); // properties first
+  const choices = [...MAIN_COLORINGS.filter(name => crystals[name]), ...others];
   $("color-by").append(...choices.map(name => el("option", {value: name}, label(name))));
   let plane = maps[0];
   const card = new PairCard();
@@ -404,7 +405,7 @@ function showMap() {
   $("color-by").onchange = draw;
   $("points").on("plotly_click", event => {
     const i = event.points[0].customdata;
-    if (is(i)) show(i);
+    if (isPresent(i)) show(i);
   });
   show(0);
 }
@@ -423,9 +424,9 @@ function showLatent() {
     chart($("channels"), () => ({
       traces: [
         bars(latent.kl_per_channel, "KL", "y", PALETTE[0]),
-        bars(latent.std, "over atoms, of the means", "y2", PALETTE[1]),
+        bars(latent.std, "of the posterior means over atoms", "y2", PALETTE[1]),
         ...(latent.posterior_std
-          ? [bars(latent.posterior_std, "of the posterior", "y2", NEUTRAL)] : []),
+          ? [bars(latent.posterior_std, "of the posteriors", "y2", NEUTRAL)] : []),
       ].map(trace => ({...trace, showlegend: trace.yaxis === "y2"})),
       layout: {
         barmode: "group", legend: {orientation: "h", x: 0.56, y: 1.02, yanchor: "bottom"},
@@ -439,20 +440,20 @@ function showLatent() {
       el("b", {}, `${latent.active_units} of ${x.length}`), " channels are active."));
   } else drop("channels");
   if (symmetry) {
-    const show = [["distance of atoms", "coords_rmsd", v => number(v, " Å")],
-      ["atom types the same", "atom_type_accuracy", percent],
+    const show = [["atom displacement", "coords_rmsd", v => number(v, " Å")],
+      ["equal atom types", "atom_type_accuracy", percent],
       ["lengths", "lengths_mae", v => number(v, " Å")],
       ["angles", "angles_mae", v => number(v, "°", 3)], ["match rate", "match_rate", percent]];
     $("latent-tables").append(table(
-      "How much a reconstruction changes if its crystal is written in another way",
+      "Change of the reconstruction when a crystal is described differently",
       ["", ...show.map(([name]) => name)],
-      Object.entries(symmetry).map(([motion, row]) =>
-        [motion, ...show.map(([, key, format]) => format(row[key]))])));
+      Object.entries(symmetry).map(([transformation, row]) =>
+        [transformation, ...show.map(([, key, format]) => format(row[key]))])));
   }
   if (kept) {
-    const parts = ["kept", "lost", "gained", "changed"].filter(key => is(kept[key]));
+    const parts = ["kept", "lost", "gained", "changed"].filter(key => isPresent(kept[key]));
     $("latent-tables").append(table(`Space groups (symprec ${kept.symprec} Å)`,
-      ["", ...parts], [["share of crystals", ...parts.map(key => percent(kept[key]))]]));
+      ["", ...parts], [["fraction of reconstructions", ...parts.map(key => percent(kept[key]))]]));
   }
   if (!latent && !symmetry && !kept) drop("latent");
 }
@@ -460,7 +461,7 @@ function showLatent() {
 function showTraining() {
   const curve = (name, color, scale = 1) => training[name] && {
     type: "scatter", mode: training[name][0].length > 1 ? "lines" : "markers", name,
-    x: training[name][0], y: training[name][1].map(y => is(y) ? scale * y : null), line: {color},
+    x: training[name][0], y: training[name][1].map(y => isPresent(y) ? scale * y : null), line: {color},
     marker: {color},
   };
   const losses = [curve("train/loss", NEUTRAL), curve("val/loss", PALETTE[0])].filter(Boolean);

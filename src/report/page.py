@@ -1,4 +1,4 @@
-"""The page that shows what an evaluation found, one file that needs no network."""
+"""Write the HTML report of an evaluation, a single file that works offline."""
 
 import html
 import json
@@ -34,23 +34,24 @@ from src.utils.output import new_file
 log = logging.getLogger(__name__)
 
 NUM_WORST = 6  # pairs in worst.png
-MATCHER_NAMES = ("CDVAE's matcher", "pymatgen's defaults")
+MATCHER_NAMES = ("CDVAE's tolerances", "pymatgen's defaults")
 
 
 def write_report(folder: str | Path, max_crystals: int = 3000, seed: int = 0) -> None:
-    """Write `report.html` and `figures/*.png` from the other files in an evaluation's folder.
+    """Write `report.html` and `figures/*.png` from the other files in an evaluation folder.
 
-    Figures that `metrics.json` does not have, and maps and curves whose files are absent, are left
-    out. `report.html` holds all it shows, plotly among it (5 MB).
+    Metrics that are missing in `metrics.json`, and maps and curves whose files are missing, are
+    left out. `report.html` contains everything it needs, including plotly (5 MB).
 
     Args:
-        folder: as `eval_vae` leaves it; see `EvaluationFiles`.
-        max_crystals: on the page. Of more, half are the worst and half are drawn at random.
-        seed: of that draw, and of UMAP.
+        folder: the output folder of `eval_vae`; see `EvaluationFiles`.
+        max_crystals: largest number of crystals shown on the page. If there are more, half of those
+            shown are the worst and half are drawn at random.
+        seed: seed for this draw and for UMAP.
 
     Raises:
-        DataError: if a file that is needed is absent, cannot be read, or does not belong to the
-            others; the message names it.
+        DataError: if a required file is missing, a file cannot be read, or the files are not from
+            the same evaluation; the message names the file.
     """
     folder = Path(folder).expanduser()
     evaluation = EvaluationFiles.read(folder)
@@ -65,9 +66,12 @@ def write_report(folder: str | Path, max_crystals: int = 3000, seed: int = 0) ->
 
 
 def choose_crystals(total: int, limit: int, seed: int) -> np.ndarray:
-    """Indices, ascending, of at most `limit` of `total` crystals that are sorted worst first.
+    """Choose at most `limit` of `total` crystals, which are sorted worst first.
 
-    If not all, the first half of them are the worst, and the rest a random part of the others.
+    If there are more, half of the chosen crystals are the worst and the rest are drawn at random.
+
+    Returns:
+        Ascending indices.
     """
     if total <= limit:
         return np.arange(total)
@@ -77,10 +81,10 @@ def choose_crystals(total: int, limit: int, seed: int) -> np.ndarray:
 
 
 def embed_json(content: Any) -> str:
-    """JSON that can stand in a `<script>`: no text in it can close that element or open another.
+    """Serialize to JSON for a `<script>` element, escaped so that no text can close the element.
 
     Raises:
-        ValueError: for numbers that are not finite, which JSON has not.
+        ValueError: for non-finite numbers, which JSON does not support.
     """
     text = json.dumps(content, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
@@ -99,7 +103,7 @@ def _figures(evaluation: EvaluationFiles, maps: list[PlaneMap]) -> Iterator[tupl
     worst = evaluation.originals[:NUM_WORST]
     labels = []
     for atoms, row in zip(worst, crystals.head(NUM_WORST).to_dict("records"), strict=True):
-        name = row["id"].replace("$", r"\$")  # which matplotlib would take for mathematics
+        name = row["id"].replace("$", r"\$")  # matplotlib would parse it as math
         result = f"rms {row['rms']:.3f}" if row["matched"] else "no match"
         labels.append(f"{formula(atoms)}\n{name}\n{result}")
     yield "worst", draw_pairs(worst, evaluation.reconstructions[:NUM_WORST], labels)
@@ -109,7 +113,7 @@ def _page(evaluation: EvaluationFiles, maps: list[PlaneMap], shown: np.ndarray) 
     metrics, crystals = evaluation.metrics, evaluation.crystals.iloc[shown]
     pairs = [(evaluation.originals[i], evaluation.reconstructions[i]) for i in shown]
     data = {
-        "metrics": _plain(metrics),
+        "metrics": _to_json(metrics),
         "matchers": [
             {"name": name, "suffix": suffix, "settings": settings_text(settings), "color": color}
             for name, (suffix, settings, color) in zip(MATCHER_NAMES, MATCHERS, strict=True)
@@ -119,15 +123,15 @@ def _page(evaluation: EvaluationFiles, maps: list[PlaneMap], shown: np.ndarray) 
             for suffix, settings, color in NOISE_MATCHERS
         ],
         "total": len(evaluation.crystals),
-        "crystals": {name: _plain(column.tolist()) for name, column in crystals.items()},
-        "pairs": [[_drawn(old), _drawn(new, like=old)] for old, new in pairs],
+        "crystals": {name: _to_json(column.tolist()) for name, column in crystals.items()},
+        "pairs": [[_to_drawing(old), _to_drawing(new, like=old)] for old, new in pairs],
         "elements": _elements([atoms for pair in pairs for atoms in pair]),
         "maps": [
-            {"name": m.name, "points": _plain(m.points[shown].T.tolist()), "axes": m.axes}
+            {"name": m.name, "points": _to_json(m.points[shown].T.tolist()), "axes": m.axes}
             for m in maps
         ],
         "training": {
-            name: _plain([steps.tolist(), values.tolist()])
+            name: _to_json([steps.tolist(), values.tolist()])
             for name, (steps, values) in training_curves(evaluation.training).items()
         },
     }
@@ -144,8 +148,8 @@ def _page(evaluation: EvaluationFiles, maps: list[PlaneMap], shown: np.ndarray) 
     )
 
 
-def _drawn(atoms: Atoms, like: Atoms | None = None) -> dict[str, Any] | None:
-    """What `crystals.js` draws; None if the numbers make no crystal. Å, to 1/1000."""
+def _to_drawing(atoms: Atoms, like: Atoms | None = None) -> dict[str, Any] | None:
+    """The input of `crystals.js`, in Å to three decimals; None if the crystal cannot be drawn."""
     if not is_drawable(atoms):
         return None
     index, positions, cell = whole_cell(atoms, like)
@@ -168,12 +172,12 @@ def _elements(crystals: list[Atoms]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _plain(value: Any) -> Any:
-    """Types of JSON: numbers to five digits, and null for a missing or infinite one."""
+def _to_json(value: Any) -> Any:
+    """Round floats to five significant digits, and replace non-finite ones by None."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_to_json(item) for item in value]
     if isinstance(value, float):
         return float(f"{value:.5g}") if np.isfinite(value) else None
     return value

@@ -1,8 +1,8 @@
-"""Static pictures of crystals: shaded spheres and the edges of the cell, sorted by depth.
+"""Draw static pictures of crystals: shaded spheres and the edges of the cell, sorted by depth.
 
-Colours are Jmol's and radii are covalent ones, both as ASE tabulates them (`ase.data`). Crystals
-are turned so that a points right and b lies in the horizontal plane, so two of the same cell look
-alike whatever their orientation was. `crystals.js` draws the same on a page.
+Colors are Jmol's and radii are covalent radii, both from `ase.data`. Crystals are rotated so that a
+points right and b lies in the horizontal plane: two crystals with the same cell look alike whatever
+their orientations. `crystals.js` draws the same pictures on a page.
 """
 
 import re
@@ -20,21 +20,21 @@ from matplotlib.path import Path
 from pymatgen.core import Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
-RADIUS = 0.65  # of a sphere, in covalent radii: neighbours do not quite touch
-MARGIN = 0.3  # Å from a face of the cell, within which an atom is drawn at both ends
-NEAR = 1.5  # Å, within which an atom of a reconstruction is drawn beside the original's
-MAX_LENGTH = 200.0  # Å of a cell that is worth drawing
+RADIUS = 0.65  # of a sphere, in covalent radii, so that neighbors do not quite touch
+MARGIN = 0.3  # Å; atoms this close to a face are also drawn at the opposite face
+NEAR = 1.5  # Å; a reconstructed atom this close to the original is drawn next to its images
+MAX_LENGTH = 200.0  # Å; longer cells are not drawn
 AXIS_COLORS = ((0.85, 0.2, 0.2), (0.15, 0.6, 0.2), (0.2, 0.35, 0.9))  # a, b, c
 EDGE_COLOR = (0.55, 0.55, 0.55)
-EDGE_PIECES = 24  # each of which is in front of an atom or behind it
-LIGHT = (-0.32, 0.36)  # where the bright spot of a sphere is, in its radii
+EDGE_PIECES = 24  # pieces of an edge, each sorted by depth
+LIGHT = (-0.32, 0.36)  # position of the highlight on a sphere, in units of its radius
 
 
 def view_matrix(tilt: float = 14.0, turn: float = -24.0) -> np.ndarray:
-    """(3, 3): Å to the screen (right, up, towards the viewer), seen from above and from the side.
+    """Rotation matrix (3, 3) to screen axes: right, up, toward the viewer.
 
     Args:
-        tilt, turn: degrees about the screen's horizontal and vertical axis.
+        tilt, turn: rotation in degrees about the horizontal and vertical axes of the screen.
     """
     (cos_x, sin_x), (cos_y, sin_y) = (
         (np.cos(angle), np.sin(angle)) for angle in np.deg2rad([tilt, turn])
@@ -46,7 +46,7 @@ def view_matrix(tilt: float = 14.0, turn: float = -24.0) -> np.ndarray:
 
 
 def is_drawable(atoms: Atoms) -> bool:
-    """Whether there is a cell of finite and sensible size with atoms at finite places."""
+    """Whether the cell has a finite and sensible size and all positions are finite."""
     cell = atoms.cell.array
     if not len(atoms) or not np.isfinite(cell).all() or not np.isfinite(atoms.positions).all():
         return False
@@ -56,45 +56,46 @@ def is_drawable(atoms: Atoms) -> bool:
 def whole_cell(
     atoms: Atoms, like: Atoms | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A cell as one draws it, with atoms on its faces, edges and corners repeated.
+    """Repeat the atoms on faces, edges and corners, so that the cell looks complete.
 
     Args:
-        like: show the images of atom k that one sees of atom k of this crystal (if it is drawable
-            and of as many atoms), so that a small displacement across a face looks small. Not of
-            atoms farther than `NEAR` from there.
+        like: the original of a reconstruction. The same images of each atom are shown as for the
+            original, so that a small displacement across a face looks small, unless the atom moved
+            by more than `NEAR`. Ignored if it cannot be drawn or has another number of atoms.
 
     Returns:
-        index (M,) of each drawn atom in `atoms`; positions (M, 3) in Å; cell (3, 3) in Å, turned so
-        that a lies on x and b in the xy plane.
+        index (M,) of each drawn atom in `atoms`; positions (M, 3) in Å; cell (3, 3) in Å, rotated
+        so that a is along x and b is in the xy plane.
     """
     cell = atoms.cell.standard_form()[0].array
     if like is None or len(like) != len(atoms) or not is_drawable(like):
         like = atoms
-    seen = _frac_coords(like) % 1
-    displacement = _frac_coords(atoms) - seen
+    anchors = _frac_coords(like) % 1
+    displacement = _frac_coords(atoms) - anchors
     displacement -= displacement.round()
     far = np.linalg.norm(displacement @ cell, axis=1) > NEAR
-    seen[far], displacement[far] = _frac_coords(atoms)[far] % 1, 0
-    images = seen + np.array(list(product((-1, 0, 1), repeat=3)))[:, None]
-    margin = MARGIN * np.linalg.norm(np.linalg.inv(like.cell.array), axis=0)  # over the heights
+    anchors[far], displacement[far] = _frac_coords(atoms)[far] % 1, 0
+    images = anchors + np.array(list(product((-1, 0, 1), repeat=3)))[:, None]
+    # MARGIN as a fraction of the height of the cell along each axis
+    margin = MARGIN * np.linalg.norm(np.linalg.inv(like.cell.array), axis=0)
     shift, index = ((images > -margin) & (images < 1 + margin)).all(-1).nonzero()
     return index, (images[shift, index] + displacement[index]) @ cell, cell
 
 
 def extent(crystal: Atoms | Structure, like: Atoms | Structure | None = None) -> float:
-    """Å from the middle of a cell to the farthest of what is drawn; 0 if nothing is."""
+    """Distance in Å from the cell center to the farthest drawn point; 0 if nothing is drawn."""
     atoms = _to_atoms(crystal)
     if not is_drawable(atoms):
         return 0.0
     index, positions, cell = whole_cell(atoms, None if like is None else _to_atoms(like))
     corners = np.array(list(product((0, 1), repeat=3))) @ cell
-    middle = cell.sum(axis=0) / 2
-    ends = np.linalg.norm(positions - middle, axis=1) + radii(atoms.numbers[index])
-    return float(max(ends.max(), np.linalg.norm(corners - middle, axis=1).max()))
+    center = cell.sum(axis=0) / 2
+    reach = np.linalg.norm(positions - center, axis=1) + radii(atoms.numbers[index])
+    return float(max(reach.max(), np.linalg.norm(corners - center, axis=1).max()))
 
 
 def radii(numbers: np.ndarray) -> np.ndarray:
-    """Of the spheres, in Å."""
+    """Radii of the drawn spheres in Å."""
     return RADIUS * covalent_radii[numbers]
 
 
@@ -104,14 +105,14 @@ def draw_crystal(
     scale: float | None = None,
     like: Atoms | Structure | None = None,
 ) -> None:
-    """Draw one crystal, and nothing else, on axes.
+    """Draw one crystal on axes.
 
-    Numbers that make no crystal (not finite, no volume, cells of hundreds of Å) are said to be so
-    in its place.
+    If the crystal cannot be drawn (non-finite numbers, no volume, a cell of hundreds of Å), the
+    picture shows the text "invalid structure".
 
     Args:
-        scale: Å from the middle to the border of the picture; None: as the crystal needs.
-        like: as for `whole_cell`.
+        scale: distance in Å from the center to the border of the picture; None to fit the crystal.
+        like: see `whole_cell`.
 
     Raises:
         ValueError: for partial occupancies.
@@ -120,25 +121,25 @@ def draw_crystal(
     ax.set_axis_off()
     ax.set_aspect("equal")
     if not is_drawable(atoms):
-        ax.text(0.5, 0.5, "no crystal", transform=ax.transAxes, ha="center", va="center")
+        ax.text(0.5, 0.5, "invalid structure", transform=ax.transAxes, ha="center", va="center")
         return
     index, positions, cell = whole_cell(atoms, None if like is None else _to_atoms(like))
     numbers = atoms.numbers[index]
     sizes = radii(numbers)
-    view, middle = view_matrix(), cell.sum(axis=0) / 2
-    items = [  # depth, path, fill, line, width of the line
+    view, center = view_matrix(), cell.sum(axis=0) / 2
+    items = [  # depth, path, fill color, line color, line width
         item
-        for number, size, place in zip(numbers, sizes, (positions - middle) @ view.T, strict=True)
-        for item in _sphere(place, size, jmol_colors[number])
+        for number, size, xyz in zip(numbers, sizes, (positions - center) @ view.T, strict=True)
+        for item in _sphere(xyz, size, jmol_colors[number])
     ]
     for start, end, color in _edges(cell):
         points = np.linspace(start, end, EDGE_PIECES + 1)
         for piece in pairwise(points):
             hidden = np.linalg.norm(np.mean(piece, axis=0) - positions, axis=1) < sizes
             if not hidden.any():
-                screen = (np.array(piece) - middle) @ view.T
+                screen = (np.array(piece) - center) @ view.T
                 items.append((screen[:, 2].mean(), Path(screen[:, :2]), "none", color, 1.0))
-    items.sort(key=lambda item: item[0])  # stable: the parts of a sphere stay in order
+    items.sort(key=lambda item: item[0])  # stable, so that the discs of a sphere stay in order
     _, paths, fills, lines, widths = zip(*items, strict=True)
     ax.add_collection(
         PathCollection(paths, facecolors=fills, edgecolors=lines, linewidths=widths),
@@ -151,10 +152,10 @@ def draw_crystal(
 def draw_strip(
     crystals: Sequence[Atoms | Structure], labels: Sequence[str] | None = None
 ) -> Figure:
-    """Crystals in a row, at one scale, each with its label (default: its formula) below.
+    """Draw crystals in a row, at the same scale, with a label below each (default: the formula).
 
     Raises:
-        ValueError: if there are none, or labels are given but not one for each.
+        ValueError: if there are no crystals, or the number of labels differs.
     """
     labels = labels or [formula(crystal) for crystal in crystals]
     _check_counts(crystals, labels)
@@ -173,14 +174,14 @@ def draw_pairs(
     labels: Sequence[str] | None = None,
     title: str = "",
 ) -> Figure:
-    """Originals in a row, each above its reconstruction and at the same scale.
+    """Draw originals in a row, each above its reconstruction and at the same scale.
 
     Args:
-        labels: below each pair; default: formulas of the originals.
-        title: of the whole figure.
+        labels: labels below the pairs; default: the formulas of the originals.
+        title: title of the figure.
 
     Raises:
-        ValueError: if there are none, or the numbers of crystals or labels differ.
+        ValueError: if there are no crystals, or the numbers of crystals or labels differ.
     """
     labels = labels or [formula(crystal) for crystal in originals]
     _check_counts(originals, reconstructions, labels)
@@ -201,7 +202,7 @@ def draw_pairs(
 
 
 def formula(crystal: Atoms | Structure) -> str:
-    """Such as Sr$_4$I$_8$, as matplotlib writes subscripts."""
+    """The formula with subscripts for matplotlib, such as Sr$_{4}$I$_{8}$."""
     symbols = _to_atoms(crystal).get_chemical_formula("metal")
     return re.sub(r"(\d+)", r"$_{\1}$", symbols)
 
@@ -209,7 +210,7 @@ def formula(crystal: Atoms | Structure) -> str:
 def _check_counts(*lists: Sequence) -> None:
     counts = [len(each) for each in lists]
     if not counts[0] or len(set(counts)) > 1:
-        raise ValueError(f"one of each for each crystal is needed, and at least one, not {counts}")
+        raise ValueError(f"expected lists of the same nonzero length, not of lengths {counts}")
 
 
 def _write_below(ax: Axes, label: str) -> None:
@@ -226,22 +227,22 @@ def _frac_coords(atoms: Atoms) -> np.ndarray:
     return atoms.cell.scaled_positions(atoms.positions)
 
 
-def _sphere(place: np.ndarray, radius: float, color: np.ndarray) -> list[tuple]:
-    """Discs from dark to bright, that shrink towards the bright spot."""
-    x, y, depth = place
+def _sphere(center: np.ndarray, radius: float, color: np.ndarray) -> list[tuple]:
+    """Draw a sphere as discs from dark to bright that shrink toward the highlight."""
+    x, y, depth = center
     discs = [(depth, Path.circle((x, y), radius), 0.62 * color, "0.2", 0.4)]
     for light in np.linspace(0.06, 1, 14):
         shade = 0.62 + 0.38 * min(1.0, 1.6 * light)
         white = 0.75 * max(0.0, light - 0.4) ** 1.5
         fill = color * shade * (1 - white) + white
-        middle = (x + LIGHT[0] * radius * light, y + LIGHT[1] * radius * light)
+        spot = (x + LIGHT[0] * radius * light, y + LIGHT[1] * radius * light)
         size = radius * (1 - light) ** 0.75
-        discs.append((depth, Path.circle(middle, size), fill, "none", 0.0))
+        discs.append((depth, Path.circle(spot, size), fill, "none", 0.0))
     return discs
 
 
 def _edges(cell: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, tuple[float, float, float]]]:
-    """The twelve edges as start, end and colour; the three at the origin have one each."""
+    """The twelve edges as start, end and color; a, b and c at the origin have their own colors."""
     edges = []
     for axis in range(3):
         b, c = (cell[i] for i in range(3) if i != axis)

@@ -14,13 +14,22 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from src.utils.config import differences
+from src.utils.errors import UserError
+
 log = logging.getLogger(__name__)
 
 LAST = "last.ckpt"  # what a run goes on from
+# settings that say which weights there are, or what is computed with them
+_OF_NETWORKS = ("encoder", "decoder", "latent_dim", "atom_type_predict", "quant_bias")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A file that cannot be used as a checkpoint; the message names it and says why."""
+
+
+class NoCheckpointError(CheckpointError, FileNotFoundError):
+    """There is no such file."""
 
 
 def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -37,7 +46,7 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             "wrote)"
         )
     if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
+        raise NoCheckpointError(f"there is no checkpoint {path}")
     try:
         refuse_compressed(path)
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
@@ -54,6 +63,47 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} is no checkpoint: it has no state_dict")
     return checkpoint
+
+
+def check_weights(module: LightningModule, content: Mapping[str, Any], path: str | Path) -> None:
+    """See to it that the weights of a checkpoint are those of a module like this one.
+
+    Settings of the networks that differ without a trace in the weights, such as the number of
+    attention heads, are named in a warning.
+
+    Raises:
+        CheckpointError: if weights are missing, left over, or of another shape; it names the
+            settings that differ, where the checkpoint has them.
+    """
+    ours, theirs = module.state_dict(), content["state_dict"]
+    if not isinstance(theirs, Mapping):
+        raise CheckpointError(f"{path} is no checkpoint: its state_dict is none")
+    faults = [f"{name} is missing" for name in ours if name not in theirs]
+    faults += [f"{name} has no place" for name in theirs if name not in ours]
+    faults += [
+        f"{name} is {_shape(theirs[name])} there and {_shape(weight)} here"
+        for name, weight in ours.items()
+        if name in theirs and _shape(theirs[name]) != _shape(weight)
+    ]
+    hparams = content.get("hyper_parameters")
+    differ = {
+        name: values
+        for name, values in differences(hparams or {}, module.hparams).items()
+        if name.partition(".")[0] in _OF_NETWORKS
+    }
+    named = ", ".join(f"{key} is {old} there and {new} here" for key, (old, new) in differ.items())
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise CheckpointError(
+            f"{path} has the weights of another model: {named or 'its settings are not known'}. "
+            f"Of its weights, {faults[0]}{more}. Choose the settings that it was trained with"
+        )
+    if named:
+        log.warning("%s was trained with other settings: %s", path, named)
+
+
+def _shape(weight: Any) -> tuple[int, ...] | None:
+    return tuple(weight.shape) if isinstance(weight, torch.Tensor) else None
 
 
 def refuse_compressed(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Checksums of files."""
+"""Compute checksums of files."""
 
 import gzip
 import hashlib
@@ -6,19 +6,19 @@ from pathlib import Path
 
 
 def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
+    """SHA-256 of the content of a file, in hexadecimal."""
     with Path(path).expanduser().open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def git_blob_sha1(path: str | Path) -> str:
-    """The name that git gives to a file's content, that of a `.gz` file to what is packed in it.
+    """SHA-1 that git computes for the content of a file; for a `.gz` file, of the unpacked content.
 
     https://git-scm.com/book/en/v2/Git-Internals-Git-Objects
     """
     path = Path(path).expanduser()
     opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rb") as file:  # read twice, since the size comes first
+    with opened(path, "rb") as file:  # read twice, because the size is hashed first
         size = sum(len(part) for part in iter(lambda: file.read(2**20), b""))
     digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     with opened(path, "rb") as file:

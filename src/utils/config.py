@@ -1,7 +1,7 @@
-"""Objects from configs, and configs from objects, as plain dicts.
+"""Build objects from configs, and describe objects as configs.
 
-A config names a class under `_target_`; the other keys are its arguments. A class that wants to be
-described keeps each constructor argument as an attribute of the same name.
+A config is a plain dict that names a class under `_target_`; the other keys are its arguments. To
+be describable, an object has to store each constructor argument as an attribute of the same name.
 """
 
 import inspect
@@ -12,11 +12,13 @@ from typing import Any, TypeVar
 from omegaconf import Container, OmegaConf
 from torch import nn
 
+from src.utils.errors import UserError
+
 T = TypeVar("T")
 
 
 def to_plain(value: Any) -> Any:
-    """`value` with OmegaConf containers resolved and tuples, lists and mappings made plain."""
+    """Resolve OmegaConf containers, and convert tuples and mappings to lists and dicts."""
     if isinstance(value, Container):
         return OmegaConf.to_container(value, resolve=True)
     if isinstance(value, Mapping):
@@ -27,25 +29,28 @@ def to_plain(value: Any) -> Any:
 
 
 def describe(obj: Any) -> dict[str, Any]:
-    """The config from which `build` makes an object like `obj`; networks in it are described too.
+    """The config from which `build` creates an object like `obj`; nested networks are included.
 
     Raises:
-        TypeError: if the object does not keep one of its constructor's arguments, or keeps one
-            that is not plain, which a checkpoint could not hold.
+        TypeError: if the object does not store one of its constructor arguments, or if an argument
+            is not a plain value that a checkpoint can store.
     """
     cls = type(obj)
     names = list(inspect.signature(cls.__init__).parameters)[1:]
     missing = [name for name in names if not hasattr(obj, name)]
     if missing:
-        raise TypeError(f"{cls.__qualname__} keeps no attribute for its arguments {missing}")
+        raise TypeError(
+            f"{cls.__qualname__} must store its constructor arguments {missing} as attributes"
+        )
     values = {name: getattr(obj, name) for name in names}
     arguments = {
         name: describe(value) if isinstance(value, nn.Module) else to_plain(value)
         for name, value in values.items()
     }
-    if alien := [name for name, value in arguments.items() if not _is_plain(value)]:
+    if not_plain := [name for name, value in arguments.items() if not _is_plain(value)]:
         raise TypeError(
-            f"{cls.__qualname__} keeps what is no plain value for its arguments {alien}"
+            f"{cls.__qualname__} has values that a checkpoint cannot store in its arguments "
+            f"{not_plain}: use numbers, strings, booleans, None, and lists or dicts of these"
         )
     return {"_target_": f"{cls.__module__}.{cls.__qualname__}", **arguments}
 
@@ -53,40 +58,50 @@ def describe(obj: Any) -> dict[str, Any]:
 def build(
     config: Mapping[str, Any], base: type[T], *args: Any, allow: Sequence[str] | None = None
 ) -> T:
-    """Make the object that a config describes.
+    """Create the object that a config describes.
 
     Args:
-        config: `_target_` and arguments; the arguments are not built in turn.
-        base: what the class must derive from.
-        args: positional arguments that come before those of the config.
-        allow: the modules (or packages) whose classes the config may name; None for any.
+        config: `_target_` and arguments. Nested configs are passed on as dicts.
+        base: the class must be a subclass of this.
+        args: positional arguments, before those of the config.
+        allow: modules or packages whose classes the config may name; None for all.
 
     Raises:
-        ValueError: if the target is missing, not allowed, or not a class derived from `base`, or
-            if its constructor does not take these arguments.
+        UserError: if the target is missing, not allowed or not a subclass of `base`, or if its
+            constructor does not accept the arguments.
     """
     arguments = to_plain(config)
     target = arguments.pop("_target_", None)
     if not isinstance(target, str) or "." not in target:
-        raise ValueError(
-            f"a config needs a _target_ such as 'package.module.Class', not {target!r}"
-        )
+        raise UserError(f"a config needs a _target_ such as 'package.module.Class', not {target!r}")
     if allow is not None and not _within(target, allow):
-        raise ValueError(f"_target_ {target!r} is not among the allowed modules: {list(allow)}")
+        raise UserError(f"_target_ {target!r} is not among the allowed modules: {list(allow)}")
     module_name, _, class_name = target.rpartition(".")
     try:
         cls = getattr(import_module(module_name), class_name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"_target_ {target!r} cannot be imported: {error}") from error
+        raise UserError(f"_target_ {target!r} cannot be imported: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise ValueError(f"_target_ {target!r} is not a {base.__name__}")
+        raise UserError(f"_target_ {target!r} is not a {base.__name__}")
     if allow is not None and not _within(cls.__module__, allow):
-        raise ValueError(f"_target_ {target!r} is {cls.__module__}'s, which is not allowed")
+        raise UserError(f"_target_ {target!r} is defined in {cls.__module__}, which is not allowed")
     try:
         inspect.signature(cls).bind(*args, **arguments)
     except TypeError as error:
-        raise ValueError(f"{target}: {error}") from error
+        raise UserError(f"{target}: {error}") from error
     return cls(*args, **arguments)
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The fields that two configs both have and that differ, by their dotted names."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in [name for name in one if name in other and one[name] != other[name]]:
+        if isinstance(one[name], Mapping) and isinstance(other[name], Mapping):
+            below = differences(one[name], other[name])
+            found.update({f"{name}.{key}": values for key, values in below.items()})
+        else:
+            found[name] = one[name], other[name]
+    return found
 
 
 def _is_plain(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Lightning's CSVLogger, for runs that are continued."""
+"""A CSV logger that keeps the rows of earlier steps when a run is continued."""
 
 import csv
 import io
@@ -14,16 +14,16 @@ from src.utils.output import new_file
 
 
 class CSVLogger(LightningCSVLogger):
-    """A `CSVLogger` that a continued run can tell where it goes on.
+    """Lightning's `CSVLogger` for runs that are continued from a checkpoint.
 
-    Rows of earlier steps stay in `metrics.csv`; later ones, which a run wrote after its last
-    checkpoint and before it was killed, are removed, since they come again.
+    When a run is continued, the rows of earlier steps stay in `metrics.csv`. Rows that the run
+    wrote after the checkpoint and before it was killed are removed, since these steps are repeated.
     """
 
     _first_step = 0
 
     def continue_from(self, step: int) -> None:
-        """Keep the rows of the first `step` steps; to be called before anything is logged."""
+        """Keep the rows of the first `step` steps. Call this before anything is logged."""
         self._first_step = step
 
     @property
@@ -41,13 +41,13 @@ class _Writer(ExperimentWriter):
         if not path.is_file():
             return
         text = path.read_text()
-        # a process that is killed may leave half a line
+        # the last line is incomplete if the process was killed
         reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
         rows = [row for row in reader if _is_before(row, first_step)]
         path.unlink() if not rows else self._replace(reader.fieldnames or [], rows)
 
     def _check_log_dir_exists(self) -> None:
-        """Where Lightning's deletes the file."""
+        """Overridden, because Lightning's deletes the file."""
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         with Path(self.metrics_file_path).open(newline="") as file:
@@ -66,6 +66,6 @@ class _Writer(ExperimentWriter):
 
 
 def _is_before(row: Mapping[str, str], first_step: int) -> bool:
-    """The summary of a run comes after its last step, which the count of steps is."""
+    """Whether a row is from the first `first_step` steps; their summary has the step after them."""
     is_summary = any(name.startswith("summary/") and value for name, value in row.items())
     return int(row["step"]) < first_step + is_summary

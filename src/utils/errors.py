@@ -1,4 +1,8 @@
-"""Errors that a person can act on end a program with one message, not with a stack trace."""
+"""Errors that a person can act on end a program with one message, not with a stack trace.
+
+This module imports nothing heavy: the modules whose errors derive from `UserError` are imported by
+workers that have to start quickly.
+"""
 
 import functools
 import logging
@@ -7,32 +11,26 @@ import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
-from hydra.types import RunMode
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import MissingMandatoryValue
-
 log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_USER_ERRORS = (
-    ValueError,
-    OSError,
-    InstantiationException,
-    MissingMandatoryValue,
-    MisconfigurationException,
-)
+
+class UserError(ValueError):
+    """Something that a user gave cannot be used; the message names it and says what to do.
+
+    The base of all errors of this project about input: data, checkpoints, configs, places to write
+    to. A mistake in code is none of these.
+    """
 
 
 def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
     """Let `main` end with exit code 1 and one message where input, not code, is at fault.
 
-    Those are `ValueError` (which our own errors about data and checkpoints derive from), `OSError`
-    (a missing file, a full disk), and configs that lack a value or from which an object cannot be
-    made. HYDRA_FULL_ERROR=1 shows the trace.
+    Those are `UserError`, `OSError` (a missing file, a full disk), and configs that lack a value or
+    from which an object cannot be created. Anything else is a bug and is shown with its stack
+    trace, as HYDRA_FULL_ERROR=1 shows all errors.
 
     A job of a sweep (`-m`) gives the message and raises the error, so that Hydra notes the job as
     failed and goes on with the next.
@@ -42,8 +40,8 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return main(*args, **kwargs)
-        except _USER_ERRORS as error:
-            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        except Exception as error:
+            if not is_user_error(error) or os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
             log.error("%s\n(HYDRA_FULL_ERROR=1 shows where)", error)
             if in_multirun():
@@ -53,6 +51,25 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
+def is_user_error(error: BaseException) -> bool:
+    """Whether an error is about what the user gave."""
+    from hydra.errors import InstantiationException
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, InstantiationException):
+        # of a constructor that refuses its arguments, which come from the config
+        refusals = (ValueError, TypeError, ImportError)
+        cause = error.__cause__
+        return cause is None or isinstance(cause, refusals) or is_user_error(cause)
+    return isinstance(
+        error, (UserError, OSError, OmegaConfBaseException, MisconfigurationException)
+    )
+
+
 def in_multirun() -> bool:
     """Whether this is a job of a sweep of Hydra (`-m`)."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN

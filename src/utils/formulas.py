@@ -1,6 +1,6 @@
-"""Formulas as pymatgen writes them, without its warnings.
+"""Format formulas with pymatgen, without its warnings about noble gases.
 
-pymatgen sorts elements by electronegativity, and warns of each noble gas that it has none.
+pymatgen sorts elements by electronegativity, and warns about elements that have none.
 """
 
 import warnings
@@ -8,24 +8,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # workers start faster without it
+if TYPE_CHECKING:  # so that worker processes start faster
     from pymatgen.core import Composition
 
 
 def full_formula(composition: "Composition") -> str:
-    """All atoms: `Sr1 Ti1 O3`."""
-    with _noble_gases_allowed():
+    """The formula with all atoms, such as `Sr1 Ti1 O3`."""
+    with _without_noble_gas_warnings():
         return composition.formula
 
 
 def reduced_formula(composition: "Composition") -> str:
-    """`SrTiO3`."""
-    with _noble_gases_allowed():
+    """The reduced formula, such as `SrTiO3`."""
+    with _without_noble_gas_warnings():
         return composition.reduced_formula
 
 
 @contextmanager
-def _noble_gases_allowed() -> Iterator[None]:
+def _without_noble_gas_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No Pauling electronegativity", UserWarning)
         yield

@@ -1,11 +1,11 @@
-"""Cells and periodic differences, as functions of tensors."""
+"""Convert cells to and from lengths and angles, and compute periodic differences of coordinates."""
 
 import torch
 from torch import Tensor
 
 
 def lattices_to_parameters(lattices: Tensor) -> tuple[Tensor, Tensor]:
-    """Lengths and angles of cells.
+    """Compute the lengths and angles of cells.
 
     Args:
         lattices: (..., 3, 3) Å, rows a, b, c.
@@ -17,18 +17,17 @@ def lattices_to_parameters(lattices: Tensor) -> tuple[Tensor, Tensor]:
     lengths = lattices.norm(dim=-1)
     b_c_a = lattices.roll(-1, dims=-2)
     c_a_b = lattices.roll(-2, dims=-2)
-    # atan2 keeps its precision where arccos of a cosine near 1 has none
+    # atan2 is accurate for small angles, arccos of a cosine near 1 is not
     sine = torch.linalg.cross(b_c_a, c_a_b).norm(dim=-1)
     cosine = (b_c_a * c_a_b).sum(dim=-1)
     return lengths, torch.atan2(sine, cosine)
 
 
 def parameters_to_lattices(lengths: Tensor, angles: Tensor) -> Tensor:
-    """Cells with given lengths and angles: c along z, a in the xz plane, as pymatgen's
-    `Lattice.from_parameters` puts them.
+    """Compute cells from lengths and angles, with c along z and a in the xz plane.
 
-    Lengths and angles that no cell can have (as an untrained network predicts them) give a finite
-    matrix all the same, a flat cell.
+    This is the orientation of pymatgen's `Lattice.from_parameters`. Angles that are impossible for
+    a cell (as an untrained network may predict) give a flat cell; its matrix is finite.
 
     Args:
         lengths: (..., 3) Å.
@@ -41,7 +40,7 @@ def parameters_to_lattices(lengths: Tensor, angles: Tensor) -> Tensor:
     radians = angles.deg2rad()
     cos_alpha, cos_beta, cos_gamma = radians.cos().unbind(-1)
     sin_alpha, sin_beta, _ = radians.sin().unbind(-1)
-    # gamma*, the angle of the reciprocal cell between a* and b*
+    # gamma*: the angle between a* and b* of the reciprocal cell
     cos_gamma_star = (cos_alpha * cos_beta - cos_gamma) / (sin_alpha * sin_beta)
     cos_gamma_star = cos_gamma_star.nan_to_num().clamp(-1, 1)
     sin_gamma_star = (1 - cos_gamma_star**2).sqrt()
@@ -62,14 +61,14 @@ def parameters_to_lattices(lengths: Tensor, angles: Tensor) -> Tensor:
 
 
 def wrapped_difference(frac_coords: Tensor, other: Tensor) -> Tensor:
-    """`frac_coords - other`, each component moved by whole cells into [-1/2, 1/2]."""
+    """`frac_coords - other`, with each component shifted by an integer into [-1/2, 1/2]."""
     difference = frac_coords - other
     return difference - difference.round()
 
 
 def transform(vectors: Tensor, matrices: Tensor) -> Tensor:
-    """Row vectors times matrices, (N, 3) by (N, 3, 3) to (N, 3).
+    """Multiply row vectors (N, 3) by matrices (N, 3, 3): (N, 3).
 
-    Written as products and sums, since autocast would run a matrix product in half precision.
+    This uses elementwise products, because autocast would run a matrix product in half precision.
     """
     return (vectors[:, :, None] * matrices).sum(dim=1)

@@ -1,4 +1,4 @@
-"""Networks as they are used, not trained."""
+"""Run networks for inference."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch import nn
 
 @contextmanager
 def inference(module: nn.Module) -> Iterator[None]:
-    """Without gradients and in evaluation mode, which is then put back as it was."""
+    """Disable gradients and switch to evaluation mode; the previous mode is restored afterwards."""
     was_training = module.training
     module.eval()
     try:

@@ -1,4 +1,4 @@
-"""One run per folder."""
+"""Lock a folder, so that only one run uses it at a time."""
 
 import os
 import socket
@@ -13,12 +13,12 @@ from src.utils.output import OutputError
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder while the block runs.
+    """Lock a folder against other runs while the block runs.
 
-    The lock is the operating system's, which takes it back from a process that is killed.
+    The operating system releases the lock if the process is killed.
 
     Raises:
-        OutputError: if another process has it; the message says which, and on which machine.
+        OutputError: if another process holds the lock; the message names the process and machine.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock, holder = FileLock(folder / ".lock"), folder / ".lock_holder"

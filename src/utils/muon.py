@@ -1,4 +1,4 @@
-"""The Muon optimizer."""
+"""The Muon optimizer for weight matrices, combined with AdamW for all other parameters."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -7,24 +7,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Jordan et al. 2024: of the odd polynomial a x + b x^3 + c x^5, whose slope at zero is steep.
+from src.utils.errors import UserError
+
+# of the odd polynomial a x + b x^3 + c x^5, which is steep at zero (Jordan et al. 2024)
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
-    """Matrices with the same singular vectors and singular values nearer to one.
+    """Bring the singular values of matrices closer to one, keeping the singular vectors.
 
-    The Newton-Schulz iteration of Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon):
-    each step takes x to p x with p = a + b x x^T + c (x x^T)^2, which multiplies small singular
-    values by 3.4 and brings large ones to between 0.7 and 1.2. Since p commutes with x x^T, all p
-    are found from the first x x^T alone, and x itself, mostly the larger, is multiplied but once.
+    This is the Newton-Schulz iteration of Jordan et al. 2024
+    (https://kellerjordan.github.io/posts/muon): each step maps x to p x with
+    p = a + b x x^T + c (x x^T)^2, which multiplies small singular values by 3.4 and brings large
+    ones to between 0.7 and 1.2. Since p commutes with x x^T, the product of all p follows from the
+    initial x x^T, and the usually larger x is multiplied only once, at the end.
 
     Args:
         matrices: (K, M, N).
-        steps: of the iteration.
+        steps: number of iterations.
 
     Returns:
-        (K, M, N); zero where a matrix is zero.
+        (K, M, N); zero matrices stay zero.
     """
     if matrices.shape[1] > matrices.shape[2]:
         return orthogonalize(matrices.mT, steps).mT
@@ -41,29 +44,29 @@ def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Orthogonal steps for matrices between hidden layers (Jordan et al. 2024), AdamW for the rest.
+    """Muon for hidden weight matrices (Jordan et al. 2024), AdamW for all other parameters.
 
-    A step of a matrix is its momentum with all singular values made about one, so that no
-    direction is left behind. It is scaled to the size of AdamW's steps (Liu et al. 2025,
-    arXiv:2502.16982), so one learning rate and one weight decay serve both.
+    The update of a matrix is its momentum with all singular values brought close to one, so that
+    all directions are updated equally. The updates are scaled to the size of AdamW's (Liu et al.
+    2025, arXiv:2502.16982), so that the same learning rate and weight decay apply to both.
 
-    In place of `torch.optim.Muon`, which takes matrices alone, needs torch 2.9, and computes in
-    bfloat16, which is slower than float32 on a CPU without units for it.
+    `torch.optim.Muon` is not used because it only accepts matrices, needs torch 2.9, and computes
+    in bfloat16, which is slower than float32 on CPUs without bfloat16 units.
 
     Args:
         params: named parameters of a module.
         lr: learning rate.
-        matrices: a regular expression that is found in the names of the parameters which take
-            orthogonal steps if they are matrices. By default those of the Transformers' layers;
-            embeddings, heads and the maps to and from the latent are not meant for them.
-        momentum: decay of the mean gradient of the matrices.
-        betas: decay of the moments of the rest.
-        eps: added to the root of the second moment of the rest.
-        weight_decay: decoupled, of all.
-        ns_steps: of the iteration that makes a step orthogonal.
+        matrices: regular expression to search for in the parameter names: matching parameters are
+            updated by Muon if they are matrices. The default selects the Transformer layers.
+            Embeddings, output heads and the projections to and from the latent should use AdamW.
+        momentum: decay rate of the momentum, for Muon.
+        betas: decay rates of the two moments, for AdamW.
+        eps: added to the square root of the second moment, for AdamW.
+        weight_decay: decoupled weight decay, for all parameters.
+        ns_steps: number of Newton-Schulz iterations, for Muon.
 
     Raises:
-        ValueError: if no matrix has such a name, or for a setting out of its range.
+        UserError: if no matrix has a matching name, or a setting is out of range.
     """
 
     def __init__(
@@ -78,12 +81,12 @@ class Muon(torch.optim.Optimizer):
         ns_steps: int = 3,
     ) -> None:
         if not (lr >= 0 and weight_decay >= 0 and eps >= 0 and ns_steps >= 1):
-            raise ValueError(
-                f"lr={lr}, weight_decay={weight_decay} and eps={eps} are not negative, "
-                f"ns_steps={ns_steps} is at least 1"
+            raise UserError(
+                f"lr={lr}, weight_decay={weight_decay} and eps={eps} must not be negative, and "
+                f"ns_steps={ns_steps} must be at least 1"
             )
         if not all(0 <= decay < 1 for decay in (momentum, *betas)):
-            raise ValueError(f"momentum={momentum} and betas={betas} are in [0, 1)")
+            raise UserError(f"momentum={momentum} and betas={betas} must be in [0, 1)")
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -101,9 +104,10 @@ class Muon(torch.optim.Optimizer):
             if param.ndim == 2 and re.search(matrices, name)
         }
         if not self._matrices:
-            raise ValueError(
-                f"no matrix has a name in which {matrices!r} is found: give another, or take AdamW "
-                "(vae_module/optimizer=adamw), which a strategy that shards parameters needs, too"
+            raise UserError(
+                f"no parameter that is a matrix has a name that matches {matrices!r}: change "
+                "`matrices`, or use AdamW (vae_module/optimizer=adamw). Strategies that shard "
+                "parameters also need AdamW"
             )
 
     @torch.no_grad()
@@ -117,23 +121,23 @@ class Muon(torch.optim.Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             matrices = [p for p in params if p in self._matrices]
             others = [p for p in params if p not in self._matrices]
-            for update, some in (self._muon, matrices), (self._adam, others):
-                if some:
-                    torch._foreach_mul_(some, 1 - group["lr"] * group["weight_decay"])
-                    update(some, group)
+            for update, subset in (self._muon, matrices), (self._adam, others):
+                if subset:
+                    torch._foreach_mul_(subset, 1 - group["lr"] * group["weight_decay"])
+                    update(subset, group)
         return loss
 
     def _muon(self, params: list[Tensor], group: dict[str, Any]) -> None:
         grads = [p.grad for p in params if p.grad is not None]
         momenta = self._state(params, "momentum")
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
-        ahead = torch._foreach_lerp(grads, momenta, group["momentum"])  # Nesterov's
+        nesterov = torch._foreach_lerp(grads, momenta, group["momentum"])
         for shape in {p.shape for p in params}:
-            # those of one shape together, since one alone does not fill a GPU
+            # all matrices of one shape at once, because a single one does not fill a GPU
             same = [k for k, p in enumerate(params) if p.shape == shape]
-            found = orthogonalize(torch.stack([ahead[k] for k in same]), group["ns_steps"])
+            updates = orthogonalize(torch.stack([nesterov[k] for k in same]), group["ns_steps"])
             factor = -group["lr"] * 0.2 * max(shape) ** 0.5
-            torch._foreach_add_([params[k] for k in same], list(found.unbind()), alpha=factor)
+            torch._foreach_add_([params[k] for k in same], list(updates.unbind()), alpha=factor)
 
     def _adam(self, params: list[Tensor], group: dict[str, Any]) -> None:
         grads = [p.grad for p in params if p.grad is not None]
@@ -142,7 +146,7 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(first, grads, 1 - beta1)
         torch._foreach_mul_(second, beta2)
         torch._foreach_addcmul_(second, grads, grads, value=1 - beta2)
-        # moments that began at zero are too small by these factors
+        # bias correction, because the moments start at zero
         factor1, factor2 = (1 - beta ** group["steps"] for beta in (beta1, beta2))
         roots = torch._foreach_sqrt(second)
         torch._foreach_div_(roots, factor2**0.5)
@@ -150,7 +154,7 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_addcdiv_(params, first, roots, value=-group["lr"] / factor1)
 
     def _state(self, params: list[Tensor], name: str) -> list[Tensor]:
-        """Of each parameter, zeros at first."""
+        """The named state tensor of each parameter, initialized to zeros."""
         for p in params:
             if name not in self.state[p]:
                 self.state[p][name] = torch.zeros_like(p)

@@ -51,9 +51,11 @@ class WorkerContext(SpawnContext):
 def follow_parent() -> None:
     """What a worker of an executor does first: end when its parent does, however that ends.
 
-    An interrupt from the keyboard, which reaches all of them, is left to the parent.
+    What reaches all processes of a job is left to the parent: an interrupt from the keyboard, and
+    the signal by which SLURM says that the time is nearly up.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         sentinel = parent.sentinel

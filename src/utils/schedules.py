@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from lightning import Trainer
 from lightning.pytorch.callbacks import Timer
 
+from src.utils.errors import UserError
+
 
 class Schedule(ABC):
     """The factor on the base learning rate, from the step and the share of the budget used."""
@@ -19,10 +21,13 @@ class Constant(Schedule):
 
     Args:
         warmup_steps: steps until it is reached.
+
+    Raises:
+        UserError: if `warmup_steps` is negative.
     """
 
     def __init__(self, warmup_steps: int = 0) -> None:
-        self.warmup_steps = warmup_steps
+        self.warmup_steps = _checked(warmup_steps)
 
     def __call__(self, step: int, progress: float) -> float:
         return min(1.0, (step + 1) / (self.warmup_steps + 1))
@@ -34,16 +39,25 @@ class WarmupCosine(Schedule):
     Args:
         warmup_steps: steps until the base learning rate is reached.
         final_factor: of the base learning rate at the end.
+
+    Raises:
+        UserError: if `warmup_steps` is negative.
     """
 
     def __init__(self, warmup_steps: int = 200, final_factor: float = 0.01) -> None:
-        self.warmup_steps = warmup_steps
+        self.warmup_steps = _checked(warmup_steps)
         self.final_factor = final_factor
 
     def __call__(self, step: int, progress: float) -> float:
         warmup = min(1.0, (step + 1) / (self.warmup_steps + 1))
         cosine = 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
         return warmup * (self.final_factor + (1 - self.final_factor) * cosine)
+
+
+def _checked(warmup_steps: int) -> int:
+    if warmup_steps < 0:
+        raise UserError(f"warmup_steps is at least 0, not {warmup_steps}")
+    return warmup_steps
 
 
 def run_progress(trainer: Trainer, step: int) -> float:

@@ -9,6 +9,9 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import Timer
 
 from src.utils.checkpoints import AtomicCheckpointIO
+from src.utils.errors import UserError
+
+SMALLEST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "log_every_n_steps": 0}
 
 
 def native_precision(accelerator: str = "auto") -> str:
@@ -47,7 +50,16 @@ def build_trainer(
             the same step that the time is up.
         callbacks: as for the Trainer.
         plugins: as for the Trainer; `AtomicCheckpointIO` is added to them.
+
+    Raises:
+        UserError: for a number of steps, batches or epochs that is too small, or a `max_time` that
+            is no time. Lightning would divide by zero in the middle of the run.
     """
+    for name, smallest in SMALLEST.items():
+        if kwargs.get(name) is not None and kwargs[name] < smallest:
+            raise UserError(f"trainer.{name} is at least {smallest}, not {kwargs[name]}")
+    if isinstance(max_time, (int, float)) and max_time:
+        raise UserError(f"trainer.max_time is DD:HH:MM:SS, such as 00:08:00:00, not {max_time}")
     if precision == "auto":
         precision = native_precision(kwargs.get("accelerator", "auto"))
     timer = [Timer(max_time)] if max_time else []

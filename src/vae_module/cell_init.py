@@ -1,8 +1,9 @@
-"""How networks start that take cells in or give them out.
+"""Initialize layers whose inputs or outputs are cells, as if the cells were standardized.
 
-A cell is six numbers of two kinds, none of them near zero. A network that starts as if they were
-standardised need not learn first what all crystals share. It is the start alone: layers and
-checkpoints are what they would be without it, and no statistics travel with them.
+The six cell parameters have two different units and none are close to zero. With this
+initialization, a network does not first have to learn the mean and spread that all crystals share.
+It only changes the initial weights: layers and checkpoints have the same form as without it, and
+no statistics need to be stored.
 """
 
 import math
@@ -12,14 +13,14 @@ from torch import nn
 
 from src.nn.embedding import MLPEmbedding
 
-# of lengths_scaled (Å) and angles (radians): round numbers near those of the known data sets
+# of lengths_scaled (Å) and angles (radians), rounded from the values of common data sets
 MEAN = [2.5] * 3 + [math.pi / 2] * 3
 SPREAD = [0.8] * 3 + [0.35] * 3
 
 
 @torch.no_grad()
-def start_from_standardized(embedder: MLPEmbedding) -> None:
-    """Let a new embedding compute of cells what it did of standardised ones."""
+def init_cell_input(embedder: MLPEmbedding) -> None:
+    """Make a new embedding map cells to what it mapped standardized cells to before."""
     linear = embedder[0]
     assert isinstance(linear, nn.Linear)
     linear.weight.div_(linear.weight.new_tensor(SPREAD))
@@ -27,6 +28,6 @@ def start_from_standardized(embedder: MLPEmbedding) -> None:
 
 
 @torch.no_grad()
-def start_at_typical(linear: nn.Linear) -> None:
-    """Let a new layer that gives cells give typical ones."""
+def init_cell_output(linear: nn.Linear) -> None:
+    """Make a new layer that predicts cells start from a typical cell."""
     linear.bias.copy_(linear.bias.new_tensor(MEAN))

@@ -8,6 +8,7 @@ from src.data.dataset import CrystalDataset
 from src.data.latents import LatentDataset
 from src.data.schema import CrystalBatch
 from src.utils.inference import inference
+from src.vae_module.elements import check_dataset, readers
 from src.vae_module.vae_module import VAEModule
 
 
@@ -19,7 +20,11 @@ def encode_dataset(
     Args:
         batch_size: crystals to encode at a time.
         progress: a title to show progress under.
+
+    Raises:
+        UserError: for an element that the model does not know.
     """
+    check_dataset(dataset, "cannot encode", *readers(vae))
     mean = torch.empty(len(dataset.atom_types), vae.latent_dim)
     logvar = torch.empty_like(mean)
     parts = torch.arange(len(dataset)).split(batch_size)

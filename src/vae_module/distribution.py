@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-LOGVAR_RANGE = (-30.0, 20.0)  # beyond it exp() over- or underflows in float32 arithmetic
+LOGVAR_RANGE = (-30.0, 20.0)  # keeps exp() from causing overflow or underflow in float32
 
 
 class DiagonalGaussianDistribution:
@@ -12,16 +12,17 @@ class DiagonalGaussianDistribution:
     Args:
         parameters: (N, 2 * latent_dim): means, then log-variances, which are clamped to
             [-30, 20].
-        deterministic: no variance at all: samples are the mean, the KL divergence is zero.
+        deterministic: set the variance to zero: samples equal the mean, and the KL divergence is
+            zero.
 
     Raises:
-        ValueError: if the last dimension cannot be split in two.
+        ValueError: if the last dimension of `parameters` is odd.
     """
 
     def __init__(self, parameters: Tensor, deterministic: bool = False) -> None:
         if parameters.shape[-1] % 2:
             raise ValueError(
-                f"parameters hold means and log-variances: their last dimension is even, "
+                "parameters contain means and log-variances, so their last dimension must be even, "
                 f"not {parameters.shape[-1]}"
             )
         mean, logvar = parameters.float().chunk(2, dim=-1)
@@ -42,9 +43,11 @@ class DiagonalGaussianDistribution:
     def sample(
         self, generator: torch.Generator | None = None, noise: Tensor | None = None
     ) -> Tensor:
-        """One draw, differentiable in mean and standard deviation: (N, latent_dim).
+        """Draw one sample, differentiable in mean and standard deviation: (N, latent_dim).
 
-        `noise` (N, latent_dim) takes the place of standard normal numbers of the generator.
+        Args:
+            generator: source of random numbers; None for torch's global one.
+            noise: (N, latent_dim) standard normal numbers to use instead.
         """
         if noise is None:
             noise = torch.randn(
@@ -57,9 +60,9 @@ class DiagonalGaussianDistribution:
         return self.mean
 
     def kl(self, other: "DiagonalGaussianDistribution | None" = None) -> Tensor:
-        """Kullback-Leibler divergence to `other`, or to the standard normal: (N,) nats per atom.
+        """Kullback-Leibler divergence to `other` or the standard normal, in nats per atom: (N,).
 
-        The closed form for Gaussians: Kingma & Welling 2013, appendix B.
+        This is the closed form for Gaussians (Kingma & Welling 2013, appendix B).
         """
         if self.deterministic:
             return self.mean.new_zeros(self.mean.shape[:-1])

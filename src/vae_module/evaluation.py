@@ -31,6 +31,7 @@ from src.metrics.reconstruction.tables import (
 )
 from src.metrics.space_groups import SYMPREC
 from src.nn.transformer import segment_mean
+from src.utils.errors import UserError
 from src.vae_module.datasets import decode_dataset, encode_dataset
 from src.vae_module.vae_module import VAEModule
 
@@ -101,13 +102,13 @@ def evaluate_vae(
         progress: show progress.
 
     Raises:
-        ValueError: if `noise_levels` do not ascend from 0, or `num_probed` is negative.
+        UserError: if `noise_levels` do not ascend from 0, or `num_probed` is negative.
     """
     levels = [float(level) for level in noise_levels]
     if len(levels) > 1 and (levels[0] != 0 or levels != sorted(set(levels))):
-        raise ValueError(f"noise_levels ascend from 0, unlike {levels}")
+        raise UserError(f"noise_levels ascend from 0, unlike {levels}")
     if num_probed is not None and num_probed < 0:
-        raise ValueError(f"num_probed is at least 0 (None: all), not {num_probed}")
+        raise UserError(f"num_probed is at least 0 (None: all), not {num_probed}")
     originals = dataset.batch(torch.arange(len(dataset)))
     latents = encode_dataset(vae, dataset, batch_size, "Encoding" if progress else None)
     noise = torch.randn(latents.mean.shape, generator=_generator(seed, 0))

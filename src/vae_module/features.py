@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from ase import Atoms
-from ase.data import chemical_symbols
 from pymatgen.core import Structure
 from torch import Tensor
 
 from src.data.dataset import CrystalDataset
-from src.data.schema import CrystalBatch
 from src.nn.transformer import segment_mean
+from src.utils.errors import UserError
 from src.utils.inference import inference
+from src.vae_module.input import change_cells, choose_trained_cell, pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +21,11 @@ class Features:
     """Latents of B crystals, on the CPU, in the order in which the crystals were given.
 
     Args:
-        per_atom: B tensors (n, Z), the posteriors' means of a crystal's atoms, in their order.
-        pooled: (B, Z), their means over the atoms of each crystal.
+        per_atom: B tensors (n, Z), the posterior means of the n given atoms, in their order. If
+            the crystal was converted to another cell, each given atom gets the mean of the
+            corresponding atom there. In a smaller cell, given atoms that are translations of each
+            other share one; in a larger cell, the additional copies of an atom are left out.
+        pooled: (B, Z), the posterior means averaged over all atoms of the cell that was encoded.
     """
 
     per_atom: list[Tensor]
@@ -30,16 +33,24 @@ class Features:
 
 
 def featurize(
-    vae: Any, structures: Sequence[Structure] | Sequence[Atoms], batch_size: int = 256
+    vae: Any,
+    structures: Sequence[Structure] | Sequence[Atoms],
+    batch_size: int = 256,
+    cell: str | None = None,
 ) -> Features:
     """See `VAEModule.featurize`.
 
     Args:
         vae: a `VAEModule`, or whatever has its `encode`, `encoder` and `device`.
     """
-    crystals = _pack(structures)
-    _check_elements(crystals, getattr(vae.encoder, "max_num_elements", None))
-    dataset = CrystalDataset.from_batch(crystals)
+    changes = change_cells(vae, structures, cell)
+    for i, change in enumerate(changes):
+        if change.atoms is None:
+            raise UserError(
+                f"structure {i}: the atoms of its {choose_trained_cell(vae, cell)} cell cannot be "
+                "assigned to the given ones: convert it to that cell and pass cell='as_given'"
+            )
+    dataset = CrystalDataset.from_batch(pack([change.chosen for change in changes]))
     per_atom: list[Tensor] = []
     pooled = []
     with inference(vae):
@@ -48,30 +59,5 @@ def featurize(
             mean = vae.encode(batch)["posterior"].mean
             pooled.append(segment_mean(mean, batch.batch, batch.num_atoms).cpu())
             per_atom += mean.cpu().split(batch.num_atoms.tolist())
-    return Features(per_atom, torch.cat(pooled))
-
-
-def _pack(structures: Sequence[Any]) -> CrystalBatch:
-    from_ase = len(structures) > 0 and isinstance(structures[0], Atoms)
-    kind = Atoms if from_ase else Structure
-    for i, structure in enumerate(structures):
-        if not isinstance(structure, kind):
-            raise ValueError(
-                f"structure {i} is a {type(structure).__name__}: give a list of pymatgen "
-                "Structure, or one of ASE Atoms"
-            )
-    pack = CrystalBatch.from_atoms if from_ase else CrystalBatch.from_structures
-    return pack(structures)
-
-
-def _check_elements(crystals: CrystalBatch, limit: int | None) -> None:
-    if limit is None:  # an encoder that has no such limit, or refuses elements itself
-        return
-    outside = crystals.atom_types >= limit
-    if outside.any():
-        atom = int(outside.nonzero()[0])
-        z = int(crystals.atom_types[atom])
-        raise ValueError(
-            f"structure {int(crystals.batch[atom])} has {chemical_symbols[z]} (atomic number {z}): "
-            f"the model knows 1 to {limit - 1}"
-        )
+    pairs = zip(per_atom, changes, strict=True)
+    return Features([mean[change.atoms] for mean, change in pairs], torch.cat(pooled))

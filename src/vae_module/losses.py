@@ -1,4 +1,4 @@
-"""The terms of the loss, as plain functions of tensors."""
+"""Compute the loss of the VAE and its terms."""
 
 import math
 from collections.abc import Mapping
@@ -12,30 +12,30 @@ from src.vae_module.decoders.transformer import Prediction
 from src.vae_module.distribution import DiagonalGaussianDistribution
 
 PER_CRYSTAL = frozenset({"lengths", "angles"})
-"""Terms that are means over crystals; the others are means over atoms."""
-
+"""Terms that are averaged over crystals; the others are averaged over atoms."""
 
 COORDS_DELTA = 0.05
-"""Distance on the unit circle from which on `frac_coords_loss` grows as the distance does."""
+"""Distance to the point on the unit circle above which `frac_coords_loss` becomes linear."""
 LENGTHS_DELTA = 0.5
-"""Å: error of a scaled length from which on `lengths_loss` grows as the error does."""
+"""Error of a scaled length in Å above which `lengths_loss` is linear instead of quadratic."""
 
 
 def frac_coords_loss(
     coords: Tensor, frac_coords: Tensor, delta: float | None = COORDS_DELTA
 ) -> Tensor:
-    """Error of each atom's fractional coordinates, in the form in which they are predicted.
+    """Loss of the fractional coordinates of each atom, averaged over the three axes.
 
-    For cosines and sines it is d, the distance to the point on the unit circle, which near the
-    target is 2 pi times the error in the coordinate; smoothed to sqrt(d^2 + delta^2) - delta, the
-    pseudo-Huber loss of Charbonnier et al. 1997, and averaged over directions. The gradient of a
-    squared distance fades as d does, this one's only below delta.
+    Coordinates predicted as cosines and sines have the loss sqrt(d^2 + delta^2) - delta, where d is
+    the distance between the predicted point and the true point on the unit circle (near the target,
+    d is 2 pi times the error of the coordinate). This is the pseudo-Huber loss (Charbonnier et al.
+    1997). Unlike that of the squared distance, its gradient only becomes small below delta.
+
+    Raw coordinates have a squared error.
 
     Args:
-        coords: (N, 3, 2) cosines and sines, or (N, 3) raw coordinates, of which it is the
-            squared error.
-        frac_coords: (N, 3) the true ones.
-        delta: of cosines and sines; None for the squared distance.
+        coords: (N, 3, 2) predicted cosines and sines, or (N, 3) predicted raw coordinates.
+        frac_coords: (N, 3) true fractional coordinates.
+        delta: for cosines and sines; None for the squared distance.
 
     Returns:
         (N,).
@@ -51,17 +51,17 @@ def frac_coords_loss(
 
 
 def lengths_loss(predicted: Tensor, true: Tensor, delta: float | None = LENGTHS_DELTA) -> Tensor:
-    """Squared error of each crystal's lengths, and further off than delta its tangent there.
+    """Loss of the cell lengths of each crystal: quadratic up to an error of delta, then linear.
 
-    Twice the loss of Huber 1964. Squared, the lengths of one crystal with an odd cell would
-    outweigh those of all others.
+    This is twice the Huber loss (Huber 1964). With a purely quadratic loss, a single crystal with
+    an unusual cell could dominate a batch.
 
     Args:
         predicted, true: (B, 3) lengths_scaled, Å.
-        delta: Å; None for the squared error of all.
+        delta: in Å; None for a purely quadratic loss.
 
     Returns:
-        (B,), means over the three lengths, Å^2.
+        (B,) in Å^2, averaged over the three lengths.
     """
     if delta is None:
         return (predicted - true).square().mean(dim=1)
@@ -77,27 +77,28 @@ def vae_loss(
     lengths_delta: float | None = LENGTHS_DELTA,
     geometry_weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted loss and its unweighted terms.
+    """Compute the weighted loss and its unweighted terms.
 
-    The terms: `atom_types`, cross-entropy per atom (absent where types are not predicted);
-    `lengths`, see `lengths_loss`; `angles`, squared error (rad^2);
-    `frac_coords`, see `frac_coords_loss`; `kl`, nats per atom, to the standard normal.
+    The terms are `atom_types`, the cross-entropy per atom (absent if the decoder does not predict
+    atom types); `lengths`, see `lengths_loss`; `angles`, the squared error in rad^2; `frac_coords`,
+    see `frac_coords_loss`; and `kl`, the KL divergence to the standard normal in nats per atom.
 
-    Each is a mean over the atoms or crystals of the batch. Of a batch that is part of a larger
-    one, it is the sum divided by the mean number per part, so that the mean of a term over the
-    processes is its mean over the larger batch.
+    Each term is a mean over the atoms or crystals of the batch. If several processes share a batch,
+    each process divides its sum by the mean number of atoms or crystals per process, so that the
+    mean over the processes is the mean over the whole batch.
 
     Args:
-        prediction: of the decoder.
-        posterior: that the prediction was decoded from.
+        prediction: output of the decoder.
+        posterior: the posterior that the prediction was decoded from.
         batch: the true crystals.
-        weights: of each term.
+        weights: the weight of each term.
         coords_delta: see `frac_coords_loss`.
         lengths_delta: see `lengths_loss`.
-        geometry_weights: (B,) of the crystals in `lengths`, `angles` and `frac_coords`; None: 1.
+        geometry_weights: (B,) weights of the crystals in `lengths`, `angles` and `frac_coords`;
+            None for 1.
 
     Returns:
-        The sum of weight times term, and the terms, each a scalar.
+        The weighted sum of the terms, and the terms; all are scalars.
     """
     lengths = lengths_loss(prediction.lengths_scaled, batch.lengths_scaled, lengths_delta)
     angles = (prediction.angles_radians - batch.angles_radians).square().mean(dim=1)
@@ -113,10 +114,10 @@ def vae_loss(
     }
     if prediction.atom_logits is not None:
         terms["atom_types"] = F.cross_entropy(prediction.atom_logits, batch.atom_types)
-    of_crystals = len(batch.num_atoms) / batch.part.mean_num_crystals
-    of_atoms = len(batch.batch) / batch.part.mean_num_atoms
+    crystal_scale = len(batch.num_atoms) / batch.part.mean_num_crystals
+    atom_scale = len(batch.batch) / batch.part.mean_num_atoms
     terms = {
-        name: term * (of_crystals if name in PER_CRYSTAL else of_atoms)
+        name: term * (crystal_scale if name in PER_CRYSTAL else atom_scale)
         for name, term in terms.items()
     }
     total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()

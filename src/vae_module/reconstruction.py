@@ -1,21 +1,21 @@
-"""Crystals through a VAE and back, in the cell and the order of atoms that they were given in."""
+"""Encode and decode crystals, and return them in the given cell and order of atoms."""
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import torch
 from ase import Atoms
-from ase.data import chemical_symbols
 from pymatgen.core import Structure
 from rich.progress import track
 
-from src.data.cif import Crystal, CrystalError, niggli_reduce
-from src.data.schema import CrystalBatch
+from src.data.cell_change import CellChange
+from src.data.cif import Crystal, CrystalError
 from src.data.structures import check_numbers, split_batch, to_atoms, to_crystal, to_structure
+from src.utils.errors import UserError
 from src.utils.inference import inference
+from src.vae_module.input import choose_trained_cell, log_cells, pack, prepare
 from src.vae_module.vae_module import VAEModule
 
 log = logging.getLogger(__name__)
@@ -27,100 +27,97 @@ def reconstruct_structures(
     vae: VAEModule,
     structures: Sequence[AnyStructure],
     batch_size: int = 256,
-    niggli: bool = True,
+    niggli: bool | None = None,
     sampled: bool = False,
     seed: int = 0,
     progress: bool = False,
+    cell: str | None = None,
 ) -> list[AnyStructure | None]:
     """Encode and decode crystals.
 
-    A reconstruction has the order of atoms, the choice of cell and the orientation of the crystal
-    that was given. Its atoms lie in the cell.
+    Crystals are converted to the kind of cell that the model was trained on. The reconstructions
+    are converted back: they have the cell, orientation and order of atoms of the given crystals,
+    with all atoms inside the cell.
 
     Args:
         vae: the model.
-        structures: pymatgen `Structure` or ASE `Atoms`; they stay as they are.
-        batch_size: crystals that are decoded at a time.
-        niggli: show the model the Niggli cell, as training does, and express what it makes of it
-            in the given cell. The model sees the given cell otherwise.
-        sampled: decode one draw from the posterior, not its mean.
-        seed: of that draw, which depends on it and on the place in the list alone.
+        structures: pymatgen `Structure` or ASE `Atoms`. They are not changed.
+        batch_size: crystals decoded at a time.
+        niggli: True: same as `cell="niggli"`; False: same as `cell="as_given"`.
+        sampled: decode a sample from the posterior instead of its mean.
+        seed: random seed of the samples. Each depends only on the seed and its position in the
+            list.
         progress: show a progress bar.
+        cell: the cell to encode, see `choose_cell`; None: as in training. If it is smaller than the
+            given cell, atoms that are translations of each other within 0.01 Å are encoded as one
+            atom, and are exact translations of each other in the result. If it is larger, only the
+            atoms at the positions of the given ones are returned.
 
     Returns:
-        One for each, of the type that was given; None where the model gives numbers that are not
-        finite, or a cell without volume.
+        A reconstruction for each structure, of the same type, or None if the model predicts numbers
+        that are not finite or a cell without volume. If the atoms of the two cells cannot be
+        assigned to each other, it is in the cell that was encoded, and a warning is logged.
 
     Raises:
-        ValueError: for a structure that is no ordered crystal, or has an element that the model
-            does not know, named by its index.
+        UserError: for a structure that is not an ordered crystal or has an element that the model
+            does not know, named by its index; for a `cell` that does not exist or contradicts
+            `niggli`.
     """
-    tasks = []
+    chosen = choose_trained_cell(vae, cell_asked(cell, niggli))
+    changes = []
     for i, structure in enumerate(structures):
         try:
-            tasks.append(prepare(vae, to_crystal(structure), niggli))
+            changes.append(prepare(vae, to_crystal(structure), chosen))
         except CrystalError as error:
-            raise ValueError(f"structure {i}: {error}") from error
-    crystals = reconstruct_tasks(vae, tasks, batch_size, seed if sampled else None, progress)
+            raise UserError(f"structure {i}: {error}") from error
+    log_cells(vae, changes, chosen)
+    crystals = reconstruct_crystals(vae, changes, batch_size, seed if sampled else None, progress)
     return [
         None if c is None else to_atoms(c) if isinstance(s, Atoms) else to_structure(c)
         for s, c in zip(structures, crystals, strict=True)
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A crystal as given, as the model is to see it, and the way from the one to the other.
+def cell_asked(cell: str | None, niggli: bool | None) -> str | None:
+    """The choice of cell that `cell` and the older argument `niggli` ask for.
 
-    Attributes:
-        change: (3, 3) integers; coordinates in the cell of `seen` are `frac_coords @ change`, and
-            so, but for a rotation, the given lattice is `change @ seen.lattice`.
+    Raises:
+        UserError: if they contradict each other.
     """
-
-    given: Crystal
-    seen: Crystal
-    change: np.ndarray
-
-
-def prepare(vae: VAEModule, crystal: Crystal, niggli: bool) -> Task:
-    known = vae.encoder.max_num_elements - 1
-    if (heaviest := int(crystal.atom_types.max())) > known:
-        raise CrystalError(
-            f"{chemical_symbols[heaviest]} has atomic number {heaviest}: "
-            f"the model knows elements 1 to {known}"
-        )
-    if niggli:
-        # Coordinates come back modulo 1, so ask for those of a thousandth of each axis.
-        axes = Crystal(crystal.lattice, np.ones(3, dtype=np.int64), np.eye(3) / 1000)
-        moved = niggli_reduce(axes).frac_coords
-        change = np.rint(1000 * (moved - np.rint(moved)))
-        return Task(crystal, niggli_reduce(crystal), change)
-    # The model knows lengths and angles, which a crystal and its mirror image share: it is to see
-    # a right-handed cell.
-    change = np.eye(3) * np.sign(np.linalg.det(crystal.lattice))
-    frac_coords = crystal.frac_coords @ change % 1.0 % 1.0
-    return Task(crystal, Crystal(change @ crystal.lattice, crystal.atom_types, frac_coords), change)
+    if niggli is None:
+        return cell
+    other = "niggli" if niggli else "as_given"
+    if cell not in (None, other):
+        raise UserError(f"niggli={niggli} is cell={other}, but cell={cell}: set only cell")
+    return other
 
 
-def reconstruct_tasks(
-    vae: VAEModule, tasks: Sequence[Task], batch_size: int, seed: int | None, progress: bool
+def reconstruct_crystals(
+    vae: VAEModule, changes: Sequence[CellChange], batch_size: int, seed: int | None, progress: bool
 ) -> list[Crystal | None]:
-    """Decoded from a draw of the posterior where there is a seed, else from its mean."""
+    """Encode and decode crystals whose cells are already converted.
+
+    Args:
+        seed: decode a sample from the posterior with this seed; None: decode its mean.
+
+    Returns:
+        For each the result of `CellChange.undo`, or None if the model predicts no valid cell.
+    """
     if batch_size < 1:
-        raise ValueError(f"batch_size is at least 1, not {batch_size}")
-    _warn_of_large(vae, tasks)
-    done: list[Crystal | None] = [None] * len(tasks)
-    order = sorted(range(len(tasks)), key=lambda i: tasks[i].given.num_atoms)  # to pad little
+        raise UserError(f"batch_size is at least 1, not {batch_size}")
+    _warn_of_large(vae, changes)
+    _warn_of_unrelated(changes)
+    done: list[Crystal | None] = [None] * len(changes)
+    order = sorted(range(len(changes)), key=lambda i: changes[i].chosen.num_atoms)  # to pad little
     chunks = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     with inference(vae):
         for chunk in track(chunks, "Reconstructing", disable=not progress, transient=True):
-            seen = [to_structure(tasks[i].seen) for i in chunk]
-            batch = CrystalBatch.from_structures(seen).to(vae.device)
+            batch = pack([changes[i].chosen for i in chunk]).to(vae.device)
             encoded = vae.encode(batch)
             if seed is not None:
                 noise = [
                     np.random.default_rng([seed, i]).standard_normal(
-                        (tasks[i].given.num_atoms, vae.latent_dim), dtype=np.float32
+                        (changes[i].chosen.num_atoms, vae.latent_dim), dtype=np.float32
                     )
                     for i in chunk
                 ]
@@ -129,32 +126,36 @@ def reconstruct_tasks(
                 encoded["x"] = posterior.mean + posterior.std * drawn
             crystals = split_batch(vae.reconstruct(vae.decode(encoded), batch))
             for i, crystal in zip(chunk, crystals, strict=True):
-                done[i] = _in_given_cell(crystal, tasks[i])
+                done[i] = _given_cell(crystal, changes[i])
     return done
 
 
-def _in_given_cell(crystal: Crystal, task: Task) -> Crystal | None:
-    """A reconstruction of `task.seen` in the cell and orientation of `task.given`."""
+def _given_cell(crystal: Crystal, change: CellChange) -> Crystal | None:
     try:
         check_numbers(crystal)
     except CrystalError:
         return None
-    lattice = task.change @ crystal.lattice
-    # the rotation that takes it nearest to the given lattice (Kabsch 1976)
-    u, _, vt = np.linalg.svd(lattice.T @ task.given.lattice)
-    rotation = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
-    frac_coords = crystal.frac_coords @ np.linalg.inv(task.change) % 1.0 % 1.0
-    return Crystal(lattice @ rotation, crystal.atom_types, frac_coords)
+    return change.undo(crystal)
 
 
-def _warn_of_large(vae: VAEModule, tasks: Sequence[Task]) -> None:
+def _warn_of_unrelated(changes: Sequence[CellChange]) -> None:
+    if num := sum(change.atoms is None for change in changes):
+        log.warning(
+            "%d of %d crystals cannot be converted back to the given cells: their "
+            "reconstructions are in the cells that were encoded",
+            num, len(changes),
+        )  # fmt: skip
+
+
+def _warn_of_large(vae: VAEModule, changes: Sequence[CellChange]) -> None:
     if not vae.training_set:
         return
     largest = max(map(int, vae.training_set["num_atoms"]))
-    larger = [task.given.num_atoms for task in tasks if task.given.num_atoms > largest]
+    sizes = [change.chosen.num_atoms for change in changes]
+    larger = [num for num in sizes if num > largest]
     if larger:
         log.warning(
             "%d of %d crystals have more atoms (up to %d) than any that the model was trained on "
             "(%d) and may come back wrong; try their primitive cells",
-            len(larger), len(tasks), max(larger), largest,
+            len(larger), len(sizes), max(larger), largest,
         )  # fmt: skip

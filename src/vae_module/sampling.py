@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from ase.data import chemical_symbols
 from torch import Tensor
 
 from src.data.compositions import parse_composition
 from src.data.schema import CrystalBatch
+from src.utils.errors import UserError
 from src.utils.inference import inference
 from src.vae_module.datasets import decode_latents
+from src.vae_module.elements import find_unknown
 from src.vae_module.vae_module import VAEModule
 
 # atom types (n,) of a sample by its index, 0 where the model is to predict them
@@ -52,25 +53,25 @@ def sample_crystals(
         An iterator over batches on the CPU, in the order of the samples.
 
     Raises:
-        ValueError: for numbers below one, more compositions than samples, `compositions` that
+        UserError: for numbers below one, more compositions than samples, `compositions` that
             cannot be used, or are missing, or are given to a model that predicts atom types, and
             for `num_atoms` that are missing where the checkpoint does not know its training set.
     """
     for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
         if value < 1:
-            raise ValueError(f"{name} is at least 1, not {value}")
+            raise UserError(f"{name} is at least 1, not {value}")
     if seed < 0:
-        raise ValueError(f"seed is not negative; it is {seed}")
+        raise UserError(f"seed is not negative; it is {seed}")
     if vae.atom_type_predict:
         if compositions is not None:
-            raise ValueError(
+            raise UserError(
                 "this model predicts atom types and takes no compositions: leave them out, or use "
                 "a model that is given atom types (an experiment .../vae_csp)"
             )
         draw_content = _size_sampler(vae, num_atoms)
     else:
         if num_atoms is not None:
-            raise ValueError("this model is given compositions, which say how many atoms there are")
+            raise UserError("this model is given compositions, which say how many atoms there are")
         draw_content = _composition_sampler(vae, compositions, num_samples)
     draw_latents = draw_latents or standard_normal(vae.latent_dim)
     return _sample(vae, num_samples, draw_content, draw_latents, seed, batch_size)
@@ -82,12 +83,12 @@ def _size_sampler(vae: VAEModule, num_atoms: int | Sequence[int] | None) -> Cont
     elif vae.training_set:
         counts = {int(n): count for n, count in vae.training_set["num_atoms"].items()}
     else:
-        raise ValueError(
+        raise UserError(
             "the checkpoint does not know how many atoms the crystals of its training set have: "
             "give num_atoms, a number or a list"
         )
     if not counts or any(not isinstance(n, int) or n < 1 for n in counts):
-        raise ValueError(
+        raise UserError(
             f"num_atoms is a whole number from 1 on, or a list of them, not {num_atoms}"
         )
     sizes = np.array(list(counts))
@@ -103,20 +104,16 @@ def _composition_sampler(
     vae: VAEModule, compositions: Sequence[str] | None, num_samples: int
 ) -> ContentSampler:
     if not compositions:
-        raise ValueError(
+        raise UserError(
             "this model is given atom types: say compositions=[NaCl,SrTiO3], or a file with one "
             "formula on each line"
         )
     if num_samples < len(compositions):
-        raise ValueError(f"{num_samples} samples are too few for {len(compositions)} compositions")
-    known = vae.decoder.max_num_elements - 1
+        raise UserError(f"{num_samples} samples are too few for {len(compositions)} compositions")
     cells = [parse_composition(formula) for formula in compositions]
     for formula, cell in zip(compositions, cells, strict=True):
-        if (heaviest := int(cell.max())) > known:
-            raise ValueError(
-                f"composition {formula}: {chemical_symbols[heaviest]} has atomic number "
-                f"{heaviest}, and the model knows elements 1 to {known}"
-            )
+        if found := find_unknown(torch.from_numpy(cell), vae.decoder):
+            raise UserError(f"composition {formula}: {found[1]}")
     return lambda index, _: cells[index % len(cells)]
 
 

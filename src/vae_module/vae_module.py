@@ -1,60 +1,61 @@
-"""The LightningModule: the public calls, the steps, logging and optimizers; nothing else."""
+"""The LightningModule: its public calls, steps and logging."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from ase import Atoms
+from lightning import Callback
 from pymatgen.core import Structure
 from torch import Tensor, nn
 
 from src.base.module import CrystalModule, make_network
 from src.data import augmentation as augment
 from src.data.schema import CrystalBatch
-from src.metrics.losses import LossAverages
-from src.metrics.reconstruction.errors import ReconstructionErrors
-from src.utils.geometry import parameters_to_lattices
+from src.utils.errors import UserError
 from src.utils.precision import full_precision
 from src.vae_module.decoders.transformer import Prediction
 from src.vae_module.distribution import DiagonalGaussianDistribution
+from src.vae_module.elements import ElementCheck, check_types, readers
 from src.vae_module.features import Features, featurize
-from src.vae_module.latent_noise import channel_spread, draw_noise_levels
-from src.vae_module.losses import COORDS_DELTA, LENGTHS_DELTA, PER_CRYSTAL, vae_loss
-
-LOSS_WEIGHTS = {"atom_types": 1.0, "lengths": 1.0, "angles": 10.0, "frac_coords": 2.0, "kl": 1e-4}
+from src.vae_module.input import to_batch
+from src.vae_module.latent_noise import add_noise
+from src.vae_module.losses import COORDS_DELTA, LENGTHS_DELTA, vae_loss
+from src.vae_module.outputs import SplitFigures, decoded
+from src.vae_module.settings import LOSS_WEIGHTS, check_settings, complete_loss_weights
 
 
 class VAEModule(CrystalModule):
-    """A variational autoencoder of crystals with one latent vector per atom.
+    """A variational autoencoder (VAE) for crystals with one latent vector per atom.
 
-    Everything that rebuilds the module travels in its checkpoints as plain types, so the networks
-    are given as configs, or as objects that `src.utils.config.describe` can describe.
+    A checkpoint stores the constructor's arguments as plain types, so the networks are given as
+    configs, or as objects that `src.utils.config.describe` can describe.
 
     Args:
         encoder: maps a `CrystalBatch` to (N, d_model); has the attribute `d_model`.
         decoder: maps (N, d_model) to a `Prediction`; has `d_model` and `atom_type_predict`.
-        latent_dim: width of the latent.
-        atom_type_predict: predict atom types (de novo generation, True) or be given them (crystal
-            structure prediction, False). None: as the decoder has it.
-        loss_weights: of the terms of `vae_loss`; those not named keep their defaults.
-        coords_delta: error of cosines and sines from which on it is not squared; None: all are.
-        lengths_delta: error of scaled lengths, in Å, from which on it is not; None: all are.
-        translate: move each training crystal by a random fraction of its cell.
-        rotate: rotate the cell of each training crystal at random; only an encoder that sees the
-            matrix can tell.
+        latent_dim: latent channels per atom.
+        atom_type_predict: True: atom types are predicted (de novo generation); False: they are
+            given (crystal structure prediction); None: as in the decoder.
+        loss_weights: weights of the terms of `vae_loss`; the others keep their defaults.
+        coords_delta: see `frac_coords_loss`; None: quadratic.
+        lengths_delta: in Å, see `lengths_loss`; None: quadratic.
+        translate: shift the origin of each training crystal at random.
+        rotate: rotate each training crystal at random, for an encoder that sees the lattice matrix.
         mask_ratio: share of atom types hidden from the encoder in training.
-        jitter_ratio: share of atoms displaced before the encoder in training.
-        jitter_std: of that displacement, in Å per direction.
-        latent_noise: the decoder is trained to tell atom types from latents with noise on them, up
-            to this many standard deviations of each channel. Without effect where types are given.
-        noise_share: of the training crystals, the share that have it. Each has its own level,
-            uniform up to `latent_noise`, and its geometry is not part of the loss.
+        jitter_ratio: share of atoms displaced before encoding in training.
+        jitter_std: standard deviation of that displacement in Å, per direction.
+        latent_noise: largest noise on the latents in training, in standard deviations of each
+            channel, from which atom types are predicted nonetheless. No effect if they are given.
+        noise_share: share of training crystals with such noise. The level of each is uniform up to
+            `latent_noise`, and its geometry is not part of the loss.
         optimizer: config of a `torch.optim.Optimizer`, which is given the named parameters.
         scheduler: config of a `src.utils.schedules.Schedule`.
-        quant_bias: biases in the maps to and from the latent.
+        quant_bias: use biases in the linear maps to and from the latent.
 
     Raises:
-        ValueError: for a config that does not fit, naming what.
+        UserError: for an argument that cannot be used; the message names it.
     """
 
     networks = ("encoder", "decoder")
@@ -88,23 +89,13 @@ class VAEModule(CrystalModule):
         self.decoder = make_network(decoder)
         self.atom_type_predict: bool = self.decoder.atom_type_predict
         if atom_type_predict not in (None, self.atom_type_predict):
-            raise ValueError(
+            raise UserError(
                 f"vae_module.atom_type_predict={atom_type_predict} but the decoder has "
                 f"atom_type_predict={self.atom_type_predict}: set only the former"
             )
-        unknown = set(loss_weights or {}) - set(LOSS_WEIGHTS)
-        if unknown:
-            raise ValueError(f"loss_weights has {sorted(unknown)}; it knows {list(LOSS_WEIGHTS)}")
-        for name, delta in (("coords_delta", coords_delta), ("lengths_delta", lengths_delta)):
-            if delta is not None and not delta > 0:
-                raise ValueError(f"{name}={delta} is not above zero; null: squared errors")
-        if not 0 <= noise_share < 1:
-            raise ValueError(
-                f"noise_share={noise_share} is not in [0, 1): without exact latents, "
-                "geometry is not learned"
-            )
+        check_settings(noise_share, coords_delta=coords_delta, lengths_delta=lengths_delta)
         self.latent_dim = latent_dim
-        self.loss_weights = {**LOSS_WEIGHTS, **(loss_weights or {})}
+        self.loss_weights = complete_loss_weights(loss_weights)
         self.coords_delta = coords_delta
         self.lengths_delta = lengths_delta
         self.translate = translate
@@ -119,65 +110,70 @@ class VAEModule(CrystalModule):
         self.quant_conv = nn.Linear(self.encoder.d_model, 2 * latent_dim, bias=quant_bias)
         self.post_quant_conv = nn.Linear(latent_dim, self.decoder.d_model, bias=quant_bias)
         terms = [name for name in LOSS_WEIGHTS if self.atom_type_predict or name != "atom_types"]
-        self.val_losses = LossAverages(terms, PER_CRYSTAL)
-        self.val_errors = ReconstructionErrors()
-        self.test_losses = LossAverages(terms, PER_CRYSTAL)
-        self.test_errors = ReconstructionErrors()
+        self.val_figures, self.test_figures = SplitFigures(terms), SplitFigures(terms)
         self.save_config()
 
     def card_rows(self) -> list[tuple[str, str]]:
-        predicted = self.atom_type_predict
-        return [
-            ("for", "de novo generation" if predicted else "crystal structure prediction"),
-            ("latent", f"{self.latent_dim} numbers per atom"),
-        ]
+        task = "de novo generation" if self.atom_type_predict else "crystal structure prediction"
+        return [("for", task), ("latent", f"{self.latent_dim} numbers per atom")]
 
     # Public calls
 
     def encode(self, batch: CrystalBatch) -> dict[str, Any]:
-        """Crystals to latents.
+        """Encode crystals as latents.
+
+        Args:
+            batch: crystals in the kind of cell that the model was trained on, as `to_batch` and the
+                `DataModule` of the training run give them. They are not converted here.
 
         Returns:
-            A dict.
+            A dict with the following entries.
 
-            - `posterior`: `DiagonalGaussianDistribution` over (N, latent_dim);
-            - `x`: the latent (N, latent_dim) that `decode` decodes, the posterior's mean until one
-              puts another there;
-            - `num_atoms`, `batch`, `max_num_atoms` (and `atom_types`, where they are not
-              predicted): of the batch.
+            - `posterior`: `DiagonalGaussianDistribution` over (N, latent_dim).
+            - `x`: (N, latent_dim), the latents that `decode` decodes: the mean of the posterior,
+              unless you replace it.
+            - `num_atoms`, `batch`, `max_num_atoms` (and `atom_types`, if they are not predicted):
+              as in the batch.
+
+        Raises:
+            UserError: for an element that the model does not know. A batch on a GPU is not checked.
         """
+        check_types(batch.atom_types, batch.batch, *readers(self), is_masked=self.mask_ratio > 0)
         hidden = self.encoder(batch)
         with full_precision(hidden):
             posterior = DiagonalGaussianDistribution(self.quant_conv(hidden.float()))
         return {"posterior": posterior, "x": posterior.mode(), **self._layout(batch)}
 
     def decode(self, encoded: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Latents to crystals.
+        """Decode latents to crystals.
 
         Args:
-            encoded: as from `encode`; `x`, `num_atoms` and `batch` (and `atom_types`, where they
-                are not predicted) are needed. It stays as it is.
+            encoded: as from `encode`, of which `x`, `num_atoms` and `batch` (and `atom_types`, if
+                they are not predicted) are needed. It is not changed.
 
         Returns:
-            A dict.
+            A dict with the following entries.
 
-            - `atom_types`: logits (N, max_num_elements), absent where types are not predicted;
-            - `frac_coords`: (N, 3) in [0, 1);
+            - `atom_types`: (N, max_num_elements) logits, if atom types are predicted.
+            - `frac_coords`: (N, 3) in [0, 1).
             - `lengths`: (B, 3) Å; `angles`: (B, 3) degrees; `lattices`: (B, 3, 3) Å.
 
         Raises:
-            ValueError: if a key is missing.
+            UserError: if a key is missing, or for a given element that the model does not know;
+                elements on a GPU are not checked.
         """
         needed = ["x", "num_atoms", "batch", *([] if self.atom_type_predict else ["atom_types"])]
         if missing := [key for key in needed if key not in encoded]:
-            raise ValueError(f"decode needs {needed}; {missing} missing from {list(encoded)}")
-        return self._decoded(self._predict(encoded), encoded["num_atoms"])
+            raise UserError(f"decode needs {needed}; {missing} missing from {list(encoded)}")
+        if not self.atom_type_predict:
+            check_types(encoded["atom_types"], encoded["batch"], self.decoder)
+        return decoded(self._predict(encoded), encoded["num_atoms"])
 
     def reconstruct(self, decoder_out: Mapping[str, Tensor], batch: CrystalBatch) -> CrystalBatch:
-        """The decoded crystals as a batch; atom types that were not predicted are `batch`'s."""
+        """The decoded crystals as a batch, with the atom types of `batch` if none are predicted."""
         logits = decoder_out.get("atom_types")
         return batch.replace(
-            # class 0 is the mask token, which no crystal holds
+            # class 0 is the mask token
             atom_types=batch.atom_types if logits is None else logits[:, 1:].argmax(dim=-1) + 1,
             frac_coords=decoder_out["frac_coords"],
             lattices=decoder_out["lattices"],
@@ -191,57 +187,74 @@ class VAEModule(CrystalModule):
         return_structures: bool = False,
         generator: torch.Generator | None = None,
     ) -> CrystalBatch | list[Atoms] | list[Structure]:
-        """Decode latents drawn from the standard normal.
+        """Decode latents drawn from the standard normal distribution.
 
         Args:
-            batch: `num_atoms` is needed of it (and `atom_types`, where they are not predicted);
-                `CrystalBatch.for_sampling` makes one of these alone.
-            return_atoms: give a list of ASE `Atoms`.
-            return_structures: give a list of pymatgen `Structure`.
-            generator: of the draw, on the module's device.
+            batch: `num_atoms` (and `atom_types`, if they are not predicted) of the crystals, as
+                from `CrystalBatch.for_sampling`.
+            return_atoms: return a list of ASE `Atoms`.
+            return_structures: return a list of pymatgen `Structure`.
+            generator: source of randomness, on the module's device.
 
         Returns:
-            A `CrystalBatch`, or a list as asked for.
+            A `CrystalBatch`, or such a list.
+
+        Raises:
+            UserError: for atom types that are needed and missing, or that the model does not know.
         """
         atom_types = None if self.atom_type_predict else batch.atom_types
-        ask = CrystalBatch.for_sampling(batch.num_atoms, atom_types).to(self.device)
+        ask = CrystalBatch.for_sampling(batch.num_atoms, atom_types)
+        if atom_types is not None:
+            check_types(atom_types, ask.batch, self.decoder)
+        ask = ask.to(self.device)
         x = torch.randn(len(ask.batch), self.latent_dim, generator=generator, device=self.device)
         crystals = self.reconstruct(self.decode({"x": x, **self._layout(ask)}), ask)
         if return_structures:
             return crystals.to_structure()
         return crystals.to_atoms() if return_atoms else crystals
 
-    def featurize(
-        self, structures: Sequence[Structure] | Sequence[Atoms], batch_size: int = 256
-    ) -> Features:
-        """Latents of crystals as features: of each atom, and pooled for each crystal.
+    def to_batch(
+        self, structures: Sequence[Structure] | Sequence[Atoms], cell: str | None = None
+    ) -> CrystalBatch:
+        """Convert crystals to a batch as the model was trained on, on its device.
 
-        Cells are taken as they stand, and another cell of the same crystal has other latents.
-        Training reduces cells to their Niggli form (unless `data.cell` is another), so that form
-        is the one to give: `structure.get_reduced_structure("niggli")` of pymatgen, or
-        `src.data.cif.niggli_reduce`.
+        Training converts all crystals to one kind of cell (`data.cell`), since the same crystal has
+        different latents in different cells. This does the same, and logs how many were changed.
 
         Args:
-            structures: pymatgen `Structure`s or ASE `Atoms`.
-            batch_size: how many to encode at a time.
-
-        Returns:
-            `Features` with `per_atom`, a list of (n, latent_dim), and `pooled`, (B, latent_dim),
-            both on the CPU and in the order of `structures`.
+            structures: pymatgen `Structure` or ASE `Atoms`. They are not changed.
+            cell: `niggli`, `primitive`, `conventional` or `as_given`, see
+                `src.data.cells.choose_cell`. None: as in training, which for old checkpoints that
+                do not record it is taken to be `niggli`.
 
         Raises:
-            ValueError: if there are none, or for one that is no crystal or has an element that the
-                model does not know, named by its index.
+            UserError: if `cell` does not exist, if there are no structures, or for one that is not
+                an ordered crystal or has an element that the model does not know; the message
+                names its index.
         """
-        return featurize(self, structures, batch_size)
+        return to_batch(self, structures, cell)
 
-    def compile_networks(self) -> None:
-        """Compile the Transformers in place, once for all shapes of batches.
+    def featurize(
+        self,
+        structures: Sequence[Structure] | Sequence[Atoms],
+        batch_size: int = 256,
+        cell: str | None = None,
+    ) -> Features:
+        """Latents as features of crystals and of their atoms.
 
-        Names of parameters stay as they are. On a CPU, and for short runs, it does not pay.
+        Args:
+            structures: pymatgen `Structure` or ASE `Atoms`.
+            batch_size: crystals encoded at a time.
+            cell: as in `to_batch`.
+
+        Returns:
+            `Features` with `per_atom`, a list of (n, latent_dim) in the order of the given atoms,
+            and `pooled`, (B, latent_dim), both on the CPU.
+
+        Raises:
+            UserError: as in `to_batch`.
         """
-        for network in (self.encoder, self.decoder):
-            network.transformer.compile(dynamic=True)
+        return featurize(self, structures, batch_size, cell)
 
     def _layout(self, batch: CrystalBatch) -> dict[str, Any]:
         layout = {
@@ -262,39 +275,27 @@ class VAEModule(CrystalModule):
             max_num_atoms=encoded.get("max_num_atoms"),
         )
 
-    def _decoded(self, prediction: Prediction, num_atoms: Tensor) -> dict[str, Tensor]:
-        lengths = prediction.lengths_scaled * num_atoms[:, None] ** (1 / 3)
-        angles = prediction.angles_radians.rad2deg()
-        out = {
-            "frac_coords": prediction.frac_coords,
-            "lengths": lengths,
-            "angles": angles,
-            "lattices": parameters_to_lattices(lengths, angles),
-        }
-        if prediction.atom_logits is not None:
-            out["atom_types"] = prediction.atom_logits
-        return out
-
     # Training
+
+    def configure_callbacks(self) -> list[Callback]:
+        there = any(isinstance(callback, ElementCheck) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [] if there else [ElementCheck()]  # a trainer keeps it from one call to the next
 
     def training_step(self, batch: CrystalBatch, batch_idx: int) -> Tensor:
         generator = self.step_generator(batch_idx)
         self.seed_dropout(generator)
         target = self._augment(batch, generator)
-        encoded = self.encode(self._corrupt(target, generator))
+        # what is hidden is hidden from the encoder alone
+        encoded = {**self.encode(self._corrupt(target, generator)), **self._layout(target)}
         posterior = encoded["posterior"]
-        noise = augment.for_atoms(torch.randn, target, self.latent_dim, generator)
+        noise = augment.draw_per_atom(torch.randn, target, self.latent_dim, generator)
         x = posterior.sample(noise=noise)
         geometry_weights = None
         if self.latent_noise and self.atom_type_predict:
-            level, geometry_weights = draw_noise_levels(
-                target, self.latent_noise, self.noise_share, generator
-            )
-            spread = channel_spread(posterior.mean, self.all_gather)  # type: ignore[arg-type]
-            noise = augment.for_atoms(torch.randn, target, self.latent_dim, generator)
-            x = x + level[target.batch, None] * spread * noise
+            how = (self.latent_noise, self.noise_share, self.all_gather, generator)
+            x, geometry_weights = add_noise(x, posterior.mean, target, *how)  # type: ignore[arg-type]
         prediction = self._predict({**encoded, "x": x})
-        loss, terms = self._loss(prediction, posterior, target, geometry_weights)
+        loss, terms = self._loss(prediction, posterior, target, geometry_weights=geometry_weights)
         self.last_step = {f"{name}_loss": term.detach() for name, term in terms.items()}
         if self.is_logged_step():
             figures = {"loss": loss.detach(), **self.last_step}
@@ -302,16 +303,16 @@ class VAEModule(CrystalModule):
         return loss
 
     def validation_step(self, batch: CrystalBatch, batch_idx: int) -> None:
-        self._evaluate(batch, self.val_losses, self.val_errors)
+        self._evaluate(batch, self.val_figures)
 
     def test_step(self, batch: CrystalBatch, batch_idx: int) -> None:
-        self._evaluate(batch, self.test_losses, self.test_errors)
+        self._evaluate(batch, self.test_figures)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_evaluation("val", self.val_losses, self.val_errors)
+        self.log_figures("val", self.val_figures.compute_and_reset(self.loss_weights))
 
     def on_test_epoch_end(self) -> None:
-        self._log_evaluation("test", self.test_losses, self.test_errors)
+        self.log_figures("test", self.test_figures.compute_and_reset(self.loss_weights))
 
     def _augment(self, batch: CrystalBatch, generator: torch.Generator) -> CrystalBatch:
         if self.translate:
@@ -327,38 +328,19 @@ class VAEModule(CrystalModule):
             batch = augment.jitter_coords(batch, self.jitter_ratio, self.jitter_std, generator)
         return batch
 
-    def _loss(
-        self,
-        prediction: Prediction,
-        posterior: DiagonalGaussianDistribution,
-        batch: CrystalBatch,
-        geometry_weights: Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        return vae_loss(
-            prediction,
-            posterior,
-            batch,
-            self.loss_weights,
-            self.coords_delta,
-            self.lengths_delta,
-            geometry_weights,
+    @property
+    def _loss(self) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
+        """`vae_loss` with the settings of this module."""
+        return partial(
+            vae_loss,
+            weights=self.loss_weights,
+            coords_delta=self.coords_delta,
+            lengths_delta=self.lengths_delta,
         )
 
-    def _evaluate(
-        self, batch: CrystalBatch, losses: LossAverages, errors: ReconstructionErrors
-    ) -> None:
+    def _evaluate(self, batch: CrystalBatch, figures: SplitFigures) -> None:
         encoded = self.encode(batch)
         prediction = self._predict(encoded)
         _, terms = self._loss(prediction, encoded["posterior"], batch)
-        losses.update(terms, batch)
-        errors.update(self.reconstruct(self._decoded(prediction, batch.num_atoms), batch), batch)
-
-    def _log_evaluation(
-        self, stage: str, losses: LossAverages, errors: ReconstructionErrors
-    ) -> None:
-        terms = losses.compute()
-        loss = torch.stack([self.loss_weights[name] * term for name, term in terms.items()]).sum()
-        figures = {"loss": loss, **{f"{name}_loss": term for name, term in terms.items()}}
-        self.log_figures(stage, {**figures, **errors.compute()})
-        losses.reset()
-        errors.reset()
+        out = decoded(prediction, batch.num_atoms)
+        figures.update(terms, self.reconstruct(out, batch), batch)

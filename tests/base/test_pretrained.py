@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from src.callbacks import LastCheckpoint
 from src.data import CrystalBatch
 from src.utils.checkpoints import CheckpointError, save_checkpoint
+from src.utils.errors import UserError
 from src.utils.output import OutputError
 from src.utils.trainer import build_trainer
 from src.vae_module import VAEModule
@@ -34,6 +35,9 @@ from src.vae_module.encoders.transformer import TransformerEncoder
 
 SIZES = {"d_model": 16, "nhead": 2, "num_layers": 1, "dim_feedforward": 16}
 TRAINING_SET = {"num_crystals": 7, "num_atoms": {"2": 4, "20": 3}, "elements": {"8": 60, "26": 8}}
+READ_OPTIONS = {
+    "cell": "conventional", "max_num_atoms": 20, "max_atomic_number": 94, "min_distance": 0.7,
+}  # fmt: skip
 
 
 def make_vae(predict: bool = True) -> VAEModule:
@@ -41,6 +45,7 @@ def make_vae(predict: bool = True) -> VAEModule:
     decoder = TransformerDecoder(**SIZES, atom_type_predict=predict)
     vae = VAEModule(TransformerEncoder(**SIZES, num_harmonics=3), decoder, loss_weights={"kl": 0.1})
     vae.training_set = TRAINING_SET
+    vae.read_options = READ_OPTIONS
     return vae.eval()
 
 
@@ -63,6 +68,7 @@ def assert_same(found: VAEModule, expected: VAEModule) -> None:
     assert not found.training
     assert dict(found.hparams) == dict(expected.hparams)
     assert found.training_set == expected.training_set
+    assert found.read_options == expected.read_options == READ_OPTIONS
     for name, value in outputs(expected).items():
         assert torch.equal(outputs(found)[name], value), name
 
@@ -104,9 +110,46 @@ def test_what_the_folder_says(folder):
     assert config["hyper_parameters"]["encoder"]["num_harmonics"] == 3
     assert config["hyper_parameters"]["loss_weights"]["kl"] == 0.1
     assert config["training_set"] == TRAINING_SET
+    assert config["read_options"] == READ_OPTIONS
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: xtal-latent\n")
     assert "7 crystals of up to 20 atoms and 2 elements" in card
+    assert "| cells | conventional |" in card
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cell": "cubic"}, {"cell": ["niggli"]}, {"max_num_atoms": "20"}, {"min_distance": [1]},
+        {"data_dir": "elsewhere"}, {"_target_": "os.system"}, "niggli", 5, [],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_ways_to_read_crystals_that_there_are_not_are_refused(options, folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "read_options": options}))
+    with pytest.raises(CheckpointError, match="is not a checkpoint of VAEModule"):
+        VAEModule.from_pretrained(folder)
+    save_checkpoint(make_vae(), tmp_path / "vae.ckpt")
+    content = torch.load(tmp_path / "vae.ckpt", weights_only=True)
+    torch.save({**content, "read_options": options}, tmp_path / "vae.ckpt")
+    with pytest.raises(CheckpointError, match=r"vae\.ckpt is not a checkpoint of VAEModule"):
+        VAEModule.load_from_checkpoint(tmp_path / "vae.ckpt")
+
+
+def test_files_from_before_the_ways_to_read_crystals_were_recorded(folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text())
+    del config["read_options"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert VAEModule.from_pretrained(folder).read_options is None
+    save_checkpoint(make_vae(), tmp_path / "vae.ckpt")
+    content = torch.load(tmp_path / "vae.ckpt", weights_only=True)
+    del content["read_options"]
+    torch.save(content, tmp_path / "vae.ckpt")
+    old = VAEModule.load_from_checkpoint(tmp_path / "vae.ckpt")
+    assert old.read_options is None
+    old.save_pretrained(tmp_path / "again")
+    assert VAEModule.from_pretrained(tmp_path / "again").read_options is None
 
 
 def test_nothing_is_replaced_unasked(folder):
@@ -411,6 +454,7 @@ def test_checkpoints_of_lightning_need_nothing_but_themselves(tmp_path):
         assert content["optimizer_states"][0]["state"]
         assert {"loops", "callbacks", "lr_schedulers"} <= set(content)
         assert content["training_set"] == TRAINING_SET
+        assert content["read_options"] == READ_OPTIONS
         module = VAEModule.load_from_checkpoint(path)
         assert module.training_set == TRAINING_SET
         for key, weight in module.state_dict().items():
@@ -418,6 +462,58 @@ def test_checkpoints_of_lightning_need_nothing_but_themselves(tmp_path):
         assert_same(VAEModule.load_from_checkpoint(path, weights_only=False), module)
         module.save_pretrained(tmp_path / name)
         assert_same(VAEModule.from_pretrained(tmp_path / name), module)
+
+
+def to_meta(storage, location):
+    return torch.serialization.default_restore_location(storage, "meta")
+
+
+def keep(storage, location):
+    return storage
+
+
+# a device that is there without a GPU, and that is not the one by default
+@pytest.mark.parametrize(
+    ("map_location", "device"),
+    [
+        ("meta", "meta"), (torch.device("meta"), "meta"), ({"cpu": "meta"}, "meta"),
+        (to_meta, "meta"), ("cpu", "cpu"), (torch.device("cpu"), "cpu"), ({"cpu": "cpu"}, "cpu"),
+        ({"cuda:0": "meta"}, "cpu"), (keep, "cpu"), (None, "cpu"),
+    ],
+    ids=lambda given: getattr(given, "__name__", str(given)),  # without the address of a function
+)  # fmt: skip
+def test_a_module_is_on_the_device_that_one_says(tmp_path, map_location, device):
+    vae = make_vae()
+    save_checkpoint(vae, tmp_path / "vae.ckpt")
+    found = VAEModule.load_from_checkpoint(tmp_path / "vae.ckpt", map_location=map_location)
+    assert found.device.type == device
+    tensors = [*found.parameters(), *found.buffers()]
+    assert {tensor.device.type for tensor in tensors} == {device}
+    assert not found.training
+    assert found.read_options == READ_OPTIONS
+    if device == "cpu":
+        assert_same(found, vae)
+        assert {parameter.requires_grad for parameter in found.parameters()} == {True}
+
+
+@pytest.mark.parametrize("device", ["meta", torch.device("meta"), "cpu", None], ids=str)
+def test_a_folder_is_read_to_the_device_that_one_says(folder, device):
+    found = VAEModule.from_pretrained(folder, map_location=device)
+    expected = torch.device(device or "cpu")
+    assert found.device == expected
+    assert {parameter.device for parameter in found.parameters()} == {expected}
+    assert not found.training
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "tpu", torch.device("cuda:99")], ids=str)
+def test_a_device_that_is_not_there_is_named(folder, tmp_path, device):
+    save_checkpoint(make_vae(), tmp_path / "vae.ckpt")
+    for load, path in (
+        (VAEModule.load_from_checkpoint, tmp_path / "vae.ckpt"),
+        (VAEModule.from_pretrained, folder),
+    ):
+        with pytest.raises(UserError, match=f"map_location='{device}' cannot be used"):
+            load(path, map_location=device)
 
 
 def test_weights_in_half_precision_make_a_module_in_full(tmp_path):

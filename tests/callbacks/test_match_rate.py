@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from src.callbacks import MatchRate
 from src.data import DataModule
 from src.data.cif import Crystal, write_cif
+from src.utils.errors import UserError
 from src.vae_module import VAEModule
 
 SMALL = {"d_model": 16, "nhead": 2, "num_layers": 1, "dim_feedforward": 16}
@@ -103,6 +104,12 @@ def test_an_untrained_model_in_bfloat16_matches_nothing(data_dir, tmp_path):
 def test_never(data_dir, tmp_path):
     callback = MatchRate(every_n_epochs=0, num_workers=0)
     assert fit(Echo, data_dir, tmp_path, callback, max_epochs=2)[1] == {}
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_no_crystals_to_match_are_refused(number):
+    with pytest.raises(UserError, match=r"at least 1, not .*every_n_epochs=0 switches"):
+        MatchRate(num_crystals=number)
 
 
 def test_it_does_not_touch_the_training(data_dir, tmp_path):

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from src.callbacks import ReconstructionPictures
 from src.data.dataset import CrystalDataset
 from src.data.schema import CrystalBatch
+from src.utils.errors import UserError
 from src.vae_module import VAEModule
 
 SMALL = {"d_model": 16, "nhead": 2, "num_layers": 1, "dim_feedforward": 16}
@@ -110,7 +111,7 @@ def test_more_crystals_than_there_are_and_numbers_that_make_none(crystals, tmp_p
     assert step == 1
     assert len(figure.axes) == 8
     texts = [text.get_text() for ax in figure.axes for text in ax.texts]
-    assert texts.count("no crystal") == 4
+    assert texts.count("invalid structure") == 4
 
 
 @pytest.mark.parametrize(
@@ -123,6 +124,12 @@ def test_no_picture_where_none_is_wanted(
     loggers = [CSVLogger(tmp_path, name="", version="")] if with_logger else False
     fit(crystals, ReconstructionPictures(every_n_epochs), loggers, max_epochs=1)
     assert not (tmp_path / "pictures").exists()
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_no_crystals_to_draw_are_refused(number):
+    with pytest.raises(UserError, match=r"at least 1, not .*every_n_epochs=0 switches"):
+        ReconstructionPictures(num_crystals=number)
 
 
 def test_a_continued_run_goes_on_where_it_was():

@@ -94,11 +94,13 @@ def test_a_run_without_fault_ends(tmp_path):
 # On a device that the host does not wait for
 
 
-def take_steps(tmp_path, callback: StopAtNaN, steps: range, bad: int) -> None:
+def take_steps(
+    tmp_path, callback: StopAtNaN, steps: range, bad: int, log_every_n_steps: int = 10
+) -> None:
     for step in steps:
         trainer = SimpleNamespace(
             global_step=step,
-            log_every_n_steps=10,
+            log_every_n_steps=log_every_n_steps,
             strategy=SimpleNamespace(root_device=torch.device("cuda")),
             default_root_dir=tmp_path,
             world_size=1,
@@ -114,6 +116,12 @@ def test_elsewhere_steps_are_looked_at_together_and_the_first_is_named(tmp_path)
         take_steps(tmp_path, callback, range(20, 21), bad=13)
     batch = CrystalDataset.load(tmp_path / "nan_batch_step_13.safetensors")
     assert torch.equal(batch.lattices, make_batch(13).lattices)
+
+
+def test_where_nothing_is_logged_they_are_looked_at_all_the_same(tmp_path):
+    callback = StopAtNaN()
+    with pytest.raises(NonFiniteError, match="in step 13, loss is nan"):
+        take_steps(tmp_path, callback, range(1, 100), bad=13, log_every_n_steps=0)
 
 
 def test_none_comes_into_a_checkpoint_without_a_look(tmp_path):

@@ -53,6 +53,9 @@ def fit(path, throughput: Throughput, callbacks: list[Callback] | None = None, *
     )
     loader: DataLoader = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
     trainer.fit(Sleeper(), loader, loader)
+    if kwargs.get("log_every_n_steps") == 0:
+        assert not (path / "metrics.csv").exists()
+        return {}
     with (path / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["train/crystals_per_second"]]
     return {int(row["step"]): float(row["train/crystals_per_second"]) for row in rows}
@@ -80,6 +83,12 @@ def test_what_is_logged_is_of_the_steps_since_the_last_time(tmp_path):
     for step, rate in rates.items():
         crystals = sum(SIZES[:2]) if step % 4 == 1 else sum(SIZES[2:])
         assert crystals / (2 * PAUSE) * 0.4 < rate <= crystals / (2 * PAUSE)
+
+
+def test_a_run_that_logs_no_steps_has_a_speed_in_the_end(tmp_path):
+    throughput = Throughput()
+    fit(tmp_path, throughput, log_every_n_steps=0)
+    assert throughput.crystals == 2 * sum(SIZES)
 
 
 def test_accumulated_batches_count(tmp_path):

@@ -161,7 +161,7 @@ def test_without_the_training_split_there_are_no_moments(make_config, tmp_path, 
         "stats.json",
         "val.safetensors",
     ]
-    with pytest.raises(DataError, match="no moments of the training split"):
+    with pytest.raises(DataError, match="moments of the training split are missing"):
         LatentDataset.load(tmp_path / "latents", "val").normalize(torch.zeros(4))
 
 

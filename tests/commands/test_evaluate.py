@@ -609,7 +609,7 @@ def test_metre_is_left_out_where_it_takes_too_long(pool, monkeypatch, caplog):
         monkeypatch.setattr(tables, "MAX_METRE_PAIRS", limit)
         found = evaluate_vae(FakeVAE(known_defects), dataset, pool, num_probed=0)
         assert (found.metrics["metre"], found.metrics["metre_default"]) == (metre, metre)
-    assert "metre is left out: it would take 4 more pairs" in caplog.text
+    assert "metre is left out: it would take 4 more comparisons" in caplog.text
     monkeypatch.setattr(tables, "MAX_METRE_PAIRS", 0)
     assert evaluate_vae(FakeVAE(), dataset, pool, num_probed=0).metrics["metre"] == 1
 

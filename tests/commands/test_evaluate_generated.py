@@ -18,13 +18,14 @@ from src.data.readers import DataError
 from src.data.structures import to_crystal, write_structures
 from src.metrics.generation.evaluate import CUTOFFS
 from src.metrics.matching import PYMATGEN
+from src.utils.errors import UserError
 from src.utils.output import OutputError
 
 ROOT = Path(__file__).resolve().parents[2]
-CENTRED = [[0, 0, 0], [0.5, 0.5, 0.5]]
-CSCL = Structure(Lattice.cubic(4.1), ["Cs", "Cl"], CENTRED)
-LIF = Structure(Lattice.cubic(2.6), ["Li", "F"], CENTRED)
-IRON = Structure(Lattice.cubic(2.9), ["Fe", "Fe"], CENTRED)
+CENTERED = [[0, 0, 0], [0.5, 0.5, 0.5]]
+CSCL = Structure(Lattice.cubic(4.1), ["Cs", "Cl"], CENTERED)
+LIF = Structure(Lattice.cubic(2.6), ["Li", "F"], CENTERED)
+IRON = Structure(Lattice.cubic(2.9), ["Fe", "Fe"], CENTERED)
 CLASH = Structure(Lattice.cubic(4.0), ["Cs", "Cl"], [[0, 0, 0], [0.1, 0, 0]])
 
 
@@ -35,7 +36,7 @@ def write_table(path: Path, **crystals: Structure) -> None:
 
 @pytest.fixture
 def files(tmp_path):
-    """A folder of generated crystals, and a data folder to lay beside it."""
+    """A folder of generated crystals, and a data folder as the reference."""
     generated, data = tmp_path / "generated", tmp_path / "data"
     (generated / "more").mkdir(parents=True)
     data.mkdir()
@@ -43,7 +44,7 @@ def files(tmp_path):
         write_structures(generated / name, [structure], [Path(name).stem])
     with zipfile.ZipFile(generated / "d.zip", "w") as archive:
         archive.writestr("again.cif", write_cif(to_crystal(CSCL * (1, 1, 2)), "again"))
-    (generated / "torn.cif").write_text("data_torn\nloop_\n")
+    (generated / "damaged.cif").write_text("data_damaged\nloop_\n")
     write_table(data / "train.csv", known=LIF, other=IRON)
     write_table(data / "test.csv", iron=IRON, first=CSCL, second=LIF)
     return tmp_path
@@ -55,7 +56,7 @@ def make_config(files: Path, *overrides: str):
         return compose("eval_generated", overrides=[*given, *overrides])
 
 
-def test_folder(files, caplog):
+def test_a_folder(files, caplog):
     metrics = evaluate_files(make_config(files, f"test_reference={files / 'data'}"))
     folder = files / "eval_generated"
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -90,11 +91,11 @@ def test_folder(files, caplog):
     assert "closer than 0.5 Å" in rows.loc["c", "reason"]
 
     skipped = pd.read_csv(folder / "skipped.csv")
-    assert skipped.file.tolist() == ["torn.cif"]
-    assert "Skipped torn.cif" in caplog.text
+    assert skipped.file.tolist() == ["damaged.cif"]
+    assert "Skipped damaged.cif" in caplog.text
 
 
-def test_a_table_and_a_part_of_the_reference(files):
+def test_a_table_and_a_subset_of_the_reference(files):
     write_table(files / "samples.csv", one=CSCL, two=IRON)
     source = files / "samples.csv"
     metrics = evaluate_files(make_config(files, f"input={source}", "max_test_reference=1"))
@@ -102,6 +103,88 @@ def test_a_table_and_a_part_of_the_reference(files):
     assert metrics["num_reference"] == 2
     assert metrics["num_test_reference"] == 1
     assert metrics["novel"] == 0.5
+
+
+def as_parquet(data: Path) -> None:
+    for path in data.glob("*.csv"):
+        pd.read_csv(path).to_parquet(path.with_suffix(".parquet"))
+        path.unlink()
+
+
+def as_folders(data: Path) -> None:
+    for path in data.glob("*.csv"):
+        path.with_suffix("").mkdir()
+        for row in pd.read_csv(path).to_dict("records"):
+            (path.with_suffix("") / f"{row['material_id']}.cif").write_text(row["cif"])
+        path.unlink()
+
+
+def as_cifs_with_splits_csv(data: Path) -> None:
+    as_folders(data)
+    with (data / "splits.csv").open("w") as file:
+        file.write("id,file,split,group\n")
+        for path in sorted(data.glob("*/*.cif")):
+            name = f"{path.parent.name}-{path.stem}"
+            file.write(f"{name},{name}.cif,{path.parent.name},\n")
+            path.rename(data / f"{name}.cif")
+
+
+@pytest.mark.parametrize("change", [as_parquet, as_folders, as_cifs_with_splits_csv])
+def test_test_crystals_do_not_count_as_known(files, change, caplog):
+    """CsCl is in test and not in train, whatever the format of the reference."""
+    change(files / "data")
+    metrics = evaluate_files(make_config(files))
+    assert (metrics["num_reference"], metrics["num_test_reference"]) == (2, 3)
+    assert metrics["novel"] == 2 / 3
+    assert "contains no splits" not in caplog.text
+
+
+def test_all_crystals_are_used_with_a_warning_without_splits(files, caplog):
+    as_folders(files / "data")
+    (files / "data" / "train").rename(files / "data" / "one")
+    (files / "data" / "test").rename(files / "data" / "other")
+    metrics = evaluate_files(make_config(files))
+    assert (metrics["num_reference"], metrics["num_test_reference"]) == (5, 5)
+    assert metrics["novel"] == 0
+    warning = f"{files / 'data'} contains no splits: all its crystals are used"
+    assert caplog.text.count(warning) == 1
+
+
+def test_all_crystals_of_a_reference_on_request(files):
+    (files / "data" / "train.csv").rename(files / "data" / "one.csv")
+    with pytest.raises(DataError, match=r"data has no split 'train' \(it has test \(test\.csv\)\)"):
+        evaluate_files(make_config(files))
+    metrics = evaluate_files(make_config(files, "reference_split=null"))
+    assert (metrics["num_reference"], metrics["num_test_reference"]) == (5, 3)
+
+
+@pytest.mark.parametrize("key", ["reference", "test_reference", "scale_reference"])
+def test_two_candidates_for_a_split(files, key):
+    data = files / "other"
+    data.mkdir()
+    for split in ("train", "test"):
+        write_table(data / f"{split}.csv", one=CSCL)
+        write_table(data / f"{split}.csv.gz", one=LIF)
+    with pytest.raises(DataError, match=r"other has 2 candidates .*: \w+\.csv and \w+\.csv\.gz"):
+        evaluate_files(make_config(files, f"{key}={data}"))
+
+
+def test_a_missing_test_split_is_an_error(files):
+    (files / "data" / "test.csv").rename(files / "data" / "val.csv")
+    with pytest.raises(DataError, match=r"no split 'test' .*these with test_reference_split"):
+        evaluate_files(make_config(files))
+    metrics = evaluate_files(make_config(files, "test_reference_split=val"))
+    assert metrics["num_test_reference"] == 3
+
+
+def test_the_split_file_of_a_run(files):
+    data = files / "data"
+    as_cifs_with_splits_csv(data)
+    (data / "splits.csv").rename(files / "splits.csv")
+    metrics = evaluate_files(make_config(files, f"split_file={files / 'splits.csv'}"))
+    assert (metrics["num_reference"], metrics["num_test_reference"]) == (2, 3)
+    assert metrics["reference"] == f"{data} (train of {files / 'splits.csv'})"
+    assert metrics["test_reference"] == f"{data} (test of {files / 'splits.csv'})"
 
 
 def test_the_scale_of_compositions(files):
@@ -117,7 +200,7 @@ def test_the_scale_of_compositions(files):
     assert raw["scale_reference"].endswith("scale.csv")
 
 
-def test_results_are_not_lost(files):
+def test_results_are_not_overwritten(files):
     evaluate_files(make_config(files, f"output_dir={files / 'out'}"))
     with pytest.raises(OutputError, match="overwrite=true"):
         evaluate_files(make_config(files, f"output_dir={files / 'out'}"))
@@ -135,7 +218,7 @@ def test_nothing_to_read(files, key):
     assert not (files / "eval_generated").exists()
 
 
-def test_what_sample_vae_wrote_counts_once(files):
+def test_the_files_of_sample_vae_count_once(files):
     folder = files / "samples"
     for name in ("samples.extxyz", "cifs/sample-000000.cif"):
         write_structures(folder / name, [CSCL], ["sample-000000"])
@@ -144,14 +227,27 @@ def test_what_sample_vae_wrote_counts_once(files):
     assert (files / "eval_samples" / "per_crystal.csv").is_file()
 
 
-def test_a_missing_package_is_a_message(files, monkeypatch):
+def test_other_files_next_to_those_of_sample_vae_are_ignored_with_a_warning(files, caplog):
+    folder = files / "samples"
+    for name in ("samples.extxyz", "cifs/sample-000000.cif"):
+        write_structures(folder / name, [CSCL], ["sample-000000"])
+    (folder / "samples.json").write_text("{}")
+    evaluate_files(make_config(files, f"input={folder}"))
+    assert "only samples.extxyz" not in caplog.text
+    write_structures(folder / "relaxed.extxyz", [LIF], ["sample-000000"])
+    evaluate_files(make_config(files, f"input={folder}", "overwrite=true"))
+    warning = f"In {folder}, only samples.extxyz is evaluated, and these are ignored: relaxed"
+    assert warning in caplog.text
+
+
+def test_a_missing_package_is_a_clear_error(files, monkeypatch):
     monkeypatch.delattr("src.metrics.generation.fingerprints", raising=False)
     monkeypatch.setitem(sys.modules, "src.metrics.generation.fingerprints", None)
-    with pytest.raises(ValueError, match=r"pip install -e '\.\[generation\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[generation\]'"):
         evaluate_files(make_config(files))
 
 
-def test_config_says_what_the_code_says():
+def test_the_config_has_the_defaults_of_the_code():
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         cfg = compose("eval_generated")
     assert vars_of(CUTOFFS["mp_20"]) == dict(cfg.cutoffs)

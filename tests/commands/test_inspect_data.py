@@ -1,4 +1,4 @@
-"""What is said of small data sets that one knows all about."""
+"""Inspect small data sets with known contents."""
 
 import json
 import re
@@ -21,16 +21,16 @@ from src.metrics.space_groups import SYMPREC
 from src.utils.output import OutputError
 
 ROOT = Path(__file__).resolve().parents[2]
-CENTRED = [[0, 0, 0], [0.5, 0.5, 0.5]]
-ROCKSALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], CENTRED)
-CSCL = Structure(Lattice.cubic(4.1), ["Cs", "Cl"], CENTRED)
-LIF = Structure(Lattice.cubic(2.6), ["Li", "F"], CENTRED)
-IRON = Structure(Lattice.cubic(2.9), ["Fe", "Fe"], CENTRED)
+CENTERED = [[0, 0, 0], [0.5, 0.5, 0.5]]
+ROCKSALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], CENTERED)
+CSCL = Structure(Lattice.cubic(4.1), ["Cs", "Cl"], CENTERED)
+LIF = Structure(Lattice.cubic(2.6), ["Li", "F"], CENTERED)
+IRON = Structure(Lattice.cubic(2.9), ["Fe", "Fe"], CENTERED)
 COPPER = Structure.from_spacegroup("Fm-3m", Lattice.cubic(3.6), ["Cu"], [[0, 0, 0]])
 
 
-def in_other_words(structure: Structure) -> Structure:
-    """The same crystal: another cell, twice as large, another origin, the atoms reversed."""
+def redescribed(structure: Structure) -> Structure:
+    """The same crystal with a sheared and doubled cell, another origin and reversed atoms."""
     other = structure * [[1, 1, 0], [0, 1, 0], [0, 0, 2]]
     other.translate_sites(range(len(other)), [0.1, 0.2, 0.3])
     return Structure.from_sites(other[::-1])
@@ -82,21 +82,21 @@ def inspect(tmp_path, monkeypatch):
 
 @pytest.fixture
 def planted(tmp_path):
-    """Two copies within train, two crystals of test in train, one of val; three to reject."""
+    """Two duplicates within train, two of test and one of val in train; three invalid crystals."""
     folder = tmp_path / "mine"
     train = {
-        "salt": ROCKSALT, "cscl": CSCL, "part-1": PARTIAL, "salt-again": in_other_words(ROCKSALT),
+        "salt": ROCKSALT, "cscl": CSCL, "part-1": PARTIAL, "salt-again": redescribed(ROCKSALT),
         "lif": LIF, "part-2": PARTIAL, "salt-small": ROCKSALT.copy().scale_lattice(150),
     }  # fmt: skip
     gap = [8.5, 6.0, 1.0, np.nan, 14.0, 1.0, 9.0]
     write_split(folder, "train", train, gap=gap)
-    write_split(folder, "val", {"lif-moved": in_other_words(LIF), "close": OVERLAP}, gap=[14.5, 1])
-    test = {"cscl-2": in_other_words(CSCL), "iron": IRON, "salt-2": ROCKSALT, "iron-2": IRON}
+    write_split(folder, "val", {"lif-moved": redescribed(LIF), "close": OVERLAP}, gap=[14.5, 1])
+    test = {"cscl-2": redescribed(CSCL), "iron": IRON, "salt-2": ROCKSALT, "iron-2": IRON}
     write_split(folder, "test", test)  # no gaps
     return folder
 
 
-def test_what_was_planted_is_found(inspect, planted, tmp_path, capsys):
+def test_planted_duplicates_and_rejections_are_found(inspect, planted, tmp_path, capsys):
     summary = inspect("data.properties=[gap]")
     line = (
         "3 of 13 rejected: 2 partial occupancy, 1 overlapping atoms. "
@@ -132,7 +132,7 @@ def test_what_was_planted_is_found(inspect, planted, tmp_path, capsys):
     again = pairs.loc["train", "salt-again", "train"]
     assert (again.formula, again.num_atoms, again.matched_num_atoms) == ("NaCl", 16, 8)
     ratio = pairs.loc[("train", "salt-small", "train"), "volume_ratio"]
-    assert ratio == pytest.approx(150 / ROCKSALT.volume, rel=1e-4)  # the matcher does not mind
+    assert ratio == pytest.approx(150 / ROCKSALT.volume, rel=1e-4)  # the matcher ignores the volume
 
     rejected = pd.read_csv(folder / "rejected.csv")
     assert rejected[["split", "where", "material_id", "kind"]].values.tolist() == [
@@ -143,7 +143,7 @@ def test_what_was_planted_is_found(inspect, planted, tmp_path, capsys):
     assert summary["rejected"] == {"partial occupancy": 2, "overlapping atoms": 1}
 
 
-def test_figures_of_the_splits(inspect, planted):
+def test_split_summaries(inspect, planted):
     splits = inspect("data.properties=[gap]")["splits"]
     assert [(split["crystals"], split["rejected"]) for split in splits.values()] == [
         (5, 2), (1, 1), (4, 0)
@@ -169,7 +169,7 @@ def test_figures_of_the_splits(inspect, planted):
     assert splits["val"]["elements_not_in_train"] == {}
 
 
-def test_the_page_stands_alone(inspect, planted, tmp_path):
+def test_the_page_is_self_contained_and_escapes_text(inspect, planted, tmp_path):
     hostile = "<script>alert(1)</script>"
     write_split(planted, "val", {hostile: LIF, "<b>": PARTIAL})
     summary = inspect("data.properties=[gap]")
@@ -178,10 +178,10 @@ def test_the_page_stands_alone(inspect, planted, tmp_path):
     assert "default-src 'none'" in page
     assert summary["line"] in page
     assert hostile not in page
-    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 1  # in the pairs
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 1  # in the table of pairs
     assert "var(--test)" in page
     assert "#050607" not in page
-    # elements, eleven figures, the gap, crystal systems, rms
+    # elements, eleven quantities, the gap, crystal systems, rms
     assert page.count("<svg") == page.count("<figure") == 15
     for label in ("volume per atom, Å³", "α, degrees", "density, g/cm³", ">gap<", "cubic"):
         assert label in page
@@ -202,7 +202,7 @@ def test_clean_data(inspect, tmp_path):
 
 
 @pytest.mark.parametrize("val", [{}, {"x": PARTIAL}], ids=["empty", "all rejected"])
-def test_a_split_with_nothing_in_it(inspect, tmp_path, val):
+def test_a_split_without_crystals(inspect, tmp_path, val):
     folder = tmp_path / "mine"
     write_split(folder, "train", {"a": ROCKSALT, "b": LIF})
     write_split(folder, "val", val)
@@ -210,23 +210,23 @@ def test_a_split_with_nothing_in_it(inspect, tmp_path, val):
     summary = inspect()
     assert summary["splits"]["val"]["crystals"] == 0
     assert summary["splits"]["val"]["figures"]["density"]["mean"] is None
-    begin = "1 of 4 rejected: 1 partial occupancy." if val else "Nothing rejected of 3."
-    assert summary["line"] == f"{begin} 1 crystal of test is in train."
+    start = "1 of 4 rejected: 1 partial occupancy." if val else "Nothing rejected of 3."
+    assert summary["line"] == f"{start} 1 crystal of test is in train."
 
 
 def test_only_one_split(inspect, tmp_path):
     write_split(tmp_path / "mine", "train", {"a": ROCKSALT, "b": PARTIAL})
-    end = "There is no val or test beside a train to compare with."
+    end = "Train was not compared with val and test: one of the two sides has no crystals."
     assert inspect()["line"] == f"1 of 2 rejected: 1 partial occupancy. {end}"
 
 
-def test_all_is_rejected(inspect, tmp_path):
+def test_all_crystals_are_rejected(inspect, tmp_path):
     write_split(tmp_path / "mine", "train", {"a": PARTIAL, "b": PARTIAL})
     assert inspect()["line"].startswith("2 of 2 rejected: 2 partial occupancy.")
     assert "<svg" not in (tmp_path / "out" / "index.html").read_text()
 
 
-def test_all_is_rejected_of_what_is_in_no_split(inspect, tmp_path):
+def test_all_crystals_are_rejected_before_splitting(inspect, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "a.cif").write_text(PARTIAL)
     summary = inspect("data=cif_folder")
@@ -250,7 +250,7 @@ def test_a_folder_of_files(inspect, tmp_path):
     assert rejected["where"].tolist() == ["deep/9.cif"]
 
 
-def test_a_bounded_comparison_says_so(inspect, tmp_path):
+def test_the_last_line_says_if_not_all_pairs_were_compared(inspect, tmp_path):
     folder = tmp_path / "mine"
     different = []
     for seed in range(6):
@@ -259,23 +259,24 @@ def test_a_bounded_comparison_says_so(inspect, tmp_path):
             crystal.translate_sites([i], 0.9 * shift, frac_coords=False)
         different.append(crystal)
     write_split(folder, "train", {str(i): s for i, s in enumerate(different[:4])})
-    write_split(folder, "test", {"new": different[4], "known": in_other_words(different[2])})
+    write_split(folder, "test", {"new": different[4], "known": redescribed(different[2])})
     strict = ["matcher.stol=0.01", "max_compared=1", "data.min_distance=0.1"]
     summary = inspect(*strict, "max_check=0")
     end = "At least 1 crystal of test is in train (not all pairs were compared)."
     assert summary["line"] == f"Nothing rejected of 6. {end}"
     assert summary["duplicates"]["cut_short"]["test"] == {"train": 1, "test": 0}
 
-    summary = inspect(*strict, "max_check=1000", "overwrite=true")  # which is all of them
+    summary = inspect(*strict, "max_check=1000", "overwrite=true")  # enough for all pairs
     assert summary["line"] == "Nothing rejected of 6. 1 crystal of test is in train."
     assert summary["duplicates"]["num_checked"] == 3
     page = (tmp_path / "out" / "index.html").read_text()
     assert (
-        "3 of them, drawn at random and compared with all, had 0 matches, 0 of them copies" in page
+        "3 of the cut-short crystals, drawn at random, were compared with all candidates: "
+        "0 matched, 0 as copies" in page
     )
 
 
-def test_some_are_drawn(inspect, planted):
+def test_a_random_selection_of_crystals(inspect, planted):
     summary = inspect("max_crystals=2", "seed=1")
     assert summary["duplicates"]["asked"] == {"train": 2, "val": 1, "test": 2}
     assert summary["splits"]["test"]["figures"]["min_distance"]["missing"] == 2
@@ -308,7 +309,7 @@ def lines(**changes) -> dict:
     return {"splits": splits, "rejected": rejected, "duplicates": duplicates}
 
 
-def test_the_line_that_one_acts_on():
+def test_the_last_line():
     known = lines(found=37, rejected={"partial occupancy": 398, "overlapping atoms": 14})
     assert last_line(known) == (
         "412 of 5,000 rejected: 398 partial occupancy, 14 overlapping atoms. "
@@ -319,14 +320,14 @@ def test_the_line_that_one_acts_on():
         "1,010 of 5,000 rejected: 1,000 a, 4 b, 3 c, 3 for other reasons. "
         "No crystal of val or test is in train."
     )
-    for unsure in (lines(unanswered=1), lines(cut_short=1), lines(num_not_reduced=1)):
-        assert last_line(unsure) == (
+    for incomplete in (lines(unanswered=1), lines(cut_short=1), lines(num_not_reduced=1)):
+        assert last_line(incomplete) == (
             "Nothing rejected of 5,000. "
             "No crystal of val or test was found in train, but not all pairs were compared."
         )
 
 
-def test_results_are_not_lost(inspect, planted):
+def test_results_are_not_overwritten_by_default(inspect, planted):
     inspect()
     with pytest.raises(OutputError, match="overwrite=true"):
         inspect()
@@ -342,7 +343,7 @@ def test_no_data(inspect, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_config_says_what_the_code_says():
+def test_the_config_has_the_defaults_of_the_code():
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         cfg = compose("inspect_data")
     assert dict(cfg.matcher) == {n: getattr(PYMATGEN, n) for n in PYMATGEN.__slots__}

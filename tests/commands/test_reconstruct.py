@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,8 +22,12 @@ from pymatgen.core import Lattice, Structure
 import src.commands.reconstruct
 from src.commands.reconstruct import reconstruct
 from src.data import CrystalBatch
-from src.data.cif import niggli_reduce
-from src.data.structures import read_structures, to_crystal, write_structures
+from src.data.cell_change import change_cell
+from src.data.cells import CELLS as CELL_CHOICES
+from src.data.cells import SYMPREC, choose_cell
+from src.data.cif import niggli_reduce, read_cif
+from src.data.parsing import ReadOptions
+from src.data.structures import read_structures, to_crystal, to_structure, write_structures
 from src.utils.checkpoints import CheckpointError, save_checkpoint
 from src.utils.geometry import parameters_to_lattices
 from src.utils.output import OutputError
@@ -104,6 +109,79 @@ def test_cell_orientation_and_order_are_those_that_were_given(lattice, niggli):
     if niggli:
         reduced = niggli_reduce(to_crystal(given)).lattice
         np.testing.assert_allclose(shown.lattices[0].numpy(), reduced, atol=1e-4)
+
+
+def others(crystal: Structure) -> list[Structure]:
+    """The same crystal in other cells: smaller and larger ones, left-handed, in another order."""
+    primitive = crystal.get_primitive_structure()
+    skewed = crystal.copy().make_supercell([[1, 2, 0], [0, 1, 0], [1, 0, 2]])
+    order = np.random.default_rng(0).permutation(len(crystal))
+    shuffled = Structure.from_sites([crystal[int(i)] for i in order])
+    mirror = np.eye(3)[[1, 0, 2]]
+    swapped = Structure(
+        mirror @ crystal.lattice.matrix @ ROTATION, crystal.species, crystal.frac_coords @ mirror
+    )
+    return [crystal, primitive, skewed, shuffled, swapped]
+
+
+@pytest.mark.parametrize("cell", CELL_CHOICES)
+def test_whatever_cell_the_model_sees_the_given_one_comes_back(cell):
+    rutile = Structure.from_spacegroup(
+        "P4_2/mnm", Lattice.tetragonal(4.6, 2.95), ["Ti", "O"], [[0, 0, 0], [0.305, 0.305, 0]]
+    )
+    spinel = Structure.from_spacegroup(
+        "Fd-3m", Lattice.cubic(8.1), ["Mg", "Al", "O"],
+        [[0.125] * 3, [0.5] * 3, [0.2624] * 3],
+    )  # fmt: skip
+    given = [*others(rutile), *others(spinel), *others(make_structure())]
+    vae = make_perfect_vae()
+    vae.read_options = asdict(ReadOptions(cell))
+    back = reconstruct_structures(vae, given)
+    for one, other in zip(back, given, strict=True):
+        np.testing.assert_allclose(one.lattice.matrix, other.lattice.matrix, atol=1e-4)
+        assert one.species == other.species
+        assert positions_close(one, other)
+    seen = [len(crystal) for batch in vae.shown for crystal in batch.to_structure()]
+    expected = [choose_cell(to_crystal(structure), cell).num_atoms for structure in given]
+    assert sorted(seen) == sorted(expected)
+    assert reconstruct_structures(make_perfect_vae(), given, cell=cell) == back
+
+
+@pytest.mark.parametrize("cell", CELL_CHOICES)
+@pytest.mark.parametrize("name", ["mp_20", "perov_5", "carbon_24"])
+def test_real_crystals_come_back_in_their_cells(shared_data, name, cell):
+    texts = pd.read_csv(shared_data / name / "test.csv.gz", nrows=25)["cif"]
+    given = [to_structure(read_cif(text, niggli=False)) for text in texts]
+    vae = make_perfect_vae()
+    vae.read_options = asdict(ReadOptions(cell))
+    back = reconstruct_structures(vae, given)
+    exact = 0
+    for one, other in zip(back, given, strict=True):
+        np.testing.assert_allclose(one.lattice.matrix, other.lattice.matrix, atol=1e-4)
+        assert one.species == other.species
+        offsets = one.frac_coords - other.frac_coords
+        vectors = (offsets - np.rint(offsets)) @ other.lattice.matrix
+        # in a smaller cell, spglib makes one atom of those that are equivalent within SYMPREC
+        assert np.linalg.norm(vectors, axis=1).max() < SYMPREC
+        exact += np.abs(vectors).max() < 1e-5
+    assert exact == 25 or (exact > 15 and cell in ("primitive", "conventional"))
+
+
+def test_a_cell_and_its_older_name():
+    vae, given = make_perfect_vae(), make_structure()
+    vae.read_options = asdict(ReadOptions("as_given"))
+    shapes = []
+    for options in ({}, {"niggli": False}, {"niggli": True}, {"cell": "niggli"}):
+        reconstruct_structures(vae, [given], **options)
+        shapes.append(vae.shown[-1].lengths[0].tolist())
+    assert shapes[0] == shapes[1] == pytest.approx(list(given.lattice.abc), abs=1e-4)
+    assert shapes[2] == shapes[3] != pytest.approx(list(given.lattice.abc), abs=1e-4)
+    reconstruct_structures(vae, [given], niggli=True, cell="niggli")
+    for options in ({"niggli": True, "cell": "primitive"}, {"niggli": False, "cell": "niggli"}):
+        with pytest.raises(ValueError, match=r"niggli=(True|False) is cell=.*set only cell"):
+            reconstruct_structures(vae, [given], **options)
+    with pytest.raises(ValueError, match="cell is one of"):
+        reconstruct_structures(vae, [given], cell="cubic")
 
 
 def test_atoms_in_atoms_out():
@@ -257,7 +335,7 @@ def test_the_table_says_what_changed(config, crystals, tmp_path):
     assert row.volume_change == pytest.approx(new.volume / original.volume - 1, abs=1e-4)
     skipped = pd.read_csv(tmp_path / "out" / "skipped.csv").set_index("file").reason
     assert "Au has atomic number 79: the model knows elements 1 to 59" in skipped["gold.cif (gold)"]
-    assert "of no format" in skipped["notes.txt"]
+    assert "not in a format that pymatgen" in skipped["notes.txt"]
 
 
 def test_a_perfect_model_matches(config, monkeypatch, crystals, tmp_path):
@@ -270,7 +348,57 @@ def test_a_perfect_model_matches(config, monkeypatch, crystals, tmp_path):
         "matched_default", "rms_default", "status_default",
     ]  # fmt: skip
     assert changes.rms.max() < 1e-4
-    assert np.abs(changes.iloc[:, 11:].to_numpy()).max() < 1e-3
+    assert list(changes.columns[11:]) == [
+        *(f"{name}_change" for name in ("a", "b", "c", "alpha", "beta", "gamma", "volume")), "cell",
+    ]  # fmt: skip
+    assert np.abs(changes.loc[:, "a_change":"volume_change"].to_numpy()).max() < 1e-3
+    assert list(changes.cell) == ["given"] * 3
+
+
+@pytest.mark.parametrize("cell", CELL_CHOICES)
+def test_the_command_uses_the_cell_of_training(
+    config, monkeypatch, crystals, tmp_path, cell, caplog
+):
+    vae = make_perfect_vae()
+    vae.read_options = asdict(ReadOptions(cell))
+    monkeypatch.setattr(src.commands.reconstruct, "load_vae", lambda _: vae)
+    rutile = Structure.from_spacegroup(
+        "P4_2/mnm", Lattice.tetragonal(4.6, 2.95), ["Ti", "O"], [[0, 0, 0], [0.305, 0.305, 0]]
+    )
+    write_structures(tmp_path / "double.cif", [rutile * (2, 1, 1)], ["double"])
+    with caplog.at_level("INFO"):
+        reconstruct(config(f"input={tmp_path}/double.cif"))
+    assert "as in training" in caplog.text
+    assert len(vae.shown[0].atom_types) == (6 if cell in ("primitive", "conventional") else 12)
+    changes = pd.read_csv(tmp_path / "out" / "changes.csv")
+    assert list(changes.cell) == ["given"]
+    assert changes.num_atoms[0] == len(read_structures(tmp_path / "out")[0][0].structure) == 12
+    assert np.abs(changes.loc[:, "a_change":"volume_change"].to_numpy()).max() < 1e-3
+
+    other = "as_given" if cell == "niggli" else "niggli"
+    override = f"niggli={str(other == 'niggli').lower()}"
+    reconstruct(config(f"input={tmp_path}/double.cif", override, "overwrite=true"))
+    assert "but the model was trained on" in caplog.text
+    with pytest.raises(ValueError, match="set only cell"):
+        reconstruct(config(override, "cell=primitive", "overwrite=true"))
+
+
+def test_a_crystal_without_a_way_back_stays_in_the_cell_of_the_model(
+    config, monkeypatch, tmp_path, caplog
+):
+    monkeypatch.setattr(src.commands.reconstruct, "load_vae", lambda _: make_perfect_vae())
+    monkeypatch.setattr(
+        "src.vae_module.input.change_cell", lambda *a: replace(change_cell(*a), atoms=None)
+    )
+    given = Structure(Lattice.orthorhombic(3, 4, 5), ["Ti", "O"], [[0, 0, 0], [0.5, 0.4, 0.3]])
+    write_structures(tmp_path / "double.cif", [given * (2, 1, 1)], ["double"])
+    counts = reconstruct(config(f"input={tmp_path}/double.cif", "cell=primitive"))
+    assert counts["matched"] == 1
+    assert "1 of 1 crystals cannot be converted back to the given cells" in caplog.text
+    changes = pd.read_csv(tmp_path / "out" / "changes.csv")
+    assert list(changes.cell) == ["primitive"]
+    assert np.abs(changes.loc[:, "a_change":"volume_change"].to_numpy()).max() < 1e-3
+    assert len(read_structures(tmp_path / "out")[0][0].structure) == 2
 
 
 def test_results_are_replaced_only_when_asked(config, crystals, tmp_path):

@@ -1,8 +1,10 @@
 """Searches: the space, the study and its trials, and one that is killed and goes on."""
 
+import importlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -17,10 +19,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
+from pymatgen.core import Lattice, Structure
 
 from src.commands import search as module
-from src.commands.search import SearchError, parse_space, search
+from src.commands.search import SearchError, direction_of, parse_space, search
 from src.commands.sweep import read_jobs
+from src.data.schema import CrystalBatch
+from src.metrics.reconstruction.errors import ReconstructionErrors
+from src.utils.errors import UserError
 from src.utils.output import OutputError
 from src.vae_module import VAEModule
 
@@ -33,6 +39,7 @@ TINY = [
     "vae_module.decoder.num_layers=1", "vae_module.decoder.dim_feedforward=16",
     "eval.num_workers=0", "eval.num_crystals=4",
 ]  # fmt: skip
+SALT = Structure(Lattice.cubic(4), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 SPACE = {
     "vae_module.optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True},
     "vae_module.latent_dim": {"low": 2, "high": 64, "also": ["vae_module.encoder.num_harmonics"]},
@@ -175,6 +182,27 @@ def test_an_interrupted_trial_is_failed_and_not_counted(
     assert [job.status for job in read_jobs(folder)] == ["missing", "done", "done"]
 
 
+def test_no_connection_to_the_study_stays_open(make_config, fake_train, monkeypatch, folder):
+    connect, opened = sqlite3.dbapi2.connect, []
+
+    def record(*args, **kwargs):
+        opened.append(connect(*args, **kwargs))
+        return opened[-1]
+
+    monkeypatch.setattr("sqlite3.dbapi2.connect", record)
+    study = search(make_config("hparams_search.n_trials=1"))
+    assert len(study.trials) == 1
+    assert opened
+    for connection in opened:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            connection.execute("SELECT 1")
+
+
+@pytest.mark.parametrize("url", [None, "sqlite://", "sqlite:///", "sqlite:///:memory:"])
+def test_a_study_in_memory_keeps_its_connection(url):
+    assert module._storage(url) == url
+
+
 def test_a_trial_that_fails_is_counted_and_says_why(make_config, monkeypatch, folder):
     def train(cfg, callbacks=()):
         if Path(cfg.paths.output_dir).name == "trial_001":
@@ -221,6 +249,131 @@ def test_one_process_at_a_time(make_config, fake_train, folder):
         search(make_config("hparams_search.n_trials=1"))
 
 
+# Direction
+
+
+@pytest.mark.parametrize(
+    ("figure", "direction"),
+    [
+        ("crmse", "minimize"),
+        ("crmse_default", "minimize"),
+        ("best_val_loss", "minimize"),
+        ("val/coords_rmsd", "minimize"),
+        ("val/kl_loss", "minimize"),
+        ("volume_mape", "minimize"),
+        ("match_timeouts", "minimize"),
+        ("time_s", "minimize"),
+        ("match_rate_default", "maximize"),
+        ("val/match_rate", "maximize"),
+        ("atom_type_accuracy", "maximize"),
+        ("crystals_per_second", "maximize"),
+        ("num_parameters", None),
+        ("val/novel", None),
+    ],
+)
+def test_the_direction_of_a_figure(figure, direction):
+    assert direction_of(figure) == direction
+
+
+def test_every_figure_of_a_validation_has_a_direction():
+    """So that none that one may monitor is taken the wrong way."""
+    errors = ReconstructionErrors()
+    errors.update(crystals := CrystalBatch.from_structures([SALT]), crystals)
+    assert None not in map(direction_of, [*errors.compute(), "loss", "match_rate", "rmse"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("direction=maximize", r"worst crmse: choose minimize"),
+        ("objective=match_rate", r"worst match_rate: choose maximize"),
+        ("direction=maximise", r"direction is minimize or maximize, not maximise"),
+        ("storage=nowhere", r"storage=nowhere cannot be used: Could not parse"),
+        ("storage=sqlite:////nowhere/study.db", r"study.db cannot be used: .*unable to open"),
+    ],
+)
+def test_a_search_for_the_worst_is_refused(make_config, fake_train, setting, message):
+    with pytest.raises(SearchError, match=message):
+        search(make_config(f"hparams_search.{setting}"))
+    assert fake_train == []
+
+
+@pytest.fixture
+def telling_train(monkeypatch):
+    """Trials of given qualities, which all of their figures tell at each of three validations."""
+
+    def use(qualities: list[float]) -> None:
+        given = iter(qualities)
+
+        def train(cfg, callbacks=()):
+            quality = next(given)
+            figures = {"val/coords_rmsd": 1 - quality, "val/atom_type_accuracy": quality}
+            for epoch in range(3):
+                trainer = SimpleNamespace(
+                    sanity_checking=False, callback_metrics=figures, current_epoch=epoch
+                )
+                for callback in callbacks:
+                    callback.on_validation_end(trainer, None)
+            return {"crmse": 1 - quality, "match_rate": quality}
+
+        monkeypatch.setattr(module, "train", train)
+
+    return use
+
+
+@pytest.mark.parametrize("monitor", ["val/coords_rmsd", "val/atom_type_accuracy"])
+@pytest.mark.parametrize(
+    ("objective", "direction"), [("crmse", "minimize"), ("match_rate", "maximize")]
+)
+def test_worse_trials_are_stopped_and_better_ones_are_not(
+    make_config, telling_train, objective, direction, monitor
+):
+    telling_train([0.5, 0.6, 0.9, 0.1, 0.95, 0.2])
+    study = search(make_config(
+        "hparams_search.n_trials=6", "hparams_search.pruner.n_startup_trials=2",
+        "hparams_search.pruner.n_warmup_steps=0", f"hparams_search.objective={objective}",
+        f"hparams_search.direction={direction}", f"hparams_search.monitor={monitor}",
+    ))  # fmt: skip
+    done, stopped = TrialState.COMPLETE, TrialState.PRUNED
+    assert [t.state for t in study.trials] == [done, done, done, stopped, done, stopped]
+    assert study.best_trial.number == 4
+
+
+def test_bounds_of_a_figure_stay_what_they_are(make_config, telling_train):
+    """A pruner that compares no trials sees the figure itself, whatever the study does."""
+    telling_train([0.9, 0.1])
+    cfg = make_config(
+        "hparams_search.n_trials=2", "hparams_search.objective=match_rate",
+        "hparams_search.direction=maximize",
+    )  # fmt: skip
+    cfg.hparams_search.pruner = {"_target_": "optuna.pruners.ThresholdPruner", "upper": 0.5}
+    study = search(cfg)
+    assert [t.state for t in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED]
+
+
+def test_a_study_that_was_begun_with_the_other_sign_does_not_go_on(
+    make_config, telling_train, monkeypatch
+):
+    telling_train([0.5, 0.6])
+    cfg = make_config(
+        "hparams_search.n_trials=1", "hparams_search.objective=match_rate",
+        "hparams_search.direction=maximize",
+    )  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_monitor_sign", lambda settings, pruner: 1)
+        search(cfg)
+    with pytest.raises(SearchError, match=r"other settings of \['hparams_search.monitor'\]"):
+        search(cfg)
+
+
+def test_a_figure_that_tells_nothing_goes_the_way_of_the_objective(
+    make_config, telling_train, caplog
+):
+    telling_train([0.5, 0.6])
+    search(make_config("hparams_search.n_trials=1", "hparams_search.monitor=val/own"))
+    assert "the name val/own does not tell which values are better" in caplog.text
+
+
 # Real trials
 
 
@@ -252,6 +405,21 @@ def test_two_real_trials(make_config, real, folder):
         vae = VAEModule.load_from_checkpoint(run / "checkpoints" / "best.ckpt")
         assert vae.latent_dim == trial.params["vae_module.latent_dim"]
         assert json.loads((run / "summary.json").read_text())["crmse"] == trial.value
+
+
+@pytest.mark.slow
+def test_each_trial_is_a_run_of_weights_and_biases(make_config, real, folder, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    search(make_config("hparams_search.n_trials=2", *real, "logger=wandb"))
+    for trial in ("trial_000", "trial_001"):
+        assert len(list((folder / trial / "wandb").glob("offline-run-*"))) == 1
+
+
+def test_a_figure_that_no_validation_has_is_named(make_config, real, caplog):
+    search(make_config("hparams_search.n_trials=1", *real, "hparams_search.monitor=val/rmsd"))
+    assert "no validation logged val/rmsd, so the trial could not be stopped" in caplog.text
+    assert "val/coords_rmsd" in caplog.text
 
 
 def test_a_real_trial_is_pruned(make_config, real, folder):
@@ -286,7 +454,8 @@ def test_a_search_that_is_killed_goes_on(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     assert "2 trials are missing" in done.stdout
-    study = optuna.load_study(study_name="default", storage=f"sqlite:///{folder}/study.db")
+    storage = module._storage(f"sqlite:///{folder}/study.db")
+    study = optuna.load_study(study_name="default", storage=storage)
     states = [trial.state for trial in study.trials]
     assert states.pop(1) == TrialState.FAIL
     assert states == [TrialState.COMPLETE] * 3
@@ -303,3 +472,12 @@ def test_the_command_that_trains_searches_too():
     assert OmegaConf.to_container(train.hydra.run) == OmegaConf.to_container(search.hydra.run)
     assert train.hparams_search == search.hparams_search
     assert "hparams_search" not in plain
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "optuna"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.delitem(sys.modules, module.__name__)
+    with pytest.raises(UserError, match=r"a search needs optuna, .*\.\[sweeps\]"):
+        importlib.import_module(module.__name__)

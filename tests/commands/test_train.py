@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from lightning import Callback
 
 from src.commands.train import train as run_training
+from src.utils.checkpoints import CheckpointError
+from src.utils.errors import UserError
 from src.vae_module import VAEModule
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +35,14 @@ def train(*overrides: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]
 def metrics(folder: Path) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open() as file:
         return list(csv.DictReader(file))
+
+
+def run_here(folder: Path, cache: Path, *overrides: str) -> dict:
+    """A run in this process, in the folder `folder`."""
+    given = ["experiment=prototypes/vae_dng", "debug=fast", *overrides]
+    given += [f"paths.output_dir={folder}", f"paths.cache_dir={cache}"]
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return run_training(compose("train_vae", overrides=given))
 
 
 @pytest.fixture(scope="module")
@@ -83,15 +94,97 @@ def test_checkpoints_are_plain(run_folder):
 
 def test_a_run_can_start_from_weights(run_folder, tmp_path):
     best = run_folder / "checkpoints" / "best.ckpt"
-    overrides = [
-        "experiment=prototypes/vae_dng", "debug=fast", f"ckpt_path={best}",
-        "trainer.max_epochs=0", "callbacks=none", f"paths.cache_dir={run_folder.parent}/cache",
-        f"paths.output_dir={tmp_path}",
-    ]  # fmt: skip
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        new = run_training(compose("train_vae", overrides=overrides))
+    more = [f"ckpt_path={best}", "trainer.max_epochs=0", "callbacks=none"]
+    new = run_here(tmp_path, run_folder.parent / "cache", *more)
     old = json.loads((run_folder / "summary.json").read_text())
     assert new["lengths_mae"] == pytest.approx(old["lengths_mae"], rel=1e-5)
+
+
+@pytest.mark.parametrize("field", ["ckpt_path", "resume_from"])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["vae_module.latent_dim=3"], r"latent_dim is 8 there and 3 here.* quant_conv.weight is "),
+        (
+            ["vae_module.encoder.num_layers=3", "vae_module.decoder.dim_feedforward=64"],
+            r"encoder.num_layers is 2 there and 3 here, decoder.dim_feedforward is 128 there and "
+            r"64 here.*layers.2\S+ is missing \(and \d+ more\)",
+        ),
+        (["vae_module.quant_bias=false"], r"quant_bias is True there and False here.*no place"),
+    ],
+)
+def test_weights_of_another_model_are_refused(run_folder, tmp_path, field, overrides, message):
+    """Before anything is trained, and with the settings that differ."""
+    last = run_folder / "checkpoints" / "last.ckpt"
+    with pytest.raises(CheckpointError, match=rf"last.ckpt has the weights of another.*{message}"):
+        run_here(tmp_path, run_folder.parent / "cache", f"{field}={last}", *overrides)
+    assert not (tmp_path / "metrics.csv").exists()
+
+
+def test_other_settings_of_the_same_weights_are_named(run_folder, tmp_path, caplog):
+    last = run_folder / "checkpoints" / "last.ckpt"
+    more = ["vae_module.encoder.nhead=2", "trainer.max_epochs=0", "callbacks=none"]
+    with caplog.at_level("WARNING", "src"):
+        run_here(tmp_path, run_folder.parent / "cache", f"ckpt_path={last}", *more)
+    assert (
+        "last.ckpt was trained with other settings: encoder.nhead is 4 there and 2" in caplog.text
+    )
+
+
+def test_a_run_goes_on_with_the_optimizer_that_it_began_with(run_folder, tmp_path):
+    last = run_folder / "checkpoints" / "last.ckpt"
+    more = [f"resume_from={last}", "vae_module/optimizer=adamw"]
+    with pytest.raises(CheckpointError, match=r"begun with src.utils.muon.Muon, .* torch.optim"):
+        run_here(tmp_path, run_folder.parent / "cache", *more)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=-1", "seed is at least 0"),
+        ("eval.num_crystals=0", "eval.num_crystals is at least 1"),
+        ("eval.timeout=0", "eval: timeout must be a positive number"),
+        ("eval.num_workers=-1", "eval: num_workers must be at least 0"),
+    ],
+)
+def test_what_would_end_a_run_after_its_training_does_so_before(tmp_path, override, message):
+    with pytest.raises(UserError, match=message):
+        run_here(tmp_path, tmp_path / "cache", override)
+    assert not (tmp_path / "cache").exists()  # not even the data were read
+
+
+class Threads(Callback):
+    """Notes how many threads there are as a run takes its steps."""
+
+    def __init__(self) -> None:
+        self.seen: set[int] = set()
+
+    def on_train_batch_start(self, *args) -> None:
+        self.seen.add(torch.get_num_threads())
+
+
+@pytest.mark.parametrize(("override", "expected"), [("size=small", 1), ("num_threads=null", 2)])
+def test_a_run_has_the_threads_of_its_config(run_folder, tmp_path, override, expected):
+    threads, before = Threads(), torch.get_num_threads()
+    given = ["experiment=prototypes/vae_dng", "debug=fast", override, "callbacks=none"]
+    given += [f"paths.output_dir={tmp_path}", f"paths.cache_dir={run_folder.parent}/cache"]
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = compose("train_vae", overrides=given)
+    try:
+        torch.set_num_threads(2)
+        run_training(cfg, callbacks=[threads])
+        assert threads.seen == {expected}
+        assert torch.get_num_threads() == 2  # for the next run of this process
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_run_that_logs_no_steps(run_folder, tmp_path):
+    more = ["trainer.log_every_n_steps=0", "callbacks.match_rate.every_n_epochs=0"]
+    assert run_here(tmp_path, run_folder.parent / "cache", *more)["steps"] == 3
+    columns = set().union(*metrics(tmp_path))
+    assert "val/loss" in columns
+    assert not [name for name in columns if name.startswith(("train/", "lr-"))]
 
 
 @pytest.mark.slow
@@ -123,7 +216,7 @@ def test_a_resumed_run_takes_the_steps_of_an_uninterrupted_one(tmp_path):
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
-                (["vae_module.encoder.activation=tanh"], "activation is one of"),
+                (["vae_module.encoder.activation=tanh"], "activation must be one of"),
                 (["experiment=mp_21/vae_dng"], "Could not find 'experiment/mp_21/vae_dng'"),
                 (["vae_module.encoder.nhead=7"], "not a multiple of nhead=7"),
                 (["data.data_dir=nowhere"], "There is no folder nowhere"),

@@ -1,5 +1,6 @@
 """What a command takes from a checkpoint: the model, and the data of its run."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from pymatgen.core import Lattice, Structure
 
-from src.commands.train import _keep_splits, train
+from src.commands.train import train
 from src.commands.trained_model import load_data, load_vae
+from src.commands.training_run import _keep_splits
 from src.data import DataError, DataModule
+from src.data.parsing import ReadOptions
 from src.data.structures import write_structures
 from src.utils.checkpoints import save_checkpoint
 from src.vae_module import VAEModule
@@ -40,10 +43,10 @@ def run_dir(tmp_path) -> Path:
 def make_config(run_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("PROJECT_ROOT", str(tmp_path))
 
-    def make(*overrides: str) -> DictConfig:
+    def make(*overrides: str, command: str = "eval_vae") -> DictConfig:
         given = [f"ckpt_path={run_dir}/checkpoints/best.ckpt", *overrides]
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            return compose("eval_vae", overrides=given)
+            return compose(command, overrides=given)
 
     return make
 
@@ -96,6 +99,74 @@ def test_what_one_says_replaces_what_the_run_says(make_config):
     assert load_data(make_config("+data.properties=[]")).properties == ()
 
 
+@pytest.fixture
+def trained_on(run_dir):
+    """Make the checkpoint say how the crystals of its training were read."""
+
+    def record(cell: str, max_num_atoms: int | None = None) -> None:
+        path = run_dir / "checkpoints" / "best.ckpt"
+        vae = VAEModule.load_from_checkpoint(path)
+        vae.read_options = asdict(ReadOptions(cell, max_num_atoms, 60, 0.7))
+        save_checkpoint(vae, path)
+
+    return record
+
+
+@pytest.mark.parametrize("command", ["eval_vae", "encode_vae"])
+@pytest.mark.parametrize(
+    "data", ["data=prototypes", "data=mp_20", "data=default data.data_dir=mine"]
+)
+def test_crystals_are_read_as_in_training_whatever_the_data(
+    make_config, run_dir, trained_on, caplog, command, data
+):
+    """Though the configs of data sets name a cell, and the folder of the run may be gone."""
+    trained_on("conventional", 12)
+    for is_there in (True, False):
+        if not is_there:
+            (run_dir / "config.yaml").unlink()
+        cfg = make_config(*data.split(), command=command)
+        with caplog.at_level("INFO"):
+            options = load_data(cfg).read_options
+        assert options == ReadOptions("conventional", 12, 60, 0.7)
+        assert load_data(cfg, load_vae(cfg)).read_options == options
+        assert "Crystals are converted to their conventional cells, as in training" in caplog.text
+        assert "data.max_num_atoms=12" in caplog.text
+    more = ["data.max_num_atoms=30", "data.max_atomic_number=20", "data.min_distance=0.1"]
+    options = load_data(make_config(*data.split(), *more, command=command)).read_options
+    assert options == ReadOptions("conventional", 30, 20, 0.1)
+
+
+def test_a_cell_that_one_says_wins_with_a_warning(make_config, trained_on, caplog):
+    trained_on("conventional")
+    data = load_data(make_config("data=prototypes", "data.cell=primitive"))
+    assert data.read_options.cell == "primitive"
+    assert "primitive cells, but the model was trained on conventional cells" in caplog.text
+    caplog.clear()
+    load_data(make_config("data=prototypes", "data.cell=conventional"))
+    assert not caplog.records
+
+
+def test_what_the_checkpoint_says_is_more_than_what_the_run_says(make_config, trained_on):
+    trained_on("as_given")  # and the run, primitive
+    data = load_data(make_config())
+    assert (data.read_options.cell, data.data_dir) == ("as_given", Path("data/of the run"))
+    assert load_vae(make_config()).read_options["cell"] == "as_given"
+
+
+def test_an_old_checkpoint_has_the_cells_of_its_run_else_niggli(make_config, run_dir, caplog):
+    cfg = make_config("data=prototypes")
+    assert load_data(cfg).read_options == ReadOptions("primitive", 20)
+    assert load_vae(cfg).read_options == asdict(ReadOptions("primitive", 20))
+    for text in ("data: {cell: cubic}", "data: {max_num_atoms: many}", "data: 5", "data: ["):
+        (run_dir / "config.yaml").write_text(text)
+        assert load_vae(cfg).read_options is None
+    (run_dir / "config.yaml").unlink()
+    assert load_vae(cfg).read_options is None
+    with caplog.at_level("INFO"):
+        assert load_data(cfg).read_options == ReadOptions("niggli")
+    assert "Niggli cells; the checkpoint does not record the cells of training" in caplog.text
+
+
 def test_a_known_set_is_that_of_the_run(make_config, run_dir):
     known = {**DATA, "source": "mp_20", "download": True}
     OmegaConf.save({"data": known}, run_dir / "config.yaml")
@@ -109,7 +180,7 @@ def test_a_known_set_is_that_of_the_run(make_config, run_dir):
 
 def test_ones_own_data_are_split_as_in_training(make_config, run_dir, tmp_path, monkeypatch):
     """Though the run had paths that were relative to another folder."""
-    monkeypatch.setattr("src.commands.train._train", lambda *_: {})
+    monkeypatch.setattr("src.commands.training_run._train", lambda *_: {})
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "there")
     for i in range(20):
@@ -153,7 +224,7 @@ def test_crystals_that_came_later_change_no_split(make_config, run_dir, tmp_path
     assert again.dataset("test").ids == trained_on.dataset("test").ids
     assert again.splits_file == run_dir / "splits.csv"
     write(20)
-    with pytest.raises(DataError, match=r"1 crystals: 20 \(20\.cif\).* are in the data alone"):
+    with pytest.raises(DataError, match=r"Only in the data: 1 crystal: 20 \(20\.cif\)\."):
         load_data(make_config()).dataset("test")
     assert len(load_data(make_config(f"data.data_dir={tmp_path}/mine")).dataset("test")) == 5
 

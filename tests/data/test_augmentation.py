@@ -37,7 +37,7 @@ def make_batch(num_crystals: int = 5, seed: int = 0) -> CrystalBatch:
 
 
 def large_batch(num_atoms: int) -> CrystalBatch:
-    """One crystal in a skewed cell, with all atoms of one type."""
+    """One crystal in a skewed cell; all atoms have the same type."""
     return CrystalBatch.from_tensors(
         torch.full((num_atoms,), 6),
         torch.rand(num_atoms, 3, generator=torch.Generator().manual_seed(0)),
@@ -51,7 +51,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_pure_and_reproducible(name):
+def test_augmentations_are_pure_and_reproducible(name):
     augment, batch = AUGMENTATIONS[name], make_batch()
     before = {field: batch[field].clone() for field in FIELDS}
     global_state = torch.get_rng_state()
@@ -64,13 +64,13 @@ def test_pure_and_reproducible(name):
     assert all(torch.equal(first[field], again[field]) for field in FIELDS)
     changed = [field for field in FIELDS if not torch.equal(first[field], batch[field])]
     assert changed == [field for field in FIELDS if not torch.equal(first[field], other[field])]
-    assert len(changed) == 1  # one field, and only that
+    assert len(changed) == 1  # only one field changes
     assert first[changed[0]].dtype == batch[changed[0]].dtype
     assert first.y["energy"].tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_without_a_generator_the_global_seed_decides(name):
+def test_without_a_generator_the_global_seed_is_used(name):
     augment, batch = AUGMENTATIONS[name], make_batch()
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -98,7 +98,7 @@ def test_translation_is_one_uniform_shift_for_each_crystal():
     moved = random_translation(batch, seeded(0)).frac_coords.reshape(num, 2, 3)
     offset = moved[:, 1] - moved[:, 0] - torch.tensor([0.25, 0.5, 0.75])
     torch.testing.assert_close(offset, offset.round(), rtol=0, atol=1e-6)
-    # the mean of 5000 uniform numbers has a standard deviation of 0.004, their variance 1/12
+    # The mean of 5000 uniform numbers has a standard deviation of 0.004; their variance is 1/12.
     torch.testing.assert_close(moved[:, 0].mean(0), torch.full((3,), 0.5), rtol=0, atol=0.02)
     torch.testing.assert_close(moved[:, 0].var(0), torch.full((3,), 1 / 12), rtol=0.05, atol=0)
 
@@ -138,7 +138,7 @@ def test_rotations_are_orthogonal_and_uniform():
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.15, 1.0])
-def test_share_of_masked_atoms(ratio):
+def test_fraction_of_masked_atoms(ratio):
     batch = large_batch(50_000)
     masked = mask_atom_types(batch, ratio, seeded(0)).atom_types
     assert set(masked.unique().tolist()) <= {0, 6}
@@ -146,7 +146,7 @@ def test_share_of_masked_atoms(ratio):
 
 
 @pytest.mark.parametrize(("ratio", "std"), [(1.0, 0.1), (0.3, 0.5), (0.0, 0.5)])
-def test_jitter_is_as_wide_in_every_direction_of_a_skewed_cell(ratio, std):
+def test_jitter_is_isotropic_in_a_skewed_cell(ratio, std):
     batch = large_batch(50_000)
     displacement = jitter_coords(batch, ratio, std, seeded(0)).cart_coords - batch.cart_coords
     moved = displacement.norm(dim=1) > 1e-5

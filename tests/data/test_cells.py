@@ -1,4 +1,4 @@
-"""The same crystal in other cells, beside what pymatgen and spglib make of it."""
+"""Compare cells of the same crystal with those of pymatgen and spglib."""
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,7 @@ PRIMITIVE = {
         [[0.47, 0, 2 / 3], [0.413, 0.267, 0.786]],
     ),
 }  # fmt: skip
-NUM = {"rocksalt": (2, 8), "rutile": (6, 6), "corundum": (10, 30), "quartz": (9, 9)}
+NUM_ATOMS = {"rocksalt": (2, 8), "rutile": (6, 6), "corundum": (10, 30), "quartz": (9, 9)}
 
 
 def volume(crystal: Crystal) -> float:
@@ -42,9 +42,9 @@ def matches(one: Crystal, other: Crystal) -> bool:
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("name", PRIMITIVE)
-def test_it_is_the_same_crystal(name, cell):
+def test_the_crystal_stays_the_same(name, cell):
     given = PRIMITIVE[name]
-    primitive, conventional = NUM[name]
+    primitive, conventional = NUM_ATOMS[name]
     for structure in (given, given.get_primitive_structure(), given * (1, 1, 2)):
         crystal = to_crystal(structure)
         other = choose_cell(crystal, cell)
@@ -58,7 +58,7 @@ def test_it_is_the_same_crystal(name, cell):
 
 
 @pytest.mark.parametrize("name", PRIMITIVE)
-def test_cells_are_those_of_pymatgen(name):
+def test_cells_agree_with_pymatgen(name):
     given = PRIMITIVE[name]
     analyzer = SpacegroupAnalyzer(given, symprec=SYMPREC)
     conventional = choose_cell(to_crystal(given), "conventional")
@@ -83,7 +83,7 @@ def test_a_left_handed_basis_does_not_mirror_the_crystal(cell):
     assert symmetry_of(other, SYMPREC).number == 154
 
 
-def test_coordinates_are_not_idealised():
+def test_coordinates_are_not_idealized():
     rng = np.random.default_rng(0)
     rutile = to_crystal(PRIMITIVE["rutile"])
     noisy = Crystal(
@@ -96,18 +96,18 @@ def test_coordinates_are_not_idealised():
         np.testing.assert_allclose(distances, expected, atol=1e-6)
 
 
-def test_what_has_no_cell():
+def test_overlapping_atoms_have_no_primitive_or_conventional_cell():
     same = Crystal(np.eye(3) * 4, np.array([11, 11]), np.zeros((2, 3)))
     for cell in ("primitive", "conventional"):
-        with pytest.raises(CrystalError, match=f"spglib finds no {cell} cell at 0.01 Å"):
+        with pytest.raises(CrystalError, match=f"spglib finds no {cell} cell with symprec=0.01 Å"):
             choose_cell(same, cell)
-        with pytest.raises(CrystalError, match=r"are 0\.000 Å apart"):  # it says more
+        with pytest.raises(CrystalError, match=r"are 0\.000 Å apart"):  # the more specific error
             read_record(Record("w", "x", crystal=same), ReadOptions(cell))
     with pytest.raises(ValueError, match="one of niggli, primitive, conventional, as_given, not"):
         choose_cell(same, "smallest")
 
 
-def test_the_limit_of_atoms_is_for_the_cell_that_is_chosen():
+def test_the_limit_on_atoms_applies_to_the_chosen_cell():
     record = Record("w", "x", crystal=to_crystal(PRIMITIVE["rocksalt"]))
     assert read_record(record, ReadOptions("primitive", max_num_atoms=2)).num_atoms == 2
     for cell in ("niggli", "conventional", "as_given"):

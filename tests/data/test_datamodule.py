@@ -14,7 +14,7 @@ from src.data.datamodule import default_cache_dir
 
 
 def make_cif(index: int) -> str:
-    """Crystal `index` is cubic with a = 4 + index / 100 Å, so that batches can be told apart."""
+    """Crystal `index` is cubic with a = 4 + index / 100 Å, so that it can be identified."""
     crystal = Crystal(
         np.eye(3) * (4 + index / 100), np.array([11, 17]), np.array([[0.0, 0, 0], [0.5, 0.5, 0.5]])
     )
@@ -78,7 +78,7 @@ def test_a_folder_of_cif_files(tmp_path, options):
     assert {Path(i).name for i in data.dataset("val").ids} == {str(i) for i in parts[1]}
 
 
-def test_seed_decides_the_order_of_training(tables, options):
+def test_the_seed_determines_the_training_order(tables, options):
     first, again, other = (
         crystals(DataModule(tables, seed=seed, **options).train_dataloader()) for seed in (1, 1, 2)
     )
@@ -86,9 +86,9 @@ def test_seed_decides_the_order_of_training(tables, options):
 
 
 def test_options_reach_the_reader(tables, options, caplog):
-    refusing = DataModule(tables, max_num_atoms=1, **options)
+    too_strict = DataModule(tables, max_num_atoms=1, **options)
     with pytest.raises(DataError, match="30 of 30 crystals rejected"):
-        refusing.prepare_data()
+        too_strict.prepare_data()
     with pytest.raises(DataError, match="outside 1 to 16"):
         DataModule(tables, max_atomic_number=16, **options).prepare_data()
     # a sqrt(3) / 2 between Na and Cl: below 3.74 Å in the first two of the five
@@ -97,17 +97,17 @@ def test_options_reach_the_reader(tables, options, caplog):
     assert "2 of 5 crystals rejected" in caplog.text
 
 
-def test_all_the_splits_that_there_are(tables, options):
+def test_all_existing_splits(tables, options):
     found = DataModule(tables, max_rejected=None, min_distance=3.74, **options).datasets()
     assert {name: len(dataset) for name, dataset in found.items()} == {"train": 0, "val": 3}
     assert len(found["val"].rejected()) == 2
 
 
-def test_one_property_needs_no_list(tables, options):
+def test_a_single_property_need_not_be_a_list(tables, options):
     assert list(DataModule(tables, properties="gap", **options).dataset("val").y) == ["gap"]
 
 
-def test_data_that_are_prepared_are_not_read_again(tables, options, caplog):
+def test_prepared_data_are_not_read_again(tables, options, caplog):
     data = DataModule(tables, min_distance=3.47, **options)
     data.prepare_data()
     data.prepare_data()
@@ -116,12 +116,12 @@ def test_data_that_are_prepared_are_not_read_again(tables, options, caplog):
 
 def test_a_missing_split(tables, options):
     data = DataModule(tables, **options)
-    data.prepare_data()  # takes the splits that are there
+    data.prepare_data()  # a missing split is not an error here
     with pytest.raises(DataError, match=r"no split 'test' \(it has train, val\): add test\.csv"):
         data.test_dataloader()
 
 
-def test_a_missing_folder_says_what_to_do(tmp_path, options):
+def test_the_error_for_a_missing_folder_says_what_to_do(tmp_path, options):
     for use in (DataModule.prepare_data, DataModule.train_dataloader):
         with pytest.raises(DataError, match=r"no folder .*nowhere") as error:
             use(DataModule(tmp_path / "nowhere", **options))
@@ -139,7 +139,7 @@ def test_home_and_default_cache(tables, monkeypatch):
 
 
 class Recorder(lightning.LightningModule):
-    """Notes which crystals the trainer hands it, in each epoch."""
+    """Records which crystals it is trained on, and in which epoch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,8 +184,8 @@ def fit(data: DataModule, folder: Path, ckpt_path=None, save_at=None) -> list:
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 6, 8, 11])
-def test_a_training_that_goes_on_sees_what_was_left(tables, options, tmp_path, step):
-    """Of 3 epochs of 4 batches, from a checkpoint within an epoch or after its last batch."""
+def test_resumed_training_continues_with_the_remaining_batches(tables, options, tmp_path, step):
+    """3 epochs of 4 batches, resumed within an epoch or after its last batch."""
     whole = fit(DataModule(tables, **options), tmp_path, save_at=step)
     for epoch in range(3):
         seen = [crystals for e, crystals in whole if e == epoch]
@@ -196,7 +196,7 @@ def test_a_training_that_goes_on_sees_what_was_left(tables, options, tmp_path, s
     assert left == whole[step:]
 
 
-def test_a_table_of_properties_beside_crystals_that_carry_none(tmp_path, options, caplog):
+def test_a_property_file_for_crystals_without_properties(tmp_path, options, caplog):
     folder = tmp_path / "cifs"
     (folder / "deep").mkdir(parents=True)
     for i in range(10):
@@ -210,14 +210,26 @@ def test_a_table_of_properties_beside_crystals_that_carry_none(tmp_path, options
     expected = [float(i) for i in range(9)]
     expected[3] = -1
     assert batch.y["gap"].nan_to_num(-1).tolist() == [*expected, -1]
-    assert "id_prop.csv has no row for 1 of 10 crystals, deep/9 first" in caplog.text
+    assert "id_prop.csv has no row for 1 of 10 crystals, the first being deep/9" in caplog.text
     assert not DataModule(folder, **{**given, "properties": []}).dataset("train").y
     table["id"] = [f"{i}.cif" for i in range(9)]
     table.to_csv(tmp_path / "id_prop.csv", index=False)
-    with pytest.raises(DataError, match=r"no row for 10 of 10 crystals, deep/0 first: its ids"):
+    with pytest.raises(
+        DataError,
+        match=r"no row for 10 of 10 crystals, the first being deep/0: its IDs must be those",
+    ):
         DataModule(folder, split_ratio=(1, 0, 0), **given).dataset("train")
     with pytest.raises(DataError, match=r"no crystal has \['gap'\]; .* are: none"):
         DataModule(folder, properties=["gap"], **options).dataset("train")
+
+
+def test_the_property_file_takes_precedence_over_columns(tables, options, caplog):
+    path = tables.parent / "better.csv"
+    pd.DataFrame({"id": [f"id-{i}" for i in range(35)], "gap": 7.0}).to_csv(path, index=False)
+    data = DataModule(tables, properties=["gap"], property_file=path, **options)
+    assert set(data.dataset("val").y["gap"].tolist()) == {7.0}
+    expected = f"['gap'] are read from {path}, not from the columns of {tables / 'val.csv'}"
+    assert expected in caplog.text
 
 
 def test_the_choice_of_cell_reaches_the_reader(tables, options):
@@ -225,12 +237,12 @@ def test_the_choice_of_cell_reaches_the_reader(tables, options):
     for cell in ("niggli", "conventional"):
         dataset = DataModule(tables, cell=cell, **options).dataset("val")
         shapes[cell] = dataset.num_atoms.tolist()
-    assert shapes["niggli"] == shapes["conventional"] == [2] * 5  # of the CsCl type
-    with pytest.raises(DataError, match=r"data\.cell is one of .*, not 'smallest'"):
+    assert shapes["niggli"] == shapes["conventional"] == [2] * 5  # CsCl structure
+    with pytest.raises(DataError, match=r"data\.cell must be one of .*, not 'smallest'"):
         DataModule(tables, cell="smallest", **options)
 
 
-def test_the_pattern_chooses_what_of_an_archive_is_read(tmp_path, options):
+def test_the_pattern_selects_files_in_an_archive(tmp_path, options):
     with zipfile.ZipFile(tmp_path / "crystals.zip", "w") as archive:
         for i in range(6):
             archive.writestr(f"{i}.{'cif' if i < 4 else 'CIF'}", make_cif(i))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,13 @@ from torch_geometric.data import Data
 
 from src.data import parsing
 from src.data.cif import Crystal, read_cif, write_cif
-from src.data.dataset import CrystalDataset, ReadOptions, load_split, read_crystals
+from src.data.dataset import (
+    CrystalDataset,
+    ReadOptions,
+    _cache_key,
+    load_split,
+    read_crystals,
+)
 from src.data.flat import TensorWriter
 from src.data.readers import CsvReader, DataError
 from src.data.schema import CrystalBatch
@@ -48,7 +55,7 @@ Cl 0.5 0.5 0.5 1
 
 BAD = {
     "partial": (GOOD.replace("0.5 1", "0.5 0.5"), "occupancy 0.5"),
-    "unknown": (GOOD.replace("Cl", "Xy"), "'Xy' is no element"),
+    "unknown": (GOOD.replace("Cl", "Xy"), "'Xy' is not an element"),
     "overlap": (GOOD.replace("0.5 0.5 0.5", "0.05 0.0 0.0"), "0.200 Å apart"),
     "too_many": (GOOD + "O 0.5 0.0 0.0 1\nO 0.0 0.5 0.0 1\n", "4 atoms: more than 3"),
     "heavy": (GOOD.replace("Cl", "Fm"), "atomic number 100 is outside 1 to 99"),
@@ -59,7 +66,7 @@ BAD = {
 
 
 def make_crystals(num: int, seed: int = 0) -> list[Crystal]:
-    """Sparse crystals of 1 to 5 atoms, in skewed cells."""
+    """Crystals of 1 to 5 well-separated atoms in skewed cells."""
     rng = np.random.default_rng(seed)
     corners = np.stack(np.meshgrid(*3 * [[0.1, 0.6]]), -1).reshape(8, 3)
     crystals = []
@@ -113,7 +120,7 @@ def assert_same(a: CrystalDataset, b: CrystalDataset) -> None:
 
 
 @pytest.mark.parametrize("cell", ["niggli", "as_given"])
-def test_crystals_are_those_of_read_cif(reader, cell):
+def test_crystals_agree_with_read_cif(reader, cell):
     dataset, rejected = read_crystals(reader, ReadOptions(cell))
     assert rejected == []
     assert list(dataset.ids) == [f"id-{i}" for i in range(12)]
@@ -128,7 +135,7 @@ def test_crystals_are_those_of_read_cif(reader, cell):
     assert dataset.nbytes == sum(13 * c.num_atoms + 36 + 4 + 4 for c in expected)
 
 
-def test_cache_gives_the_tensors_that_were_read(reader, cache_dir):
+def test_the_cache_returns_the_same_tensors(reader, cache_dir):
     expected, _ = read_crystals(reader, ReadOptions())
     made = load_split(reader, ReadOptions(), cache_dir)
     loaded = load_split(reader, ReadOptions(), cache_dir)
@@ -139,13 +146,13 @@ def test_cache_gives_the_tensors_that_were_read(reader, cache_dir):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_cache_made_in_chunks(tmp_path, cache_dir, monkeypatch, num_workers):
     reader = write_table(tmp_path / "train.csv", num=20, bad=("partial", "overlap"))
-    expected, refused = read_crystals(reader, ReadOptions())
+    expected, rejected = read_crystals(reader, ReadOptions())
     monkeypatch.setattr(parsing, "CHUNK", 3)
     assert_same(load_split(reader, ReadOptions(), cache_dir, 0.5, num_workers), expected)
-    again, refused_again = read_crystals(reader, ReadOptions(), num_workers=num_workers)
+    again, rejected_again = read_crystals(reader, ReadOptions(), num_workers=num_workers)
     assert_same(again, expected)
-    assert refused_again == refused
-    assert [record.id for record, _ in refused] == ["partial", "overlap"]
+    assert rejected_again == rejected
+    assert [record.id for record, _ in rejected] == ["partial", "overlap"]
 
 
 GROWTH = """
@@ -168,10 +175,10 @@ print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) /
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory in /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory in /proc")
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_records(tmp_path):
-    """Of 200 kB each, so that 400 more of them would be 80 MB."""
+    """Each record has 200 kB, so 400 more of them have 80 MB."""
     (tmp_path / "one.cif").write_text(GOOD.format(name="x"))
     peaks = []
     for num in (50, 450):
@@ -193,7 +200,7 @@ def test_real_crystals(shared_data, tmp_path):
     assert list(dataset.ids) == rows["material_id"].tolist()
     structures = dataset.batch(torch.arange(300)).to_structure()
     volumes = [float(cif.split("_cell_volume")[1].split()[0]) for cif in rows["cif"]]
-    # a Niggli cell of a P1 file has the volume of the cell that was given
+    # Niggli reduction does not change the volume of the cell in a P1 file
     np.testing.assert_allclose([s.volume for s in structures], volumes, rtol=1e-4)
 
 
@@ -216,7 +223,7 @@ def test_a_census_counts_crystals_by_size_and_atoms_by_element(tmp_path):
     assert dataset.subset(torch.tensor([3, 0])).census()["elements"] == {"11": 1, "17": 1, "26": 1}
 
 
-def test_the_census_of_a_cache_is_plain(reader, cache_dir):
+def test_the_census_of_a_cache_has_plain_types(reader, cache_dir):
     census = load_split(reader, ReadOptions(), cache_dir).census()
     crystals = [read_cif(record.cif) for record in reader]
     assert census["num_crystals"] == 12
@@ -233,7 +240,7 @@ def test_the_census_of_a_cache_is_plain(reader, cache_dir):
 @pytest.mark.parametrize(
     "indices", [[0, 1, 2], [11, 3, 7, 0], [5, 5, 2, 5], [4], list(range(12)), [-1, 0], []]
 )
-def test_a_batch_is_its_crystals_one_by_one(reader, indices):
+def test_a_batch_has_the_same_crystals_as_indexing(reader, indices):
     dataset, _ = read_crystals(reader, ReadOptions())
     batch = dataset.batch(torch.tensor(indices, dtype=torch.int64))
     assert isinstance(batch, CrystalBatch)
@@ -309,14 +316,14 @@ def truncate(path: Path) -> None:
         ("manifest.json", lambda path: path.write_text('{"sha256": "from another version"}')),
     ],
 )
-def test_a_broken_cache_is_made_again(reader, cache_dir, caplog, name, damage):
+def test_a_damaged_cache_is_recreated(reader, cache_dir, caplog, name, damage):
     expected, _ = read_crystals(reader, ReadOptions())
     load_split(reader, ReadOptions(), cache_dir)
     (folder,) = caches(cache_dir)
     damage(folder / name)
     with caplog.at_level(logging.WARNING):
         assert_same(load_split(reader, ReadOptions(), cache_dir), expected)
-    assert f"The cache {folder} is broken and is made again" in caplog.text
+    assert f"The cache {folder} is damaged and will be recreated" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO):
         assert_same(load_split(reader, ReadOptions(), cache_dir), expected)
@@ -343,6 +350,78 @@ def test_each_option_and_content_has_its_own_cache(reader, cache_dir, tmp_path):
     assert len(caches(cache_dir)) == 7
 
 
+@pytest.fixture
+def versions(monkeypatch) -> dict[str, str]:
+    """Versions of packages to report instead of the installed ones."""
+    given: dict[str, str] = {}
+    real = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: given.get(name) or real(name))
+    return given
+
+
+CIF_READERS = {"gemmi", "numpy", "spglib"}
+TABLE_READERS = {*CIF_READERS, "pandas", "pyarrow"}
+OTHER_READERS = {*CIF_READERS, "ase", "pymatgen", "pymatgen-core"}
+
+
+@pytest.mark.parametrize(
+    ("name", "packages"),
+    [
+        ("x.csv.gz", TABLE_READERS),
+        ("x.parquet", TABLE_READERS),
+        ("x.cif", CIF_READERS),
+        ("x.cif.gz", CIF_READERS),
+        ("x.extxyz", OTHER_READERS),
+        ("x.json", OTHER_READERS),
+        ("x.db", OTHER_READERS),
+        ("POSCAR", OTHER_READERS),
+        ("x.traj", OTHER_READERS),
+        ("x.zip", {*TABLE_READERS, *OTHER_READERS}),
+    ],
+)
+def test_the_cache_depends_on_the_packages_that_read_the_file(tmp_path, versions, name, packages):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / name).touch()
+    reader = StructureReader(tmp_path / "data")
+    key = _cache_key(reader, ReadOptions())
+    assert _cache_key(reader, ReadOptions()) == key
+    changing = set()
+    for package in {*TABLE_READERS, *OTHER_READERS, "torch", "hydra-core"}:
+        versions[package] = "1.0.of.tomorrow"
+        if _cache_key(reader, ReadOptions()) != key:
+            changing.add(package)
+        del versions[package]
+    assert changing == packages
+
+
+def test_the_cache_of_another_version_is_not_modified(reader, cache_dir, versions, caplog):
+    load_split(reader, ReadOptions(), cache_dir)
+    (folder,) = caches(cache_dir)
+    (folder / "crystals.safetensors").write_bytes(b"a cell that another spglib found")
+    kept = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (cache_dir / ("0" * 32)).mkdir()
+    (cache_dir / ("0" * 32) / "manifest.json").write_text("of long ago")
+    versions["spglib"] = "99.0"
+    expected, _ = read_crystals(reader, ReadOptions())
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            assert_same(load_split(reader, ReadOptions(), cache_dir), expected)
+    assert caplog.text.count("Read 12 crystals of") == 1
+    assert "damaged" not in caplog.text
+    assert len(caches(cache_dir)) == 3
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == kept
+
+
+def test_a_package_that_is_not_installed_has_no_version(reader):
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    key = _cache_key(reader, ReadOptions())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metadata, "version", missing)
+        assert _cache_key(reader, ReadOptions()) != key
+
+
 def test_a_moved_folder_finds_its_cache(reader, cache_dir, tmp_path, caplog):
     load_split(reader, ReadOptions(), cache_dir)
     elsewhere = tmp_path / "elsewhere"
@@ -353,7 +432,7 @@ def test_a_moved_folder_finds_its_cache(reader, cache_dir, tmp_path, caplog):
     assert caplog.text == ""
 
 
-def test_a_moved_cif_file_has_its_new_id(tmp_path, cache_dir):
+def test_a_moved_cif_file_gets_its_new_id(tmp_path, cache_dir):
     folder = tmp_path / "cifs"
     (folder / "a").mkdir(parents=True)
     (folder / "a" / "x.cif").write_text(GOOD.format(name="x"))
@@ -364,7 +443,7 @@ def test_a_moved_cif_file_has_its_new_id(tmp_path, cache_dir):
     assert list(load_split(reader, ReadOptions(), cache_dir).ids) == ["b/x"]
 
 
-# --- what cannot be used ---------------------------------------------------------------------
+# --- rejected crystals ---------------------------------------------------------------------
 
 
 def test_rejected_rows_are_listed_with_their_reasons(tmp_path, cache_dir, caplog):
@@ -372,7 +451,7 @@ def test_rejected_rows_are_listed_with_their_reasons(tmp_path, cache_dir, caplog
     options = ReadOptions(max_num_atoms=3)
     expected = [read_cif(r.cif) for r in reader if r.id.startswith("id-")]
     kept = [i for i, crystal in enumerate(expected) if crystal.num_atoms <= 3]
-    for _ in range(2):  # a cache that is reused warns too
+    for _ in range(2):  # reusing the cache warns as well
         caplog.clear()
         dataset = load_split(reader, options, cache_dir, max_rejected=0.9)
         assert f"{20 - len(kept)} of 20 crystals rejected" in caplog.text
@@ -406,14 +485,14 @@ def test_too_many_rejected(tmp_path, cache_dir):
         assert part in message
 
 
-def test_only_the_first_few_are_named(tmp_path, cache_dir):
+def test_the_error_lists_only_the_first_few(tmp_path, cache_dir):
     reader = write_table(tmp_path / "train.csv", num=2, bad=("empty",) * 9)
     with pytest.raises(DataError, match=r"9 of 11 .* rejected \(9 incomplete file\)") as error:
         load_split(reader, ReadOptions(), cache_dir)
     assert str(error.value).count("empty CIF") == 5
 
 
-def test_a_folder_of_cif_files_is_named_in_errors(tmp_path, cache_dir):
+def test_the_error_names_the_folder_and_the_file(tmp_path, cache_dir):
     folder = tmp_path / "cifs"
     (folder / "deep").mkdir(parents=True)
     (folder / "deep" / "bad.cif").write_text("")
@@ -423,21 +502,21 @@ def test_a_folder_of_cif_files_is_named_in_errors(tmp_path, cache_dir):
         load_split(reader, ReadOptions(), cache_dir)
     assert str(error.value).startswith(f"{folder}: ")
     assert "deep/bad.cif (deep/bad): empty CIF" in str(error.value)
-    assert "choose others with data.files" in str(error.value)
+    assert "select other files with data.files" in str(error.value)
 
 
-def test_nothing_left(tmp_path, cache_dir):
+def test_no_crystals_left(tmp_path, cache_dir):
     reader = write_table(tmp_path / "train.csv", num=0, bad=("empty", "prose"))
     with pytest.raises(DataError, match="2 of 2 crystals rejected"):
         load_split(reader, ReadOptions(), cache_dir, max_rejected=1.0)
     (tmp_path / "val.csv").write_text("material_id,cif\n")
-    with pytest.raises(DataError, match=r"val\.csv holds no crystals"):
+    with pytest.raises(DataError, match=r"val\.csv contains no crystals"):
         load_split(CsvReader(tmp_path / "val.csv"), ReadOptions(), cache_dir, max_rejected=1.0)
 
 
-def test_whatever_is_left_where_no_limit_is_set(tmp_path, cache_dir, caplog):
+def test_no_crystals_left_is_no_error_without_a_limit(tmp_path, cache_dir, caplog):
     reader = write_table(tmp_path / "train.csv", num=0, bad=("empty", "prose"))
-    for _ in range(2):  # from a cache, too
+    for _ in range(2):  # the second time from the cache
         dataset = load_split(reader, ReadOptions(), cache_dir, max_rejected=None)
         assert len(dataset) == 0
         assert [row["where"] for row in dataset.rejected()] == [
@@ -467,7 +546,7 @@ def test_a_cache_dir_that_cannot_be_written(reader, tmp_path, below):
         load_split(reader, ReadOptions(), tmp_path / "file" / below)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root ignores permissions")
 def test_a_read_only_cache_dir(reader, tmp_path):
     folder = tmp_path / "read_only"
     folder.mkdir(mode=0o500)
@@ -507,7 +586,7 @@ def test_processes_that_start_at_once_make_one_cache(tmp_path, cache_dir):
     assert len(answers[0][0]) == 200
     text = "".join(log.read_text() for log in logs)
     assert text.count("Read 200 crystals of") == 1
-    assert "broken" not in text
+    assert "damaged" not in text
     assert len(caches(cache_dir)) == 1
 
 
@@ -518,12 +597,12 @@ def stop_in_the_middle(reader, cache_dir, stage, reached) -> None:
         reached.set()
         time.sleep(600)
 
-    place: tuple[object, str] = {
+    target: tuple[object, str] = {
         "reading": (parsing, "check_crystal"),
         "writing": (TensorWriter, "_put_together"),
         "renaming": (os, "replace"),
     }[stage]
-    setattr(*place, stop)
+    setattr(*target, stop)
     load_split(reader, ReadOptions(), cache_dir)
 
 

@@ -1,4 +1,4 @@
-"""Flat tensors on disk."""
+"""Store flat tensors on disk and read them."""
 
 import pickle
 from itertools import pairwise
@@ -28,7 +28,7 @@ def dataset() -> CrystalDataset:
     )
 
 
-def test_what_is_saved_is_mapped(dataset, tmp_path):
+def test_saved_tensors_are_mapped(dataset, tmp_path):
     path = tmp_path / "crystals.safetensors"
     dataset.save(path)
     file = MappedTensors(path)
@@ -52,10 +52,10 @@ def test_no_crystals(tmp_path):
 
 
 @pytest.mark.parametrize("cuts", [[], [3], [0, 0, 1, 5, 8]])
-def test_rows_written_bit_by_bit_make_the_same_tensors(dataset, tmp_path, cuts):
-    dataset.save(tmp_path / "at once")
+def test_writing_in_parts_gives_the_same_file(dataset, tmp_path, cuts):
+    dataset.save(tmp_path / "whole")
     ends = [0, *cuts, 8]
-    with TensorWriter(tmp_path / "bit by bit") as writer:
+    with TensorWriter(tmp_path / "parts") as writer:
         for start, end in pairwise(ends):
             part = dataset.batch(torch.arange(start, end))
             tensors = {
@@ -63,29 +63,29 @@ def test_rows_written_bit_by_bit_make_the_same_tensors(dataset, tmp_path, cuts):
                 "lattices": part.lattices, "num_atoms": part.num_atoms.int(),
             }  # fmt: skip
             writer.append(tensors, dataset.ids[start:end], part.y)
-        assert not (tmp_path / "bit by bit").exists()
-    found, expected = load_file(tmp_path / "bit by bit"), load_file(tmp_path / "at once")
+        assert not (tmp_path / "parts").exists()
+    found, expected = load_file(tmp_path / "parts"), load_file(tmp_path / "whole")
     assert found.keys() == expected.keys()
     for name in found:
         assert torch.equal(found[name], expected[name])
         assert found[name].dtype == expected[name].dtype
     size = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
-    assert size["bit by bit"] == size["at once"]
-    assert len(size) == 2  # and no other file
+    assert size["parts"] == size["whole"]
+    assert len(size) == 2  # no temporary file is left
 
 
-def test_nothing_is_left_of_rows_that_do_not_fit(tmp_path):
+def test_rows_of_another_shape_are_refused_and_leave_no_file(tmp_path):
     def write() -> None:
         with TensorWriter(tmp_path / "file") as writer:
             writer.append({"x": torch.zeros(2, 3)}, ["a", "b"], {})
             writer.append({"x": torch.zeros(2, 4)}, ["c", "d"], {})
 
-    with pytest.raises(ValueError, match="x has been"):
+    with pytest.raises(ValueError, match="x changed from"):
         write()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_writing_does_not_reach_the_file(dataset, tmp_path):
+def test_changing_mapped_tensors_does_not_change_the_file(dataset, tmp_path):
     path = tmp_path / "crystals.safetensors"
     dataset.save(path)
     CrystalDataset.load(path).frac_coords[:] = 7.0
@@ -93,7 +93,7 @@ def test_writing_does_not_reach_the_file(dataset, tmp_path):
 
 
 @pytest.mark.parametrize("indices", [[5], [7, 0, 3], [2, 2, 6], list(range(8)), []])
-def test_rows_read_from_the_file_are_those_of_the_tensors(dataset, tmp_path, monkeypatch, indices):
+def test_rows_read_from_the_file_agree_with_the_tensors(dataset, tmp_path, monkeypatch, indices):
     path = tmp_path / "crystals.safetensors"
     dataset.save(path)
     index = torch.tensor(indices, dtype=torch.int64)
@@ -102,7 +102,7 @@ def test_rows_read_from_the_file_are_those_of_the_tensors(dataset, tmp_path, mon
     mapped = loaded.batch(index)
     monkeypatch.setattr(flat, "LARGE", 0)
     assert loaded._file.is_large
-    # so that only the file can be what is read
+    # so that only the file can be read
     loaded.atom_types = loaded.frac_coords = loaded.lattices = torch.empty(0)
     read = loaded.batch(index)
     for batch in (mapped, read):
@@ -114,7 +114,7 @@ def test_rows_read_from_the_file_are_those_of_the_tensors(dataset, tmp_path, mon
         assert batch.max_num_atoms == expected.max_num_atoms
 
 
-def test_another_process_opens_the_file_itself(dataset, tmp_path):
+def test_unpickling_opens_the_file_again(dataset, tmp_path):
     path = tmp_path / "crystals.safetensors"
     dataset.save(path)
     sent = pickle.loads(pickle.dumps(CrystalDataset.load(path)))

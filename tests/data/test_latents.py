@@ -13,7 +13,7 @@ from src.data.readers import DataError
 
 
 def make_latents(num: int = 23, width: int = 3, seed: int = 0) -> LatentDataset:
-    """Crystal i has 1 + i % 4 atoms and the property i; the channels differ in scale."""
+    """Crystal i has 1 + i % 4 atoms and the property value i; the channels differ in scale."""
     generator = torch.Generator().manual_seed(seed)
     num_atoms = (torch.arange(num) % 4 + 1).int()
     total = int(num_atoms.sum())
@@ -35,7 +35,7 @@ def write(folder: Path, latents: LatentDataset, split: str = "train") -> Path:
     return folder
 
 
-def test_what_is_saved_is_loaded(tmp_path):
+def test_save_and_load(tmp_path):
     latents = make_latents()
     write(tmp_path, latents)
     for path in (tmp_path, str(tmp_path), tmp_path / "train.safetensors"):
@@ -50,25 +50,26 @@ def test_what_is_saved_is_loaded(tmp_path):
         assert len(loaded) == 23
 
 
-def test_files_have_the_permissions_of_the_folder_s_others(tmp_path):
+def test_files_have_the_usual_permissions(tmp_path):
     write(tmp_path, make_latents())
     modes = {path.stat().st_mode for path in tmp_path.iterdir()}
     assert len(modes) == 1
 
 
-def test_rows_of_a_large_file_are_read_as_they_are(tmp_path, monkeypatch):
+def test_rows_of_a_large_file_are_read_directly(tmp_path, monkeypatch):
     loaded = LatentDataset.load(write(tmp_path, make_latents()))
     indices = torch.tensor([7, 2, 2, 22, 0])
     expected = make_latents().batch(indices)
     monkeypatch.setattr(flat, "LARGE", 0)
-    loaded.mean = loaded.logvar = loaded.atom_types = torch.empty(0)  # only the file is left
+    # so that only the file can be read
+    loaded.mean = loaded.logvar = loaded.atom_types = torch.empty(0)
     found = loaded.batch(indices)
     for name in ("mean", "logvar", "atom_types", "num_atoms", "batch"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
     assert found.max_num_atoms == expected.max_num_atoms
 
 
-def test_a_batch_has_its_crystals_in_the_order_asked_for():
+def test_a_batch_has_the_crystals_in_the_given_order():
     latents = make_latents()
     parts = latents.mean.split(latents.num_atoms.tolist())
     types = latents.atom_types.split(latents.num_atoms.tolist())
@@ -86,7 +87,7 @@ def test_a_batch_has_its_crystals_in_the_order_asked_for():
         latents[23]
 
 
-def test_a_loader_goes_over_all_of_it():
+def test_a_loader_iterates_over_all_crystals():
     latents = make_latents()
     loader = CrystalLoader(latents, EpochSampler(len(latents), 5, shuffle=True, seed=1))
     seen = torch.cat([batch.y["index"] for batch in loader])
@@ -95,7 +96,7 @@ def test_a_loader_goes_over_all_of_it():
     assert len(loader) == 5
 
 
-def test_samples_are_of_the_posterior():
+def test_samples_follow_the_posterior():
     latents = make_latents(num=4)
     batch = latents.batch(torch.arange(4))
     generator = torch.Generator().manual_seed(0)
@@ -109,7 +110,7 @@ def test_samples_are_of_the_posterior():
     assert torch.equal(*again)
 
 
-def test_moments_are_numpys():
+def test_moments_agree_with_numpy():
     latents = make_latents(num=2000)
     mean = latents.mean.numpy().astype(np.float64)
     found = latents.moments()
@@ -127,8 +128,8 @@ def test_moments_do_not_depend_on_the_chunks(monkeypatch):
         np.testing.assert_allclose(values, whole[name], rtol=1e-12)
 
 
-def test_a_small_spread_about_a_large_mean_is_not_lost():
-    """In float32, or as a difference of mean squares, there would be nothing left of it."""
+def test_a_small_spread_around_a_large_mean_is_precise():
+    """In float32, or as a difference of mean squares, it would be lost to rounding."""
     latents = make_latents(num=1000)
     noise = torch.randn(latents.mean.shape, generator=torch.Generator().manual_seed(1)).double()
     latents.mean = (1e4 + 1e-2 * noise).float()
@@ -139,7 +140,7 @@ def test_a_small_spread_about_a_large_mean_is_not_lost():
 
 def test_normalized_samples_have_mean_0_and_variance_1(tmp_path):
     latents = make_latents(num=4000)
-    latents.mean[:, 0] = 0.0  # a channel that carries nothing
+    latents.mean[:, 0] = 0.0  # a channel without information
     latents = LatentDataset.load(write(tmp_path, latents))
     batch = latents.batch(torch.arange(4000))
     x = latents.normalize(batch.sample(torch.Generator().manual_seed(0)))
@@ -155,7 +156,7 @@ def test_other_splits_are_normalized_by_the_training_split(tmp_path):
     assert torch.equal(val.normalize(val.mean), train.normalize(val.mean))
 
 
-def test_the_batch_moves_as_one():
+def test_moving_a_batch_to_another_device():
     batch = make_latents().batch(torch.arange(3))
     moved = batch.to("meta")
     tensors = [moved.mean, moved.logvar, moved.atom_types, moved.num_atoms, moved.batch]
@@ -165,12 +166,12 @@ def test_the_batch_moves_as_one():
 
 
 def resident(path: Path) -> tuple[int, int]:
-    """Bytes of a file that are mapped into this process, and those of them in memory."""
+    """Bytes of a file that are mapped into this process, and how many of them are in memory."""
     mapped = memory = 0
     inside = False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         name, *rest = line.split()
-        if not name.endswith(":"):  # the head of a mapping
+        if not name.endswith(":"):  # header of a mapping
             inside = line.endswith(str(path))
         elif inside and name == "Size:":
             mapped += 1024 * int(rest[0])
@@ -180,7 +181,7 @@ def resident(path: Path) -> tuple[int, int]:
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="reads /proc")
-def test_what_is_not_asked_for_stays_on_disk(tmp_path):
+def test_unread_data_stay_on_disk(tmp_path):
     atoms = 1_000_000
     LatentDataset(
         mean=torch.ones(atoms, 8),
@@ -194,23 +195,24 @@ def test_what_is_not_asked_for_stays_on_disk(tmp_path):
     assert mapped > 64e6
     assert memory < mapped / 4  # the system reads some megabytes ahead
     assert latents.mean.sum() == 8 * atoms
-    assert resident(tmp_path / "train.safetensors")[1] > 30e6  # the measure sees what is read
+    # reading everything shows that the measurement works
+    assert resident(tmp_path / "train.safetensors")[1] > 30e6
 
 
-def test_what_cannot_be_used_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"no latents .*train\.safetensors .*: none"):
+def test_errors_name_the_file(tmp_path):
+    with pytest.raises(DataError, match=r"no latents .*train\.safetensors .*: none\)"):
         LatentDataset.load(tmp_path)
     write(tmp_path, make_latents())
-    with pytest.raises(DataError, match=r"test\.safetensors \(the splits there: train\)"):
+    with pytest.raises(DataError, match=r"test\.safetensors \(splits in that folder: train\)"):
         LatentDataset.load(tmp_path, "test")
     path = tmp_path / "train.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"train\.safetensors is damaged"):
         LatentDataset.load(tmp_path)
     path.write_bytes(b"not a tensor")
-    with pytest.raises(DataError, match="damaged or holds no latents"):
+    with pytest.raises(DataError, match="damaged or does not contain latents"):
         LatentDataset.load(tmp_path)
     write(tmp_path, make_latents())
     (tmp_path / "stats.json").unlink()
-    with pytest.raises(DataError, match="no moments of the training split"):
+    with pytest.raises(DataError, match="moments of the training split are missing"):
         LatentDataset.load(tmp_path).normalize(torch.zeros(1, 3))

@@ -1,4 +1,4 @@
-"""A stream of records to a stream of crystals; the workers here read records that are no CIFs."""
+"""Parsing records, in workers or not. The records here are not CIFs but instructions to `read`."""
 
 import os
 import signal
@@ -13,20 +13,21 @@ import pytest
 
 from src.data import parsing
 from src.data.cif import Crystal, CrystalError
-from src.data.parsing import Parsed, parse
+from src.data.parsing import ParsedChunk, parse
 from src.data.readers import DataError, Record
+from src.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def read(record: Record) -> Crystal:
-    """`number` atoms of the element `number`, unless the text says otherwise."""
+    """A crystal of `number` atoms with atomic number `number`, unless the text says otherwise."""
     number = int(record.id)
     if record.cif == "bad":
         raise CrystalError(f"{number} is bad")
     if record.cif == "die":
         os.kill(os.getpid(), signal.SIGKILL)
-    if record.cif == "slow":  # the others overtake it
+    if record.cif == "slow":  # later records finish first
         time.sleep(0.3)
     return Crystal(number * np.eye(3), np.full(number, number), np.full((number, 3), 1 / number))
 
@@ -36,7 +37,7 @@ def make_records(num: int, **texts: list[int]) -> list[Record]:
     return [Record(f"row {i}", str(i), text.get(i, ""), (i / 4, i)) for i in range(1, num + 1)]
 
 
-def join(parts: list[Parsed]) -> dict:
+def join(parts: list[ParsedChunk]) -> dict:
     arrays = ("atom_types", "frac_coords", "lattices", "num_atoms", "properties")
     return {
         **{name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays},
@@ -52,7 +53,7 @@ def small_chunks(monkeypatch):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
-def test_any_number_of_workers_gives_the_same_in_the_same_order(num_workers):
+def test_the_result_does_not_depend_on_the_number_of_workers(num_workers):
     records = make_records(50, bad=[2, 7, 8, 9, 50], slow=[1, 20])
     found = join(list(parse(records, read, num_workers, 2)))
     good = [i for i in range(1, 51) if i not in (2, 7, 8, 9, 50)]
@@ -83,21 +84,21 @@ def test_no_crystals(num_workers, bad):
     assert len(part.rejected) == len(bad)
 
 
-def test_a_number_out_of_range_of_float32():
+def test_a_property_out_of_the_range_of_float32():
     (part,) = parse([Record("", "1", "", (1e300, -1e300))], read, 0, 2)
     assert part.properties.tolist() == [[np.inf, -np.inf]]
 
 
 @pytest.mark.parametrize(("num", "cpus", "expected"), [(30, 2, 0), (31, 2, 2), (31, 1, 0)])
-def test_workers_are_for_many_records(monkeypatch, num, cpus, expected):
+def test_workers_are_started_only_for_many_records(monkeypatch, num, cpus, expected):
     started = [0]
 
-    def note(chunks, read, num_workers, num_properties):
+    def record_workers(chunks, read, num_workers, num_properties):
         for chunk in chunks:
             started[0] = num_workers
             yield parsing._parse(chunk, read, num_properties)
 
-    monkeypatch.setattr(parsing, "_parse_in_workers", note)
+    monkeypatch.setattr(parsing, "_parse_in_workers", record_workers)
     monkeypatch.setattr(parsing, "num_cpus", lambda: cpus)
     parts = list(parse(make_records(num), read, None, 2))
     assert [id_ for part in parts for id_ in part.ids] == [str(i) for i in range(1, num + 1)]
@@ -105,8 +106,8 @@ def test_workers_are_for_many_records(monkeypatch, num, cpus, expected):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_records_are_taken_as_they_are_needed(num_workers):
-    """So what waits in memory has a bound, however many there are."""
+def test_records_are_read_only_as_needed(num_workers):
+    """So memory does not grow with the number of records."""
     taken = 0
 
     def endless() -> Iterator[Record]:
@@ -123,12 +124,14 @@ def test_records_are_taken_as_they_are_needed(num_workers):
 
 
 @pytest.mark.parametrize("where", [1, 25])
-def test_the_death_of_a_worker_is_a_message(where):
-    with pytest.raises(DataError, match=r"A worker process died .*data\.num_workers=0"):
+def test_the_death_of_a_worker_is_a_clear_error(where):
+    with pytest.raises(
+        DataError, match=r"A worker process died while reading row .*data\.num_workers=0"
+    ):
         list(parse(make_records(40, die=[where]), read, 2, 2))
 
 
-def test_an_error_of_the_reader_passes():
+def test_an_error_of_the_reader_is_passed_on():
     def broken() -> Iterator[Record]:
         yield from make_records(9)
         raise DataError("no more of it")
@@ -137,8 +140,8 @@ def test_an_error_of_the_reader_passes():
         list(parse(broken(), read, 1, 2))
 
 
-def test_a_number_of_workers_that_is_none():
-    with pytest.raises(ValueError, match="num_workers must be at least 0, got -1"):
+def test_a_negative_number_of_workers():
+    with pytest.raises(UserError, match="num_workers must be at least 0, got -1"):
         list(parse([], read, -1))
 
 
@@ -151,12 +154,12 @@ from src.data.readers import Record
 records = (Record("", "1", "") for _ in itertools.count())
 for part in parse(records, read, 2):
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
-    sys.stdin.readline()  # for ever
+    sys.stdin.readline()  # waits forever
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="looks for processes in /proc")
-def test_workers_end_with_the_process_that_they_work_for():
+def test_workers_end_with_the_main_process():
     process = subprocess.Popen(
         [sys.executable, "-c", WORKERS],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from src.data.cif import Crystal, CrystalError, write_cif
 from src.data.readers import (
     CsvReader,
     DataError,
-    Numbers,
+    PropertyParser,
     Record,
     columns_of,
     crystal_of,
@@ -45,18 +47,18 @@ def test_rows_of_a_table(tmp_path, suffix):
     assert gaps[2] == 2.0
     assert math.isnan(gaps[1])
     assert labels[0] == 1.5
-    assert math.isnan(labels[1])  # text where a number should be
+    assert math.isnan(labels[1])  # text instead of a number
     assert math.isnan(labels[2])
 
 
-def test_properties_come_in_the_order_asked_for(tmp_path):
+def test_properties_are_in_the_requested_order(tmp_path):
     path = write_table(tmp_path / "train.csv")
     first = next(iter(CsvReader(path, ("label", "band_gap"))))
     assert first.properties == (1.5, 0.5)
     assert next(iter(CsvReader(path))).properties == ()
 
 
-def test_without_ids_rows_are_counted(tmp_path):
+def test_without_an_id_column_row_numbers_are_ids(tmp_path):
     path = write_table(tmp_path / "train.csv", ("band_gap", "cif"))
     assert [r.id for r in CsvReader(path)] == ["0", "1", "2"]
 
@@ -70,13 +72,13 @@ def test_rows_are_counted_across_chunks(tmp_path):
     assert records[24_321].where == "train.csv row 24321"
 
 
-def test_an_empty_cell_is_a_row_all_the_same(tmp_path):
+def test_a_row_with_an_empty_cell_is_kept(tmp_path):
     path = tmp_path / "train.csv"
     path.write_text("material_id,cif\na,data_a\nb,\n,data_c\n")
     assert [(r.id, r.cif) for r in CsvReader(path)] == [("a", "data_a"), ("b", ""), ("", "data_c")]
 
 
-def test_a_property_the_file_lacks_is_nan_and_logged(tmp_path, caplog):
+def test_a_property_without_a_column_is_nan_and_logged(tmp_path, caplog):
     path = write_table(tmp_path / "train.csv")
     with caplog.at_level(logging.WARNING):
         records = list(CsvReader(path, ("e_form", "band_gap")))
@@ -91,6 +93,21 @@ def test_no_cif_column(tmp_path):
         list(CsvReader(path))
     assert str(path) in str(error.value)
     assert "['material_id', 'band_gap']" in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".parquet"])
+def test_two_columns_with_the_same_name(tmp_path, suffix):
+    path = tmp_path / f"train{suffix}"
+    names, values = ["id", "cif", "gap", "gap", "x", "x"], ["a", "data_a", "1", "2", "3", "4"]
+    if suffix == ".parquet":
+        parquet.write_table(pa.table([pa.array([value]) for value in values], names), path)
+    else:
+        pd.DataFrame([values], columns=names).to_csv(path, index=False)
+    assert [r.cif for r in CsvReader(path)] == ["data_a"]  # not an error if not requested
+    for read in (lambda: list(CsvReader(path, ("gap",))), lambda: read_properties(path, ["gap"])):
+        with pytest.raises(DataError, match="has 2 columns 'gap': keep one") as error:
+            read()
+        assert str(path) in str(error.value)
 
 
 def corrupt(data: bytes) -> bytes:
@@ -116,7 +133,7 @@ NOT_TABLES = {
 
 
 @pytest.mark.parametrize("name", NOT_TABLES)
-def test_what_is_no_table_is_named(tmp_path, name):
+def test_the_error_names_a_file_that_is_not_a_table(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(NOT_TABLES[name])
     with pytest.raises(DataError) as error:
@@ -124,7 +141,7 @@ def test_what_is_no_table_is_named(tmp_path, name):
     assert str(path) in str(error.value)
 
 
-def test_a_missing_table_is_named(tmp_path):
+def test_the_error_names_a_missing_file(tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.csv"):
         list(CsvReader(tmp_path / "nowhere.csv"))
 
@@ -157,13 +174,13 @@ def test_rows_of_parquet(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["Int64", "string"])
-def test_a_missing_id_of_parquet_is_empty(tmp_path, dtype):
+def test_a_missing_id_in_parquet_is_empty(tmp_path, dtype):
     table = pd.DataFrame({"material_id": pd.array([7, None], dtype=dtype), "cif": "x"})
     table.to_parquet(tmp_path / "x.parquet")
     assert [row.id for row in iter_rows(tmp_path / "x.parquet")] == ["7", ""]
 
 
-def test_parquet_is_read_a_chunk_at_a_time_and_only_what_is_asked_for(tmp_path):
+def test_parquet_is_read_in_chunks_and_only_the_requested_columns(tmp_path):
     path = write_parquet(tmp_path / "train.parquet", 30_000)
     assert columns_of(path) == ["material_id", "cif", "gap", "embedding"]
     rows = iter_rows(path, ["gap"])
@@ -171,7 +188,7 @@ def test_parquet_is_read_a_chunk_at_a_time_and_only_what_is_asked_for(tmp_path):
     assert sum(1 for _ in rows) == 29_999
 
 
-def test_damaged_parquet_is_named(tmp_path):
+def test_the_error_names_a_damaged_parquet_file(tmp_path):
     path = write_parquet(tmp_path / "train.parquet")
     content = path.read_bytes()
     for bad in (b"", b"PAR1", content[:-100], b"a,b\n" * 99):
@@ -183,7 +200,7 @@ def test_damaged_parquet_is_named(tmp_path):
         list(CsvReader(path))
 
 
-def test_the_column_id_names_crystals_where_there_is_no_material_id(tmp_path):
+def test_the_column_id_is_used_if_there_is_no_material_id(tmp_path):
     path = tmp_path / "train.csv"
     path.write_text("id,cif\n007,data_a\n")
     assert [r.id for r in CsvReader(path)] == ["007"]
@@ -191,7 +208,7 @@ def test_the_column_id_names_crystals_where_there_is_no_material_id(tmp_path):
     assert [r.id for r in CsvReader(path)] == ["mp-1"]
 
 
-# Numbers
+# PropertyParser
 
 
 @pytest.mark.parametrize(
@@ -201,46 +218,49 @@ def test_the_column_id_names_crystals_where_there_is_no_material_id(tmp_path):
         *((None, None), ("", None), ("NaN", None), ("n/a", None), (math.nan, None)),
     ],
 )
-def test_numbers(caplog, value, expected):
-    numbers = Numbers(Path("f.csv"), ["x"])
-    (found,) = numbers({"x": value}, "row 0")
+def test_values_are_parsed(caplog, value, expected):
+    parser = PropertyParser(Path("f.csv"), ["x"])
+    (found,) = parser.parse({"x": value}, "row 0")
     assert math.isnan(found) if expected is None else found == expected
-    numbers.warn()
-    assert caplog.text == ""  # a missing value is no mistake
+    parser.warn_of_invalid()
+    assert caplog.text == ""  # a missing value is not an error
 
 
-def test_memory_does_not_grow_with_what_is_no_number():
-    numbers = Numbers(Path("f.csv"), ["x"])
+def test_memory_does_not_grow_with_the_number_of_invalid_values():
+    parser = PropertyParser(Path("f.csv"), ["x"])
     tracemalloc.start()
     for i in range(1000):
-        numbers({"x": "many"}, f"row {i}")
+        parser.parse({"x": "many"}, f"row {i}")
     num_bytes, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert num_bytes < 10_000
 
 
 @pytest.mark.parametrize("value", ["many", "1,5", [1.0], np.zeros(1), {}, math.inf, 1e39, 10**400])
-def test_what_is_no_number_is_counted_and_named(caplog, value):
-    numbers = Numbers(Path("f.csv"), ["gap", "x"])
-    found = [numbers({"gap": i, "x": value if i else 1}, f"row {i}") for i in range(4)]
+def test_values_that_are_not_numbers_are_counted_and_logged(caplog, value):
+    parser = PropertyParser(Path("f.csv"), ["gap", "x"])
+    found = [parser.parse({"gap": i, "x": value if i else 1}, f"row {i}") for i in range(4)]
     assert [gap for gap, _ in found] == [0, 1, 2, 3]
     assert [math.isnan(x) for _, x in found] == [False, True, True, True]
-    numbers.warn()
-    assert "f.csv: 3 values of 'x' are no numbers, and NaN now; the first is" in caplog.text
+    parser.warn_of_invalid()
+    assert (
+        "f.csv: 3 values of 'x' are not numbers and were replaced by NaN; the first is"
+        in caplog.text
+    )
     assert "in row 1" in caplog.text
 
 
-def test_a_table_says_what_was_no_number(tmp_path, caplog):
+def test_the_reader_of_a_table_logs_values_that_are_not_numbers(tmp_path, caplog):
     list(CsvReader(write_table(tmp_path / "train.csv"), ("label",)))
-    assert "1 values of 'label' are no numbers" in caplog.text
+    assert "1 values of 'label' are not numbers" in caplog.text
     assert "'many' in train.csv row 1" in caplog.text
 
 
-def test_a_property_that_nothing_has_is_an_error_that_lists_what_there_is():
-    numbers = Numbers(Path("f.db"), ["gap", "energy"])
-    numbers.known.update({"energy", "band_gap"})
+def test_an_unknown_property_is_an_error_that_lists_the_available_ones():
+    parser = PropertyParser(Path("f.db"), ["gap", "energy"])
+    parser.available.update({"energy", "band_gap"})
     with pytest.raises(DataError, match=r"no crystal has \['gap'\]; .* are: band_gap, energy$"):
-        numbers.check_known()
+        parser.check_names()
 
 
 # A table of properties
@@ -265,12 +285,12 @@ def test_properties_by_id(tmp_path):
 # Records
 
 
-def test_a_record_is_a_crystal_or_the_reason_why_there_is_none():
+def test_a_record_gives_a_crystal_or_the_reason_why_it_cannot():
     crystal = Crystal(np.eye(3) * 4, np.array([11]), np.zeros((1, 3)))
     assert crystal_of(Record("w", "x", crystal=crystal)) is crystal
     text = write_cif(crystal, "x")
     assert crystal_of(Record("w", "x", text)).atom_types.tolist() == [11]
-    with pytest.raises(CrystalError, match=r"^torn apart$"):
-        crystal_of(Record("w", "x", reason="torn apart"))
+    with pytest.raises(CrystalError, match=r"^damaged$"):
+        crystal_of(Record("w", "x", reason="damaged"))
     with pytest.raises(CrystalError, match="empty CIF"):
         crystal_of(Record("w", "x"))

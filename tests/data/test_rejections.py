@@ -1,4 +1,4 @@
-"""Reasons that differ in numbers and names are of one kind."""
+"""Reasons that differ only in numbers and names are of the same kind."""
 
 import pytest
 
@@ -14,7 +14,9 @@ from src.data.rejections import kind_of
         ("two sites share one position", "overlapping atoms"),
         ("21 atoms: more than 20", "too many atoms"),
         ("400 sites under 192 symmetry operations: more than 10000 atoms", "too many atoms"),
-        ("'Wat' is no element", "unknown element"),
+        ("'Wat' is not an element", "unknown element"),
+        ("'Wat' is no element", "unknown element"),  # in caches of earlier versions
+        ("an atom has no element", "unknown element"),
         ("atomic number 103 is outside 1 to 99", "element out of range"),
         ("unknown space group 'P 99'", "unreadable symmetry"),
         ("cell angle 190.0 is not between 0 and 180 degrees", "impossible cell"),

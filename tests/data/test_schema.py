@@ -71,7 +71,7 @@ def test_fields(batch, structures):
     ]  # fmt: skip
 
 
-def test_derived_fields_are_those_of_pymatgen(batch, structures):
+def test_derived_fields_agree_with_pymatgen(batch, structures):
     parameters = np.array([s.lattice.parameters for s in structures])
     volume_per_atom = np.array([[1 / len(s)] for s in structures])
     np.testing.assert_allclose(batch.lengths, parameters[:, :3], rtol=1e-5)
@@ -83,7 +83,7 @@ def test_derived_fields_are_those_of_pymatgen(batch, structures):
     np.testing.assert_allclose(batch.cart_coords, cart_coords, atol=1e-4)
 
 
-def test_structures_survive_to_the_last_bit_of_a_float32(batch, structures):
+def test_conversion_to_structures_and_back_is_exact_in_float32(batch, structures):
     assert any(s.lattice.matrix[0] @ np.cross(*s.lattice.matrix[1:]) < 0 for s in structures)
     for before, after in zip(structures, batch.to_structure(), strict=True):
         assert after.atomic_numbers == before.atomic_numbers
@@ -94,7 +94,7 @@ def test_structures_survive_to_the_last_bit_of_a_float32(batch, structures):
     assert_same(again, batch)
 
 
-def test_real_structures_survive(shared_data):
+def test_conversion_of_real_structures_and_back(shared_data):
     texts = pd.read_csv(shared_data / "mp_20" / "test.csv.gz", nrows=50)["cif"]
     crystals = [read_cif(text) for text in texts]
     structures = [Structure(c.lattice, c.atom_types.tolist(), c.frac_coords) for c in crystals]
@@ -112,7 +112,7 @@ def test_oxidation_states_are_dropped():
     assert batch.to_structure()[0].formula == "Na1 Cl1"
 
 
-def test_ase_atoms_there_and_back(batch, structures):
+def test_conversion_to_ase_atoms_and_back(batch, structures):
     atoms = batch.to_atoms()
     for a, s in zip(atoms, structures, strict=True):
         assert a.pbc.all()
@@ -125,7 +125,7 @@ def test_ase_atoms_there_and_back(batch, structures):
     assert torch.equal(again.atom_types, batch.atom_types)
 
 
-def test_data_list_there_and_back(batch):
+def test_conversion_to_a_data_list_and_back(batch):
     crystals = batch.to_data_list()
     assert all(type(c) is Data for c in crystals)
     again = CrystalBatch.from_data_list(crystals)
@@ -153,7 +153,7 @@ def test_indexing(batch):
     assert last.y["energy"].tolist() == [5]
     assert last.num_nodes == last.num_atoms.item()
     for index in (6, -7):
-        with pytest.raises(IndexError, match=f"crystal {index} of a batch of 6"):
+        with pytest.raises(IndexError, match=f"no crystal {index} in a batch of 6"):
             batch[index]
 
 
@@ -179,11 +179,11 @@ def test_to_another_device(batch):
     assert all(moved[field].is_meta for field in FIELDS)
     assert moved.y["energy"].is_meta
     assert moved.lengths.is_meta
-    assert moved.max_num_atoms == batch.max_num_atoms  # known without asking the device
+    assert moved.max_num_atoms == batch.max_num_atoms  # known without synchronization
     assert moved.replace(frac_coords=moved.frac_coords + 1).max_num_atoms == batch.max_num_atoms
 
 
-def test_replace_leaves_the_original(batch):
+def test_replace_does_not_modify_the_original(batch):
     before = batch.clone()
     atom_types = torch.ones_like(batch.atom_types)
     changed = batch.replace(
@@ -211,7 +211,7 @@ def test_for_sampling():
     assert batch.max_num_atoms == 3
     given = CrystalBatch.for_sampling(num_atoms, torch.tensor([6, 7, 8, 1, 2, 3]))
     assert given.to_data_list()[2].atom_types.tolist() == [2, 3]
-    with pytest.raises(ValueError, match="want frac_coords"):
+    with pytest.raises(ValueError, match="require frac_coords"):
         CrystalBatch.for_sampling(num_atoms, torch.tensor([6, 7]))
 
 
@@ -225,9 +225,9 @@ def test_partial_occupancy_is_refused():
 @pytest.mark.parametrize("symbol", ["X", "Xa", "Qa"])
 def test_dummy_species_are_refused(symbol):
     dummy = Structure(Lattice.cubic(4), [DummySpecies(symbol), "O"], [[0.0, 0, 0], [0.5, 0.5, 0.5]])
-    with pytest.raises(ValueError, match=r"structure 0 .* has a site without element"):
+    with pytest.raises(ValueError, match=r"structure 0 .* has a site without an element"):
         CrystalBatch.from_structures([dummy])
-    with pytest.raises(ValueError, match=r"atoms 0 .* include no element"):
+    with pytest.raises(ValueError, match=r"atoms 0 .* include an atom without an element"):
         CrystalBatch.from_atoms([Atoms("XO", cell=[4, 4, 4], pbc=True)])
 
 
@@ -238,16 +238,16 @@ def test_atoms_without_cell_are_refused():
             CrystalBatch.from_atoms([solid, Atoms("H2", cell=cell)])
 
 
-def test_masked_atoms_have_no_structure(batch):
+def test_masked_atoms_cannot_be_converted(batch):
     masked = batch.replace(atom_types=batch.atom_types * 0)
     for convert in (masked.to_structure, masked.to_atoms):
         with pytest.raises(ValueError, match="mask token"):
             convert()
 
 
-def test_nothing_is_no_batch():
+def test_empty_batches_and_crystals_are_refused():
     for make in (CrystalBatch.from_structures, CrystalBatch.from_atoms):
-        with pytest.raises(ValueError, match="no crystals"):
+        with pytest.raises(ValueError, match="batch of no crystals"):
             make([])
     with pytest.raises(ValueError, match="crystal 0 has no atoms"):
         CrystalBatch.from_structures([Structure(Lattice.cubic(4), [], [])])
@@ -262,10 +262,10 @@ def test_nothing_is_no_batch():
         ("frac_coords", (3, 2), r"not \(3, 2\)"),
         ("lattices", (3, 3), r"and \(3, 3\)"),
         ("lattices", (2, 3, 3), r"and \(2, 3, 3\)"),
-        ("y", (3,), r"y\['gap'\] of 1 crystals is \(3,\)"),
+        ("y", (3,), r"y\['gap'\] must have shape \(1,\), not \(3,\)"),
     ],
 )
-def test_shapes_that_do_not_belong_together(field, shape, message):
+def test_inconsistent_shapes_are_refused(field, shape, message):
     tensors: dict[str, Any] = {
         "atom_types": torch.ones(3, dtype=torch.int64),
         "frac_coords": torch.zeros(3, 3),

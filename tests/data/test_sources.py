@@ -1,4 +1,4 @@
-"""Known sets from a server on this machine, which behaves as badly as servers do."""
+"""Download known sets from a local server, which can be made to fail in various ways."""
 
 import gzip
 import hashlib
@@ -58,9 +58,9 @@ ARCHIVE = make_zip(
         "set/": b"",
         "set/train.csv": TABLES["train.csv"],
         "set/val.csv": TABLES["val.csv"],
-        "__MACOSX/set/._train.csv": b"rubbish",
-        "../../outside.csv": b"rubbish",
-        "set/README.md": b"rubbish",
+        "__MACOSX/set/._train.csv": b"junk",
+        "../../outside.csv": b"junk",
+        "set/README.md": b"junk",
     }
 )
 
@@ -71,7 +71,7 @@ def blob(content: bytes) -> Checksum:
 
 @dataclass
 class Server:
-    """Serves `files` by path; `faults` come first, one for each request, and each request is noted.
+    """Serves `files` by path, and records requests. Each fault replaces the answer to one request.
 
     A fault is a status, `("cut", bytes)`, `("sleep", seconds)`, `("stall", seconds)` (after
     a few bytes) or `("redirect", path)`.
@@ -112,8 +112,8 @@ class Server:
             return
         handler.send_response(206 if start else 200)
         if start:
-            place = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            handler.send_header("Content-Range", place)
+            content_range = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            handler.send_header("Content-Range", content_range)
         handler.send_header("Content-Length", str(len(content) - start))
         handler.end_headers()
         body = content[start : start + value] if kind == "cut" else content[start:]
@@ -135,7 +135,7 @@ def serving(server: Server):
             pass
 
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    httpd.handle_error = lambda *args: None  # a client that has gone away
+    httpd.handle_error = lambda *args: None  # the client has disconnected
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     server.url = f"http://127.0.0.1:{httpd.server_port}"
@@ -156,15 +156,15 @@ def server():
 
 @pytest.fixture(autouse=True)
 def toys(monkeypatch):
-    """Two sets as the known ones are, and a client that soon loses its patience."""
+    """Two small known sets, and short timeouts."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     known = {
         "toy": KnownSet("http://127.0.0.1:9/", {n: blob(c) for n, c in TABLES.items()},
-                        "to be had by all", "Someone 2020"),
+                        "CC0", "Someone 2020"),
         "toy_zip": KnownSet(
             "http://127.0.0.1:9/",
             {"toy.zip": Checksum(sha256=hashlib.sha256(ARCHIVE).hexdigest(), size=len(ARCHIVE))},
-            "to be had by all", "Someone 2020"),
+            "CC0", "Someone 2020"),
     }  # fmt: skip
     for name, source in known.items():
         monkeypatch.setitem(KNOWN_SETS, name, source)
@@ -173,8 +173,8 @@ def toys(monkeypatch):
     monkeypatch.setattr(sources, "CHUNK", CHUNK)
 
 
-def left(folder: Path) -> dict[str, bytes]:
-    """Everything below a folder but the lock."""
+def files_below(folder: Path) -> dict[str, bytes]:
+    """All files below a folder, except locks."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
@@ -196,7 +196,7 @@ def test_every_file_has_a_checksum_and_an_address_at_a_commit():
     assert sum(KNOWN_SETS["mp_20"].crystals.values()) == 45_229
 
 
-def test_the_page_and_the_configs_know_the_same_sets():
+def test_the_page_and_the_configs_list_the_same_sets():
     page = (ROOT / "docs" / "data" / "known_sets.md").read_text()
     for name, source in KNOWN_SETS.items():
         if name.startswith("toy"):
@@ -207,25 +207,25 @@ def test_the_page_and_the_configs_know_the_same_sets():
         counts = [f"{source.crystals[s]:,}" for s in sources.SPLITS if s in source.crystals]
         assert re.findall(r"\d+,\d{3}", row.split("|")[2]) == counts
         assert re.findall(r"up to (\d+)", row) == [str(config["max_num_atoms"])]
-        assert row.endswith(f"| {source.licence} | {source.cite} |")
+        assert row.endswith(f"| {source.license} | {source.cite} |")
 
 
-def test_a_checksum_as_git_has_it(tmp_path):
-    (tmp_path / "file").write_bytes(b"hello\n")  # what `git hash-object` says of it
+def test_the_checksum_agrees_with_git(tmp_path):
+    (tmp_path / "file").write_bytes(b"hello\n")  # expected: output of `git hash-object`
     assert git_blob_sha1(tmp_path / "file") == "ce013625030ba8dba906f756967f9e9ca394464a"
     (tmp_path / "file.gz").write_bytes(gzip.compress(b"hello\n"))
     assert git_blob_sha1(tmp_path / "file.gz") == "ce013625030ba8dba906f756967f9e9ca394464a"
 
 
-# --- a server that does what it should -------------------------------------------------------
+# --- a server without faults -----------------------------------------------------------------
 
 
-def test_whole(server, tmp_path, caplog):
+def test_complete_download(server, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         assert download("toy", tmp_path / "a" / "toy", server.url) == list(TABLES)
-    assert left(tmp_path / "a" / "toy") == TABLES
+    assert files_below(tmp_path / "a" / "toy") == TABLES
     assert server.requests == [(f"/toy/{name}", None) for name in TABLES]
-    assert caplog.text.count("Licence: to be had by all. Cite: Someone 2020.") == 1
+    assert caplog.text.count("License: CC0. Cite: Someone 2020.") == 1
     caplog.clear()
     with caplog.at_level(logging.INFO):
         assert download("toy", tmp_path / "a" / "toy", server.url) == []
@@ -237,14 +237,14 @@ def test_the_published_address(server, tmp_path, monkeypatch):
     published = KnownSet(f"{server.url}/toy/", KNOWN_SETS["toy"].files, "", "")
     monkeypatch.setitem(KNOWN_SETS, "toy", published)
     download("toy", tmp_path)
-    assert left(tmp_path) == TABLES
+    assert files_below(tmp_path) == TABLES
 
 
 def test_redirected(server, tmp_path):
     server.files["/moved"] = server.files.pop("/toy/train.csv")
     server.faults = [("redirect", "/moved")]
     download("toy", tmp_path, server.url)
-    assert left(tmp_path) == TABLES
+    assert files_below(tmp_path) == TABLES
 
 
 @pytest.mark.parametrize("scheme", ["file://", ""])
@@ -253,56 +253,58 @@ def test_a_folder_as_mirror(tmp_path, scheme):
     for name, content in TABLES.items():
         (tmp_path / "mirror" / "toy" / name).write_bytes(content)
     download("toy", tmp_path / "toy", f"{scheme}{tmp_path}/mirror")
-    assert left(tmp_path / "toy") == TABLES
+    assert files_below(tmp_path / "toy") == TABLES
     with pytest.raises(SourceError, match=r"No such file .*toy\.zip"):
         download("toy_zip", tmp_path / "toy_zip", f"{scheme}{tmp_path}/mirror")
-    assert left(tmp_path / "toy_zip") == {}
+    assert files_below(tmp_path / "toy_zip") == {}
 
 
 def test_an_unknown_set(tmp_path):
-    with pytest.raises(SourceError, match="'mp_21' is no known data set; those are mp_20, perov_5"):
+    with pytest.raises(
+        SourceError, match="'mp_21' is not a known data set: choose one of mp_20, perov_5"
+    ):
         download("mp_21", tmp_path)
 
 
-# --- a connection that breaks ----------------------------------------------------------------
+# --- broken connections ----------------------------------------------------------------------
 
 
-def test_cut_off_and_resumed(server, tmp_path, caplog):
+def test_interrupted_and_resumed(server, tmp_path, caplog):
     whole = len(TABLES["train.csv"])
     server.faults = [("cut", 10_000), ("cut", 5_000)]
     download("toy", tmp_path, server.url)
-    assert left(tmp_path) == TABLES
-    # of each piece what had filled the client's buffer is kept
+    assert files_below(tmp_path) == TABLES
+    # of each piece, the complete chunks are kept
     first = 10_000 // CHUNK * CHUNK
     second = first + 5_000 // CHUNK * CHUNK
     assert [asked for _, asked in server.requests[:3]] == [
         None, f"bytes={first}-", f"bytes={second}-",
     ]  # fmt: skip
     assert server.sent[:3] == [10_000, 5_000, whole - second]
-    assert caplog.text.count("again in 0.01 s") == 2
+    assert caplog.text.count("trying again in 0.01 s") == 2
 
 
-def test_a_later_attempt_goes_on(server, tmp_path, monkeypatch):
+def test_a_later_attempt_resumes(server, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "ATTEMPTS", 1)
     server.faults = [("cut", 10_000)]
     with pytest.raises(SourceError, match="Connection broken"):
         download("toy", tmp_path, server.url)
     begun = 10_000 // CHUNK * CHUNK
-    assert left(tmp_path) == {".download/train.csv.part": TABLES["train.csv"][:begun]}
+    assert files_below(tmp_path) == {".download/train.csv.part": TABLES["train.csv"][:begun]}
     download("toy", tmp_path, server.url)
     assert server.requests[1] == ("/toy/train.csv", f"bytes={begun}-")
     assert server.sent[1] == len(TABLES["train.csv"]) - begun
-    assert left(tmp_path) == TABLES
+    assert files_below(tmp_path) == TABLES
     assert not (tmp_path / ".download").exists()
 
 
-def test_a_server_that_sends_all_or_nothing(server, tmp_path):
+def test_a_server_without_support_for_ranges(server, tmp_path):
     server.ranges = False
     server.faults = [("cut", 10_000)]
     download("toy", tmp_path, server.url)
     assert server.requests[1][1] == f"bytes={10_000 // CHUNK * CHUNK}-"
     assert server.sent[:2] == [10_000, len(TABLES["train.csv"])]
-    assert left(tmp_path) == TABLES
+    assert files_below(tmp_path) == TABLES
 
 
 def put_part(folder: Path, content: bytes) -> None:
@@ -314,14 +316,14 @@ def put_part(folder: Path, content: bytes) -> None:
     ("part", "requests"),
     [
         (b"of another file", 2),
-        (b"longer than the file" * 10_000, 2),  # the server cannot go on from there
-        (TABLES["train.csv"], 1),  # nor here, but it is all there
+        (b"longer than the file" * 10_000, 2),  # the server rejects the range
+        (TABLES["train.csv"], 1),  # here too, but the part is complete
     ],
 )
-def test_a_part_that_was_left_there(server, tmp_path, part, requests):
+def test_a_part_left_from_before(server, tmp_path, part, requests):
     put_part(tmp_path, part)
     download("toy", tmp_path, server.url)
-    assert left(tmp_path) == TABLES
+    assert files_below(tmp_path) == TABLES
     asked = [each for path, each in server.requests if path == "/toy/train.csv"]
     assert asked == [f"bytes={len(part)}-", None][:requests]
 
@@ -331,7 +333,7 @@ def test_slow(server, tmp_path, monkeypatch, caplog, kind):
     monkeypatch.setattr(sources, "TIMEOUT", 0.3)
     server.faults = [(kind, 1.0)]
     download("toy", tmp_path, server.url)
-    assert left(tmp_path) == TABLES
+    assert files_below(tmp_path) == TABLES
     assert "no answer within 0.3 s" in caplog.text
     assert len(server.requests) == 4
 
@@ -340,21 +342,21 @@ def test_slow(server, tmp_path, monkeypatch, caplog, kind):
 def test_a_server_that_is_busy(server, tmp_path, status):
     server.faults = [status, status]
     download("toy", tmp_path, server.url)
-    assert left(tmp_path) == TABLES
+    assert files_below(tmp_path) == TABLES
     assert len(server.requests) == 5
 
 
-def test_as_long_as_the_server_asks_for():
+def test_the_delay_the_server_asks_for():
     response = requests.Response()
     response.status_code = 429
     waits = []
     for value in ("7", "100000", "tomorrow"):
         response.headers["Retry-After"] = value
-        waits.append(sources._wait(requests.HTTPError(response=response), 3))
+        waits.append(sources._delay(requests.HTTPError(response=response), 3))
     assert waits == [7.0, sources.MAX_WAIT, 4 * sources.BACKOFF]
 
 
-# --- what cannot be had ----------------------------------------------------------------------
+# --- files that cannot be downloaded ---------------------------------------------------------
 
 
 def assert_says_what_to_do(message: str, url: str, target: Path) -> None:
@@ -371,38 +373,38 @@ def test_corrupted(server, tmp_path):
     with pytest.raises(SourceError, match="published checksum, so they were removed") as error:
         download("toy", tmp_path, server.url)
     assert_says_what_to_do(str(error.value), f"{server.url}/toy/val.csv", tmp_path / "val.csv")
-    assert left(tmp_path) == {"train.csv": TABLES["train.csv"]}
+    assert files_below(tmp_path) == {"train.csv": TABLES["train.csv"]}
     assert not (tmp_path / ".download").exists()
     assert len(server.requests) == 2
     server.files["/toy/val.csv"] = TABLES["val.csv"]
     assert download("toy", tmp_path, server.url) == ["val.csv", "test.csv"]
-    assert left(tmp_path) == TABLES
+    assert files_below(tmp_path) == TABLES
 
 
-def test_a_corrupted_file_in_pieces_is_fetched_twice(server, tmp_path):
+def test_a_corrupted_file_in_pieces_is_downloaded_twice(server, tmp_path):
     server.files["/toy/train.csv"] = b"x" * 3 * CHUNK
     server.faults += [("cut", CHUNK), None] * 3
     with pytest.raises(SourceError, match="do not have the published checksum"):
         download("toy", tmp_path, server.url)
     assert len(server.requests) == 4
-    assert left(tmp_path) == {}
+    assert files_below(tmp_path) == {}
 
 
 def test_a_corrupted_archive(server, tmp_path):
     server.files["/toy_zip/toy.zip"] = ARCHIVE[:-1] + b"x"
     with pytest.raises(SourceError, match="do not have the published checksum"):
         download("toy_zip", tmp_path, server.url)
-    assert left(tmp_path) == {}
+    assert files_below(tmp_path) == {}
 
 
 @pytest.mark.parametrize("status", [404, 403])
-def test_a_file_that_is_not_there(server, tmp_path, status):
+def test_a_missing_file(server, tmp_path, status):
     server.faults = [status]
     with pytest.raises(SourceError, match=f"the server says {status}") as error:
         download("toy", tmp_path, server.url)
     assert_says_what_to_do(str(error.value), f"{server.url}/toy/train.csv", tmp_path / "train.csv")
-    assert len(server.requests) == 1  # and no second attempt
-    assert left(tmp_path) == {}
+    assert len(server.requests) == 1  # no second attempt
+    assert files_below(tmp_path) == {}
 
 
 def test_offline(tmp_path, caplog):
@@ -413,35 +415,35 @@ def test_offline(tmp_path, caplog):
             download("toy", tmp_path / "toy", url)
     target = tmp_path / "toy" / "train.csv"
     assert_says_what_to_do(str(error.value), f"{url}/toy/train.csv", target)
-    assert caplog.text.count("again in") == sources.ATTEMPTS - 1
-    assert left(tmp_path) == {}
+    assert caplog.text.count("trying again in") == sources.ATTEMPTS - 1
+    assert files_below(tmp_path) == {}
 
 
-def test_an_address_that_is_none(tmp_path):
+def test_an_invalid_address(tmp_path):
     with pytest.raises(SourceError, match="No connection adapters were found for 'gopher://x/toy"):
         download("toy", tmp_path, "gopher://x")
 
 
-# --- files that were put there ---------------------------------------------------------------
+# --- files put there by the user -------------------------------------------------------------
 
 
-def test_files_that_were_put_there(server, tmp_path, caplog):
+def test_files_put_there_by_the_user(server, tmp_path, caplog):
     (tmp_path / "train.csv").write_bytes(TABLES["train.csv"])
     (tmp_path / "val.csv.gz").write_bytes(gzip.compress(TABLES["val.csv"]))
     assert download("toy", tmp_path, server.url) == ["test.csv"]
     assert [path for path, _ in server.requests] == ["/toy/test.csv"]
-    assert "is not the file" not in caplog.text
+    assert "differs from the published file" not in caplog.text
 
 
-def test_ones_own_version_is_used_with_a_warning(server, tmp_path, caplog):
+def test_a_modified_file_is_used_with_a_warning(server, tmp_path, caplog):
     own = {"train.csv": b"mine", "val.csv.gz": gzip.compress(b"mine"), "test.csv.gz": b"damaged"}
     for name, content in own.items():
         (tmp_path / name).write_bytes(content)
     assert download("toy", tmp_path, server.url) == []
     for name in own:
-        text = f"{tmp_path / name} is not the file that is published as toy: it is used as it is"
+        text = f"{tmp_path / name} differs from the published file of toy. It is used as it is"
         assert text in caplog.text
-    assert left(tmp_path) == own
+    assert files_below(tmp_path) == own
     assert server.requests == []
 
 
@@ -451,20 +453,20 @@ def test_ones_own_version_is_used_with_a_warning(server, tmp_path, caplog):
 def test_an_archive_is_unpacked(server, tmp_path):
     folder = tmp_path / "deep" / "toy_zip"
     assert download("toy_zip", folder, server.url) == ["toy.zip"]
-    assert left(tmp_path / "deep") == {
+    assert files_below(tmp_path / "deep") == {
         "toy_zip/train.csv": TABLES["train.csv"], "toy_zip/val.csv": TABLES["val.csv"],
     }  # fmt: skip
     assert download("toy_zip", folder, server.url) == []
     assert len(server.requests) == 1
 
 
-def test_an_archive_that_was_put_there(server, tmp_path):
+def test_an_archive_put_there_by_the_user(server, tmp_path):
     (tmp_path / "toy.zip").write_bytes(ARCHIVE)
     (tmp_path / "val.csv").write_bytes(b"mine")
     download("toy_zip", tmp_path, server.url)
     assert server.requests == []
     expected = {"toy.zip": ARCHIVE, "train.csv": TABLES["train.csv"], "val.csv": b"mine"}
-    assert left(tmp_path) == expected
+    assert files_below(tmp_path) == expected
 
 
 def test_an_archive_does_not_choose_where_its_tables_go(tmp_path):
@@ -473,23 +475,26 @@ def test_an_archive_does_not_choose_where_its_tables_go(tmp_path):
     archive = make_zip({"../../train.csv": b"1", "/val.csv": b"2", "../test.csv": b"3"})
     (folder / "toy.zip").write_bytes(archive)
     download("toy_zip", folder)
-    assert left(tmp_path).keys() == {f"a/b/{name}" for name in ("toy.zip", *TABLES)}
+    assert files_below(tmp_path).keys() == {f"a/b/{name}" for name in ("toy.zip", *TABLES)}
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"no archive", "is not a readable archive, remove it"),
-        (ARCHIVE[:200] + b"x" * 20 + ARCHIVE[220:], "is not a readable archive, remove it"),
-        (make_zip({"a/val.csv": b""}), r"has no train\.csv in it"),
-        (make_zip({"a/train.csv": b"", "b/train.csv": b""}), r"has a/train\.csv and b/train\.csv"),
+        (b"no archive", "is not a readable zip archive, remove it"),
+        (ARCHIVE[:200] + b"x" * 20 + ARCHIVE[220:], "is not a readable zip archive, remove it"),
+        (make_zip({"a/val.csv": b""}), r"does not contain train\.csv"),
+        (
+            make_zip({"a/train.csv": b"", "b/train.csv": b""}),
+            r"contains both a/train\.csv and b/train\.csv",
+        ),
     ],
 )
 def test_an_archive_that_cannot_be_used(tmp_path, content, message):
     (tmp_path / "toy.zip").write_bytes(content)
     with pytest.raises(SourceError, match=message):
         download("toy_zip", tmp_path)
-    assert left(tmp_path) == {"toy.zip": content}
+    assert files_below(tmp_path) == {"toy.zip": content}
 
 
 # --- many processes --------------------------------------------------------------------------
@@ -508,8 +513,8 @@ print(sources.download("toy", data_dir, url, progress=False))
 """
 
 
-def test_processes_that_start_at_once_fetch_once(server, tmp_path):
-    server.faults = [("sleep", 0.5)]  # so that they meet
+def test_processes_that_start_at_once_download_once(server, tmp_path):
+    server.faults = [("sleep", 0.5)]  # so that the others have to wait
     sums = {name: checksum.git_blob_sha1 for name, checksum in KNOWN_SETS["toy"].files.items()}
     command = [sys.executable, "-c", FETCH, json.dumps(sums), str(tmp_path), server.url]
     processes = [
@@ -524,11 +529,11 @@ def test_processes_that_start_at_once_fetch_once(server, tmp_path):
         process.stdin.flush()
     answers = [process.communicate(timeout=60)[0] for process in processes]
     assert sorted(answers, key=len) == ["[]\n", "[]\n", f"{list(TABLES)}\n"]
-    assert left(tmp_path) == TABLES
+    assert files_below(tmp_path) == TABLES
     assert [path for path, _ in server.requests] == [f"/toy/{name}" for name in TABLES]
 
 
-# --- by Lightning's view of the data ---------------------------------------------------------
+# --- with a DataModule -----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -537,26 +542,26 @@ def options(server, tmp_path):
             "cache_dir": tmp_path / "cache"}  # fmt: skip
 
 
-def test_a_folder_that_is_not_there_is_fetched(server, tmp_path, options):
+def test_a_missing_folder_is_downloaded(server, tmp_path, options):
     DataModule(tmp_path / "toy", **options).prepare_data()
-    assert left(tmp_path / "toy") == TABLES
+    assert files_below(tmp_path / "toy") == TABLES
     data = DataModule(tmp_path / "toy", **{**options, "base_url": None})
     data.prepare_data()
     assert [len(data.dataset(split)) for split in ("train", "val", "test")] == [150, 4, 3]
     assert len(server.requests) == 3
 
 
-def test_a_command_that_asks_for_a_split_fetches_too(tmp_path, options):
+def test_reading_a_split_downloads_too(tmp_path, options):
     assert len(DataModule(tmp_path / "toy", **options).dataset("test")) == 3
 
 
-def test_what_was_cut_off_is_completed(server, tmp_path, options):
+def test_an_incomplete_folder_is_completed(server, tmp_path, options):
     server.faults = [None, 404]
     with pytest.raises(SourceError, match="404"):
         DataModule(tmp_path / "toy", **options).prepare_data()
-    assert list(left(tmp_path / "toy")) == ["train.csv"]
+    assert list(files_below(tmp_path / "toy")) == ["train.csv"]
     DataModule(tmp_path / "toy", **options).prepare_data()
-    assert left(tmp_path / "toy") == TABLES
+    assert files_below(tmp_path / "toy") == TABLES
 
 
 @pytest.mark.parametrize(
@@ -567,7 +572,7 @@ def test_what_was_cut_off_is_completed(server, tmp_path, options):
         ({"a/b.cif": b"data_x"}, pytest.raises(DataError, match="1 of 1 crystals rejected")),
     ],
 )
-def test_nothing_is_added_to_what_is_someones_own(server, tmp_path, options, files, outcome):
+def test_nothing_is_added_to_a_folder_with_other_files(server, tmp_path, options, files, outcome):
     for name, content in files.items():
         (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "mine" / name).write_bytes(content)
@@ -575,33 +580,34 @@ def test_nothing_is_added_to_what_is_someones_own(server, tmp_path, options, fil
     with outcome:
         data.prepare_data()
     assert server.requests == []
-    assert left(tmp_path / "mine") == files
+    assert files_below(tmp_path / "mine") == files
 
 
-def test_a_file_is_no_place_for_a_set(server, tmp_path, options):
+def test_nothing_is_downloaded_if_data_dir_is_a_file(server, tmp_path, options):
     (tmp_path / "mine.csv").write_bytes(TABLES["train.csv"])
     assert len(DataModule(tmp_path / "mine.csv", **options).dataset("train")) == 120
     assert server.requests == []
 
 
-def test_nothing_is_fetched_unasked(tmp_path, options):
+def test_nothing_is_downloaded_without_download(tmp_path, options):
     with pytest.raises(DataError, match="There is no folder"):
         DataModule(tmp_path / "toy", **{**options, "download": False}).prepare_data()
     assert not (tmp_path / "toy").exists()
 
 
 @pytest.mark.parametrize("source", [None, "mp_21"])
-def test_a_source_that_is_none(tmp_path, source):
+def test_an_unknown_source(tmp_path, source):
     with pytest.raises(DataError, match=r"data\.source=.* is none of mp_20, perov_5"):
         DataModule(tmp_path, source=source, download=True)
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_missing_set_names_the_command(tmp_path, there):
+def test_the_error_for_a_missing_set_has_the_command(tmp_path, there):
     if there:
         (tmp_path / "mp_20").mkdir()
     command = (
-        f"`python scripts/download_data.py mp_20 --data-dir {tmp_path}` fetches this known set"
+        f"`python scripts/download_data.py mp_20 --data-dir {tmp_path}` downloads this known data "
+        "set"
     )
     with pytest.raises(DataError) as error:
         find_readers(tmp_path / "mp_20")

@@ -1,4 +1,4 @@
-"""Who is in which split: by files, shares, columns, compositions and prototypes."""
+"""Splits given by files or columns, and splits made at random, by composition or prototype."""
 
 import csv
 import logging
@@ -19,12 +19,12 @@ from src.data.readers import SPLITS, CsvReader
 from src.data.splits import (
     COLUMNS,
     SplitOptions,
-    assign,
-    deal_out,
+    assign_splits,
     find_readers,
     formula,
     prototype,
     read_splits,
+    split_crystals,
     write_splits,
 )
 from src.data.structures import StructureReader, to_crystal, write_structures
@@ -34,12 +34,12 @@ PEROVSKITE = [[0, 0, 0], [0.5] * 3, [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
 
 
 def cubic(a: float, *species: str) -> Structure:
-    """CsCl, or a perovskite."""
+    """The CsCl structure or a cubic perovskite, or as many of its atoms as there are species."""
     return Structure(Lattice.cubic(a), species, PEROVSKITE[: len(species)])
 
 
 def make_folder(folder: Path, num: int = 40) -> Path:
-    """CIFs at two depths: each formula four times, with slightly other cells."""
+    """CIFs at two depths: each formula four times, in slightly different cells."""
     pairs = [(a, b) for a in ("Na", "K", "Rb", "Cs", "Li") for b in ("F", "Cl", "Br", "I")]
     for i in range(num):
         structure = cubic(3.5 + i / 100, *pairs[i // 4])
@@ -79,7 +79,7 @@ def write_table(path: Path, **columns) -> Path:
     return path
 
 
-def test_a_folder_that_is_split_is_taken_as_it_is(tmp_path):
+def test_a_folder_with_splits_is_read_as_it_is_split(tmp_path):
     write_table(tmp_path / "train.csv", gap=[1, 2])
     write_table(tmp_path / "val.parquet")
     write_table(tmp_path / "test.csv.gz")
@@ -89,7 +89,7 @@ def test_a_folder_that_is_split_is_taken_as_it_is(tmp_path):
         "val": CsvReader(tmp_path / "val.parquet", ("gap",)),
         "test": CsvReader(tmp_path / "test.csv.gz", ("gap",)),
     }
-    with pytest.raises(DataError, match=r"holds the splits train, val, test already"):
+    with pytest.raises(DataError, match=r"already contains the splits train, val, test: remove"):
         find_readers(tmp_path, options=SplitOptions("composition"))
     with pytest.raises(DataError, match=r"no split has a column \['energy'\]; .* are: gap"):
         find_readers(tmp_path, ["energy", "gap"])
@@ -105,7 +105,7 @@ def test_splits_in_other_formats(tmp_path):
 
 
 def test_real_tables(shared_data):
-    readers = find_readers(shared_data / "perov_5", ("heat_all",))  # which train has not
+    readers = find_readers(shared_data / "perov_5", ("heat_all",))  # train has no such column
     assert isinstance(readers, dict)
     assert list(readers) == list(SPLITS)
     record = next(iter(readers["test"]))
@@ -113,7 +113,7 @@ def test_real_tables(shared_data):
     assert len(record.properties) == 1
 
 
-def test_all_else_is_one_reader(tmp_path):
+def test_anything_else_is_read_by_one_reader(tmp_path):
     folder = make_folder(tmp_path / "cifs", 4)
     assert find_readers(folder) == StructureReader(folder, (), "*.cif")
     table = write_table(tmp_path / "mine.csv")
@@ -123,62 +123,64 @@ def test_all_else_is_one_reader(tmp_path):
 def test_folders_without_crystals(tmp_path):
     with pytest.raises(DataError, match=r"There is no folder .*nowhere.*Point data\.data_dir"):
         find_readers(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"holds neither train\.csv .* nor any file \*\.cif"):
+    with pytest.raises(DataError, match=r"contains neither train\.csv .* nor any file \*\.cif"):
         find_readers(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (SplitOptions(ratio=(0.8, 0.2)), "split_ratio"),
+        (SplitOptions(ratio=(0.8, 0.2)), "split_ratio must be three numbers"),
         (SplitOptions(ratio=(0.5, 0.6, -0.1)), "split_ratio"),
         (SplitOptions(ratio=(0, 0, 0)), "split_ratio"),
         (SplitOptions(ratio=(0.5, float("nan"), 0.5)), "split_ratio"),
-        (SplitOptions("colour"), "data.split_by is one of random, column"),
-        (SplitOptions("column"), r"split_by=column and data\.split_column=\.\.\. go together"),
+        (SplitOptions("colour"), "data.split_by must be one of random, column"),
+        (SplitOptions("column"), r"split_by=column and data\.split_column=\.\.\. must be given"),
         (SplitOptions("random", file=Path("s.csv")), r"split_by=file and data\.split_file"),
     ],
 )
-def test_options_that_cannot_be_met(tmp_path, options, message):
+def test_invalid_options(tmp_path, options, message):
     make_folder(tmp_path, 4)
     with pytest.raises(DataError, match=message):
         find_readers(tmp_path, options=options)
 
 
-# Dealing out
+# Making splits
 
 
-def test_shares_are_met():
+def test_splits_have_the_requested_sizes():
     for total in (10, 33, 100, 1001):
-        counts = np.bincount(assign(np.arange(total), (0.8, 0.1, 0.1), 0), minlength=3)
+        counts = np.bincount(assign_splits(np.arange(total), (0.8, 0.1, 0.1), 0), minlength=3)
         assert counts.sum() == total
         assert np.abs(counts - total * np.array([0.8, 0.1, 0.1])).max() < 1
-    assert np.bincount(assign(np.arange(20), (5, 3, 2), 0)).tolist() == [10, 6, 4]
-    assert set(assign(np.arange(7), (0, 0, 1), 0).tolist()) == {2}
+    assert np.bincount(assign_splits(np.arange(20), (5, 3, 2), 0)).tolist() == [10, 6, 4]
+    assert set(assign_splits(np.arange(7), (0, 0, 1), 0).tolist()) == {2}
 
 
-def test_groups_stay_together_and_no_split_gets_a_group_too_much():
+def test_groups_stay_together_and_a_split_exceeds_its_share_by_less_than_a_group():
     rng = np.random.default_rng(0)
     for seed in range(20):
         groups = rng.zipf(1.5, 500).clip(max=60)
-        places = assign(groups, (0.7, 0.2, 0.1), seed)
-        assert all(len(set(places[groups == group])) == 1 for group in set(groups))
-        excess = np.bincount(places, minlength=3) - 500 * np.array([0.7, 0.2, 0.1])
+        split_indices = assign_splits(groups, (0.7, 0.2, 0.1), seed)
+        assert all(len(set(split_indices[groups == group])) == 1 for group in set(groups))
+        excess = np.bincount(split_indices, minlength=3) - 500 * np.array([0.7, 0.2, 0.1])
         assert excess.max() < np.bincount(groups).max()
-        assert (assign(groups, (7, 2, 1), seed) == places).all()
-    assert (assign(np.arange(99), (1, 1, 1), 1) != assign(np.arange(99), (1, 1, 1), 2)).any()
+        assert (assign_splits(groups, (7, 2, 1), seed) == split_indices).all()
+    assert (
+        assign_splits(np.arange(99), (1, 1, 1), 1) != assign_splits(np.arange(99), (1, 1, 1), 2)
+    ).any()
 
 
 @pytest.mark.parametrize("by", ["random", "composition", "prototype"])
-def test_a_seed_decides_and_all_crystals_are_dealt_out(tmp_path, by):
+def test_splits_depend_on_the_seed_only_and_contain_all_crystals(tmp_path, by):
     folder = make_folder(tmp_path / "cifs")
     ratio = (0.5, 0.3, 0.2)
     first = splits_of(make(folder, tmp_path / "1", split_by=by, split_ratio=ratio))
     again = splits_of(make(folder, tmp_path / "2", split_by=by, split_ratio=ratio))
     assert first == again
-    dealt = list(chain(*first.values()))
-    assert sorted(dealt) == sorted([f"{'deep/' if i % 2 else ''}{i:02d}" for i in range(40)])
-    if by == "prototype":  # all are of the CsCl type
+    assigned = list(chain(*first.values()))
+    assert sorted(assigned) == sorted([f"{'deep/' if i % 2 else ''}{i:02d}" for i in range(40)])
+    if by == "prototype":  # all have the CsCl structure
         assert list(first) == ["train"]
         return
     other = splits_of(make(folder, tmp_path / "1", split_by=by, split_ratio=ratio, split_seed=1))
@@ -195,15 +197,16 @@ def test_crystals_are_read_once_for_all_splits(tmp_path, caplog):
         for by in ("random", "composition", "random"):
             splits_of(make(folder, cache, split_by=by))
     assert caplog.text.count("Read 40 crystals of") == 1
-    assert caplog.text.count("train, val, test by ") == 2
+    assert caplog.text.count("Split by ") == 2
     path = next(cache.glob("*/random*/splits.csv"))
-    assert caplog.text.count(f"The splits are those of {path}") == 1
+    assert caplog.text.count(f"Using the splits in {path}") == 1
     assert len(list(cache.glob("*/*/splits.csv"))) == 2
     path = next(cache.glob("*/composition*/splits.csv"))
-    assert f"train, val, test by composition: 32, 4, 4 crystals; see {path}" in caplog.text
+    expected = f"Split by composition into 32 train, 4 val and 4 test crystals; see {path}"
+    assert expected in caplog.text
 
 
-def test_a_split_that_no_crystal_is_in(tmp_path):
+def test_an_empty_split(tmp_path):
     folder = make_folder(tmp_path / "cifs", 4)
     data = make(folder, tmp_path / "cache", split_ratio=(1, 0, 0))
     assert len(data.dataset("train")) == 4
@@ -214,7 +217,7 @@ def test_a_split_that_no_crystal_is_in(tmp_path):
 # splits.csv
 
 
-def test_splits_are_written_beside_the_cache(tmp_path):
+def test_splits_are_written_next_to_the_cache(tmp_path):
     folder, cache = make_folder(tmp_path / "cifs"), tmp_path / "cache"
     found = splits_of(make(folder, cache, split_by="composition"))
     rows = rows_of(written(cache))
@@ -226,7 +229,7 @@ def test_splits_are_written_beside_the_cache(tmp_path):
     assert [path.name for path in written(cache).parent.iterdir()] == ["splits.csv"]
 
 
-def test_splits_of_before_are_used_again(tmp_path):
+def test_existing_splits_are_used_again(tmp_path):
     folder, cache = make_folder(tmp_path / "cifs"), tmp_path / "cache"
     before = splits_of(make(folder, cache, split_by="composition", split_seed=7))
     path = tmp_path / "splits.csv"
@@ -237,14 +240,18 @@ def test_splits_of_before_are_used_again(tmp_path):
     rows = rows_of(path)
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-2]))
-    with pytest.raises(DataError, match=r"2 crystals: .*are in the data alone") as error:
+    with pytest.raises(
+        DataError, match=r"Only in the data: 2 crystals: .* Only in the file: no crystals\."
+    ) as error:
         splits_of(make(folder, cache, split_by="file", split_file=path))
     assert f"{rows[-1]['id']} ({rows[-1]['file']})" in str(error.value)
     path.write_text("".join([*lines, "new,new.cif,val,\n"]))
-    with pytest.raises(DataError, match=r"1 crystals: new \(new\.cif\), in the file alone"):
+    with pytest.raises(DataError, match=r"Only in the file: 1 crystal: new \(new\.cif\)\."):
         splits_of(make(folder, cache, split_by="file", split_file=path))
     path.write_text("".join(lines).replace(",val,", ",nowhere,"))
-    with pytest.raises(DataError, match=r"line \d+: the split is 'nowhere'"):
+    with pytest.raises(
+        DataError, match=r"line \d+: the split is 'nowhere', but must be one of train"
+    ):
         splits_of(make(folder, cache, split_by="file", split_file=path))
     for text in ("", "a,b\n1,2\n"):
         path.write_text(text)
@@ -254,19 +261,19 @@ def test_splits_of_before_are_used_again(tmp_path):
         splits_of(make(folder, cache, split_by="file", split_file=tmp_path / "no" / "splits.csv"))
 
 
-def test_crystals_of_one_name_keep_their_order(tmp_path):
+def test_crystals_with_the_same_id_and_file_keep_their_order(tmp_path):
     keys = [("x", "a.csv"), ("x", "a.csv"), ("x", "b.csv")]
     write_splits(tmp_path / "splits.csv", keys, np.array([2, 0, 1]), [""] * 3)
     assert read_splits(tmp_path / "splits.csv", keys).tolist() == [2, 0, 1]
 
 
-def test_damaged_splits_are_made_again(tmp_path, caplog):
+def test_damaged_splits_are_recreated(tmp_path, caplog):
     folder, cache = make_folder(tmp_path / "cifs"), tmp_path / "cache"
     before = splits_of(make(folder, cache))
     content = written(cache).read_bytes()
     written(cache).write_bytes(content[:200])
     assert splits_of(make(folder, cache)) == before
-    assert "The splits are made again" in caplog.text
+    assert "Splitting the data again: " in caplog.text
     assert written(cache).read_bytes() == content
 
 
@@ -274,7 +281,7 @@ def test_damaged_splits_are_made_again(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_a_column_says_the_split(tmp_path, suffix):
+def test_splits_by_column(tmp_path, suffix):
     path = write_table(tmp_path / f"mine{suffix}", gap=[1.5, None], split=["Train", "valid"])
     data = make(
         path, tmp_path / "cache", properties=["gap"], split_by="column", split_column="split"
@@ -286,12 +293,12 @@ def test_a_column_says_the_split(tmp_path, suffix):
     assert [row["split"] for row in rows_of(written(tmp_path / "cache"))] == ["train", "val"]
 
 
-def test_an_unknown_split_is_named_with_its_row(tmp_path):
+def test_the_error_names_an_unknown_split_and_its_row(tmp_path):
     path = write_table(tmp_path / "mine.csv", fold=["train", "extra"])
     options = {"split_by": "column"}
     with pytest.raises(DataError, match=r"mine\.csv row 1: 'fold' is 'extra', .*: train, training"):
         make(path, tmp_path / "cache", split_column="fold", **options).dataset("train")
-    with pytest.raises(DataError, match=r"mine\.csv row 0: 'split' is not there"):
+    with pytest.raises(DataError, match=r"mine\.csv row 0: 'split' is missing"):
         make(path, tmp_path / "cache", split_column="split", **options).dataset("train")
 
 
@@ -315,7 +322,7 @@ def perturbed(structure: Structure, distance: float, seed: int = 0) -> Structure
     )  # fmt: skip
 
 
-def test_a_prototype_does_not_tell_elements_cells_or_origins():
+def test_a_prototype_does_not_depend_on_elements_cell_or_origin():
     names = set()
     rocksalt = Structure.from_spacegroup(
         "Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0, 0, 0], [0.5] * 3]
@@ -335,7 +342,7 @@ def test_a_prototype_does_not_tell_elements_cells_or_origins():
     assert distorted != prototype(to_crystal(perovskite))
 
 
-def test_without_symmetry_a_prototype_is_a_formula():
+def test_a_prototype_without_symmetry_is_the_formula():
     same = Crystal(np.eye(3) * 4, np.array([11, 11]), np.zeros((2, 3)))
     assert prototype(same) == "Na without symmetry"
 
@@ -347,8 +354,8 @@ def test_real_crystals_by_prototype(tmp_path, shared_data):
         options = SplitOptions(by)
         reader = find_readers(tmp_path / "mine.csv", options=options)
         assert isinstance(reader, StructureReader)
-        whole = load_split(reader, ReadOptions(), tmp_path / "cache")
-        splits = deal_out(whole, reader, options)
+        dataset = load_split(reader, ReadOptions(), tmp_path / "cache")
+        splits = split_crystals(dataset, reader, options)
         assert sum(map(len, splits.values())) == 300
         table = rows_of(next((tmp_path / "cache").glob(f"*/{by}*/splits.csv")))
         sizes = Counter(row["group"] for row in table)

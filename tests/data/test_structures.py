@@ -35,13 +35,14 @@ from src.data.structures import (
     write_structures,
     written_name,
 )
+from src.utils.errors import UserError
 
 TRICLINIC = Lattice.from_parameters(3.1, 4.2, 5.3, 81, 95, 107)
 
 
 @pytest.fixture
 def crystal() -> Structure:
-    """Three elements, a triclinic cell, atoms of one element apart."""
+    """Three elements in a triclinic cell; the two O atoms are not adjacent in the list."""
     coords = [[0, 0, 0], [0.5, 0.5, 0.48], [0.51, 0.02, 0.5], [0.99, 0.5, 0.03]]
     return Structure(TRICLINIC, ["Sr", "O", "Ti", "O"], coords)
 
@@ -64,7 +65,7 @@ NAMES = ["a.cif", "POSCAR", "CONTCAR.mp-2", "a.vasp", "a.extxyz", "a.json", "a.j
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_written_reads_back(tmp_path, crystal, name):
+def test_written_files_read_back(tmp_path, crystal, name):
     path = tmp_path / "deep" / name
     write_structures(path, [crystal], ["mine"])
     (item,), skipped = read_structures(path)
@@ -76,7 +77,7 @@ def test_what_is_written_reads_back(tmp_path, crystal, name):
 
 
 @pytest.mark.parametrize("name", ["a.cif", "a.xyz", "a.json", "a.cif.gz"])
-def test_many_in_one_file(tmp_path, crystal, name):
+def test_several_crystals_in_one_file(tmp_path, crystal, name):
     others = [crystal, Structure(TRICLINIC.scale(30), ["C"], [[0.1, 0.2, 0.3]]), crystal]
     write_structures(tmp_path / name, others, ["x", "y", "z"])
     found, skipped = read_structures(tmp_path)
@@ -89,7 +90,7 @@ def test_many_in_one_file(tmp_path, crystal, name):
 
 
 @pytest.mark.parametrize("name", ["a.cif", "POSCAR", "a.json"])
-def test_what_pymatgen_writes(tmp_path, crystal, name):
+def test_files_written_by_pymatgen(tmp_path, crystal, name):
     crystal.add_oxidation_state_by_element({"Sr": 2, "Ti": 4, "O": -2})
     crystal.to(str(tmp_path / name))
     (item,), _ = read_structures(tmp_path)
@@ -99,7 +100,7 @@ def test_what_pymatgen_writes(tmp_path, crystal, name):
 
 
 @pytest.mark.parametrize("name", ["a.cif", "POSCAR", "a.extxyz", "a.traj", "a.gen"])
-def test_what_ase_writes(tmp_path, crystal, name):
+def test_files_written_by_ase(tmp_path, crystal, name):
     atoms = crystal.to_ase_atoms()
     atoms = atoms[np.argsort(atoms.numbers)] if name in ("POSCAR", "a.gen") else atoms
     ase.io.write(tmp_path / name, atoms)
@@ -138,7 +139,7 @@ def test_a_folder_is_searched_at_any_depth_in_order(tmp_path, crystal):
     assert ids(tmp_path) == ["a", "b/POSCAR", "b/c/x.1"]
 
 
-def test_an_archive_is_a_folder(tmp_path, crystal):
+def test_an_archive_is_read_like_a_folder(tmp_path, crystal):
     write_structures(tmp_path / "a.cif", [crystal], ["a"])
     write_structures(tmp_path / "f.extxyz", [crystal] * 2, ["u", "v"])
     (tmp_path / "in").mkdir()
@@ -182,11 +183,11 @@ def test_real_crystals(tmp_path, shared_data):
             assert_same(old.structure, new.structure, atol=1e-5)
 
 
-# What cannot be read
+# Files that cannot be read
 
 
 def bad_files(folder: Path, crystal: Structure) -> dict[str, str]:
-    """Writes them; what is said of each."""
+    """Write files that cannot be read. Returns part of the expected reason for each."""
     half = Structure(TRICLINIC, [{"Na": 0.5, "K": 0.5}], [[0, 0, 0]])
     half.to(str(folder / "half.cif"))
     (folder / "half.json").write_text(json.dumps(half.as_dict()))
@@ -214,24 +215,24 @@ def bad_files(folder: Path, crystal: Structure) -> dict[str, str]:
     return {
         "half.cif": "not an ordered crystal",
         "half.json": "not an ordered crystal",
-        "dummy.json": "no element",
+        "dummy.json": "an atom has no element",
         "water.xyz": "not periodic",
         "slab.extxyz": "not periodic",
         "slab.json": "not periodic",
         "vasp4.vasp": "does not say which elements",
         "empty.cif": "empty CIF",
         "bytes.cif": "not valid CIF",
-        "other.json": "no pymatgen Structure",
+        "other.json": "not a pymatgen Structure",
         "cut.json": "JSONDecodeError",
         "cut.zip": "BadZipFile",
-        "notes.txt": "of no format",
+        "notes.txt": "not in a format that pymatgen or ASE can read",
         "flat.xyz": "not periodic",
         "cut.extxyz, frame 1": "XYZError",
     }
 
 
 @pytest.mark.filterwarnings("ignore:dict interface is deprecated")
-def test_what_cannot_be_read_is_named(tmp_path, crystal):
+def test_files_that_cannot_be_read_are_listed_with_reasons(tmp_path, crystal):
     expected = bad_files(tmp_path, crystal)
     write_structures(tmp_path / "good.cif", [crystal], ["good"])
     found, skipped = read_structures(tmp_path)
@@ -243,7 +244,7 @@ def test_what_cannot_be_read_is_named(tmp_path, crystal):
 
 
 def test_nothing_in_a_file_is_executed(tmp_path, crystal):
-    """pymatgen's own reader would import and call what a site's properties name."""
+    """pymatgen's own reader would import and call the classes that site properties name."""
     content = crystal.as_dict()
     trap = {"@module": "tests_trap", "@class": "Trap"}
     content["sites"][0]["properties"] = {"magmom": trap}
@@ -262,10 +263,10 @@ def test_no_crystal_at_all(tmp_path, given):
         read_structures(tmp_path / given)
 
 
-def test_what_cannot_be_written(tmp_path, crystal):
-    with pytest.raises(ValueError, match="a POSCAR holds one crystal, not 2"):
+def test_crystals_that_cannot_be_written(tmp_path, crystal):
+    with pytest.raises(UserError, match="a POSCAR holds one crystal, not 2"):
         write_structures(tmp_path / "POSCAR", [crystal] * 2, ["a", "b"])
-    with pytest.raises(ValueError, match="no format"):
+    with pytest.raises(UserError, match="cannot be written in the format of this name: use"):
         write_structures(tmp_path / "a.docx", [crystal], ["a"])
     flat = Structure(Lattice([[3, 0, 0], [6, 0, 0], [0, 0, 3]]), ["H"], [[0, 0, 0]])
     with pytest.raises(CrystalError, match="no volume"):
@@ -273,10 +274,10 @@ def test_what_cannot_be_written(tmp_path, crystal):
     assert list(tmp_path.iterdir()) == []
 
 
-# Forms
+# Conversions
 
 
-def test_forms_of_a_crystal(crystal):
+def test_conversions_of_a_crystal(crystal):
     arrays = to_crystal(crystal)
     assert_same(to_structure(arrays), crystal, atol=1e-12)
     atoms = to_atoms(arrays, "x")
@@ -301,7 +302,7 @@ def test_coordinates_are_wrapped():
     ("given", "reason"),
     [
         (Atoms(cell=[3, 3, 3], pbc=True), "no atoms"),
-        (Atoms("X", cell=[3, 3, 3], pbc=True), "no element"),
+        (Atoms("X", cell=[3, 3, 3], pbc=True), "an atom has no element"),
         (Atoms("H", cell=[3, 3, 0], pbc=True), "not periodic"),
         (Atoms("H", cell=[3, 3, 2e4], pbc=True), "a lattice entry"),
         (Atoms("H", [[np.nan] * 3], cell=[3, 3, 3], pbc=True), "not finite"),
@@ -312,28 +313,28 @@ def test_coordinates_are_wrapped():
         (Structure(Lattice(np.eye(3) * 3, pbc=(True, True, False)), ["H"], [[0] * 3]), "periodic"),
     ],
 )
-def test_what_is_no_crystal(given, reason):
+def test_invalid_crystals_are_rejected(given, reason):
     with pytest.raises(CrystalError, match=reason):
         to_crystal(given)
 
 
-def test_wild_crystals_of_a_batch_are_kept(crystal):
+def test_crystals_with_non_finite_cells_stay_in_a_split_batch(crystal):
     batch = CrystalBatch.from_structures([crystal, crystal])
-    wild = batch.replace(lattices=batch.lattices * np.nan)
-    crystals = split_batch(wild)
+    broken = batch.replace(lattices=batch.lattices * np.nan)
+    crystals = split_batch(broken)
     assert len(crystals) == 2
     assert isinstance(crystals[0], Crystal)
     assert np.isnan(crystals[1].lattice).all()
 
 
-def test_compressed_files_are_those_of_gzip(tmp_path, crystal):
+def test_gzip_files_are_read(tmp_path, crystal):
     write_structures(tmp_path / "a.cif", [crystal], ["a"])
     with gzip.open(tmp_path / "b.cif.gz", "wb") as file, (tmp_path / "a.cif").open("rb") as plain:
         shutil.copyfileobj(plain, file)
     assert ids(tmp_path) == ["a", "b"]
 
 
-# Records, and what they carry
+# Records and their properties
 
 
 def records(path: Path, *names: str, **options) -> list[Record]:
@@ -375,8 +376,8 @@ def test_an_ase_database(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.db"]
 
 
-def test_a_database_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("src.data.structures.formats._ROWS", 2)
+def test_a_database_is_read_in_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr("src.data.structures.formats._ROWS_PER_QUERY", 2)
     write_db(tmp_path / "a.db", FRAMES + FRAMES, gap=range(6))
     found = records(tmp_path, "gap")
     assert properties_of(found) == [0, 1, 2, 3, 4, 5]
@@ -384,7 +385,23 @@ def test_a_database_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
     assert [r.where for r in found][:2] == ["a.db, frame 0", "a.db, frame 1"]
 
 
-def test_a_database_of_something_else_is_left_as_it_is(tmp_path):
+def test_a_database_is_closed_after_it_is_read(tmp_path, monkeypatch):
+    write_db(tmp_path / "a.db", FRAMES, gap=range(3))
+    connect, opened = sqlite3.connect, []
+
+    def record(*args, **kwargs):
+        opened.append(connect(*args, **kwargs))
+        return opened[-1]
+
+    monkeypatch.setattr("src.data.structures.formats.sqlite3.connect", record)
+    assert len(records(tmp_path)) == 3
+    assert opened
+    for connection in opened:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            connection.execute("SELECT 1")
+
+
+def test_a_database_without_crystals_is_not_modified(tmp_path):
     with sqlite3.connect(tmp_path / "a.db") as connection:
         connection.execute("create table notes (text)")
     connection.close()
@@ -428,7 +445,7 @@ def write_tables(folder: Path, crystal: Structure) -> None:
     frame.assign(id=["x", "y", "z"]).to_csv(folder / "t.csv.gz", index=False)
 
 
-def test_tables_are_files_like_others(tmp_path, crystal):
+def test_tables_in_a_folder_with_other_files(tmp_path, crystal):
     write_tables(tmp_path, crystal)
     found, skipped = read_structures(tmp_path)
     assert [item.id for item in found] == ["a", "p-0", "p-2", "x", "z"]
@@ -442,7 +459,7 @@ def test_tables_are_files_like_others(tmp_path, crystal):
     assert {r.file for r in records(tmp_path)} == {"a.cif", "p.parquet", "t.csv.gz"}
 
 
-def test_an_archive_of_everything(tmp_path, crystal):
+def test_an_archive_with_several_formats(tmp_path, crystal):
     inside = tmp_path / "inside"
     write_tables(inside, crystal)
     write_db(inside / "d.db", FRAMES, gap=[7, 8, 9])
@@ -460,7 +477,7 @@ def test_an_archive_of_everything(tmp_path, crystal):
     assert [reader.sources[int(r.properties[-1])] for r in packed] == [r.file for r in packed]
 
 
-def test_a_pattern_chooses_files(tmp_path, crystal):
+def test_a_pattern_selects_files(tmp_path, crystal):
     for name in ("a.cif", "b/c.cif", "b/POSCAR", ".d.cif", "e.cif.gz"):
         write_structures(tmp_path / "in" / name, [crystal], ["x"])
     shutil.make_archive(str(tmp_path / "in"), "zip", tmp_path / "in")
@@ -468,11 +485,11 @@ def test_a_pattern_chooses_files(tmp_path, crystal):
         assert [r.id for r in records(source, pattern="*.cif")] == ["a", "b/c"]
         assert [r.id for r in records(source, pattern="POSCAR*")] == ["b/POSCAR"]
     shutil.move(tmp_path / "in.zip", tmp_path / "in")
-    assert len(records(tmp_path / "in", pattern="*.cif")) == 2  # not those of the archive, too
+    assert len(records(tmp_path / "in", pattern="*.cif")) == 2  # without those in the archive
     assert len(records(tmp_path / "in", pattern="*.zip")) == 4
 
 
-def test_a_table_that_breaks_off_is_an_error_where_it_is_all_there_is(tmp_path, crystal):
+def test_a_truncated_table_is_an_error_if_it_is_the_only_file(tmp_path, crystal):
     write_tables(tmp_path, crystal)
     path = tmp_path / "t.csv.gz"
     path.write_bytes(path.read_bytes()[:-30])
@@ -483,7 +500,7 @@ def test_a_table_that_breaks_off_is_an_error_where_it_is_all_there_is(tmp_path, 
 
 
 @pytest.mark.filterwarnings("ignore:dict interface is deprecated")
-def test_unreadable_files_are_records_with_reasons(tmp_path, crystal):
+def test_unreadable_files_become_records_with_reasons(tmp_path, crystal):
     expected = bad_files(tmp_path, crystal)
     found = records(tmp_path)
     assert all(pickle.loads(pickle.dumps(record)).where == record.where for record in found)
@@ -498,8 +515,8 @@ def test_unreadable_files_are_records_with_reasons(tmp_path, crystal):
     assert all(expected[where] in reason for where, reason in reasons.items())
 
 
-def test_every_format_gives_one_crystal_and_property_to_a_batch(tmp_path, crystal):
-    """From file to `CrystalBatch.y`, to latents, with a value that is missing."""
+def test_every_format_gives_the_same_crystal_and_property_in_a_batch(tmp_path, crystal):
+    """From file to `CrystalBatch.y`, with a missing value."""
     folder = tmp_path / "in"
     folder.mkdir()
     atoms = [crystal.to_ase_atoms(), crystal.to_ase_atoms()]

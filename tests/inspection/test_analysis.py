@@ -30,17 +30,17 @@ def fails_on_cscl(structure, *_):
 def test_shells_of_neighbors():
     distances = neighbor_distances(ROCKSALT, 18)
     assert distances.shape == (8, 18)
-    assert distances[:, :6] == pytest.approx(2.8)  # the six of the other element
+    assert distances[:, :6] == pytest.approx(2.8)  # six of the other element
     assert distances[:, 6:] == pytest.approx(2.8 * np.sqrt(2))
 
 
 def test_neighbors_of_a_layer_in_a_void():
-    """The mean density says nothing about where the neighbours are."""
+    """The search radius, which follows from the mean density, has to grow."""
     layer = Structure(Lattice.tetragonal(2, 60), ["C"], [[0, 0, 0]])
     assert neighbor_distances(layer, 8)[0] == pytest.approx([2] * 4 + [2 * np.sqrt(2)] * 4)
 
 
-def test_what_is_seen_of_a_crystal():
+def test_analysis_of_known_crystals():
     assert analyze_crystal(ROCKSALT) == (225, pytest.approx(2.8))
     assert analyze_crystal(CSCL) == (221, pytest.approx(2 * np.sqrt(3)))
     moved = CSCL.copy()
@@ -51,19 +51,19 @@ def test_what_is_seen_of_a_crystal():
     ]
 
 
-def test_an_image_of_its_own_is_the_nearest():
+def test_the_nearest_neighbor_may_be_an_image_of_the_same_atom():
     rod = Structure(Lattice.tetragonal(5, 2), ["C", "C"], [[0, 0, 0], [0.5, 0.5, 0.5]])
     assert analyze_crystal(rod).min_distance == pytest.approx(2)
 
 
-def test_looking_at_some():
+def test_analyzing_several_crystals():
     found = analyze_crystals(load, [1, 0, 1], num_workers=0)
     assert [x.space_group for x in found] == [221, 225, 221]
     assert all(isinstance(x, CrystalAnalysis) for x in found)
     assert analyze_crystals(load, [], num_workers=0) == []
 
 
-def test_a_crystal_that_cannot_be_judged():
+def test_a_crystal_without_a_result_is_none():
     assert map_structures(fails_on_cscl, load, [0, 1, 0], num_workers=0, timeout=1.0) == [
         8,
         None,
@@ -71,6 +71,6 @@ def test_a_crystal_that_cannot_be_judged():
     ]
 
 
-def test_parts():
+def test_chunks():
     assert chunks([1, 2, 3, 4, 5], 2) == [[1, 2], [3, 4], [5]]
     assert chunks([], 2) == []

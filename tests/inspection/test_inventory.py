@@ -30,7 +30,7 @@ def empty() -> CrystalDataset:
     return dataset(CSCL).subset(torch.tensor([], dtype=torch.long))
 
 
-def test_compositions_are_those_of_reduced_formulas():
+def test_composition_keys_are_equal_for_equal_reduced_formulas():
     other = Structure(Lattice.cubic(4.1), ["Cl", "Cs", "Cl"], [[0, 0, 0], [0.5] * 3, [0.5, 0, 0]])
     found = compositions(dataset(CSCL, PEROVSKITE, CSCL * (1, 2, 3), other, PEROVSKITE * (2, 1, 1)))
     assert [found.index(key) for key in found] == [0, 1, 0, 3, 1]
@@ -59,7 +59,7 @@ def test_a_row_for_each_crystal():
     assert table["space_group"].isna().all()
 
 
-def test_summary_leaves_out_what_is_missing():
+def test_summaries_ignore_missing_values():
     values = pd.Series([1.0, np.nan, 4.0, np.inf])
     assert summary_of(values) == {"min": 1.0, "mean": 2.5, "max": 4.0, "missing": 2}
     nothing = {"min": None, "mean": None, "max": None}

@@ -5,7 +5,7 @@ import pytest
 from src.inspection.page import bin_edges, crystal_systems
 
 
-def test_bins_hold_all_values():
+def test_bins_cover_all_values():
     values = np.random.default_rng(0).uniform(3, 9, 1000)
     edges = bin_edges(values)
     assert len(edges) == 41
@@ -19,7 +19,7 @@ def test_an_outlier_does_not_squeeze_the_others():
     assert np.histogram(values, edges)[0].sum() == 10_000
 
 
-def test_values_that_are_all_the_same():
+def test_equal_values():
     for value in (0.0, 90.0, -3.0):
         edges = bin_edges(np.full(5, value))
         assert edges[0] < value < edges[-1]
@@ -33,7 +33,7 @@ def test_whole_numbers_have_a_bin_each():
     assert edges[-1] > 200
 
 
-def test_systems_of_space_groups():
+def test_crystal_systems():
     numbers = pd.Series([1, 2, 3, 75, 142, 143, 167, 168, 194, 195, 230, None], dtype="Int64")
     assert crystal_systems(numbers).tolist()[:-1] == [
         "triclinic", "triclinic", "monoclinic", "tetragonal", "tetragonal", "trigonal", "trigonal",

@@ -1,4 +1,4 @@
-"""Means of loss terms over a split do not depend on batches and processes."""
+"""Check that average loss terms do not depend on how crystals are batched and distributed."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def dataset() -> CrystalDataset:
     )
 
 
-PER_ATOM = torch.arange(14.0)  # of crystal k: those from ptr[k] on
+PER_ATOM = torch.arange(14.0)  # in the order of the crystals
 PER_CRYSTAL = torch.tensor([2.0, 3.0, 5.0, 7.0, 11.0])
 
 
@@ -35,7 +35,7 @@ def terms(batch, indices) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("batches", [[[0, 1, 2, 3, 4]], [[0], [1, 2], [3, 4]], [[4, 0], [2, 1, 3]]])
-def test_any_batches(dataset, batches):
+def test_batching_makes_no_difference(dataset, batches):
     averages = LossAverages(["kl", "angles"], ["angles"])
     for indices in batches:
         batch = dataset.batch(torch.tensor(indices))
@@ -45,7 +45,7 @@ def test_any_batches(dataset, batches):
     assert figures["angles"] == pytest.approx(5.6)
 
 
-def test_parts_of_a_batch(dataset):
+def test_sharing_a_batch_makes_no_difference(dataset):
     averages = LossAverages(["kl", "angles"], ["angles"])
     whole = torch.tensor([4, 2, 0])
     for rank in range(2):

@@ -1,4 +1,4 @@
-"""Space groups of textbook crystals."""
+"""Find the space groups of textbook crystals."""
 
 import pytest
 import torch
@@ -33,8 +33,7 @@ def supercell(structure: Structure, *size: int) -> Structure:
 @pytest.mark.parametrize(
     ("structure", "number"), [(rocksalt(), 225), (cscl(), 221), (rutile(), 136)]
 )
-def test_a_group_does_not_depend_on_the_cell(structure, number):
-    """The choice of a primitive, conventional, reduced or larger cell is no property of it."""
+def test_the_space_group_does_not_depend_on_the_cell(structure, number):
     cells = [
         structure,
         structure.get_primitive_structure(),
@@ -51,13 +50,13 @@ def test_a_group_does_not_depend_on_the_cell(structure, number):
     ("structure", "symbol", "primitive"),
     [(rocksalt(), "m-3m", 2), (cscl(), "m-3m", 2), (rutile(), "4/mmm", 6)],
 )
-def test_operations_are_those_of_the_tables(structure, symbol, primitive):
+def test_the_number_of_operations_agrees_with_the_tables(structure, symbol, primitive):
     order = len(PointGroup(symbol).symmetry_ops)
     assert space_group(structure).operations_per_atom == order / primitive
 
 
-def test_a_lost_translation_is_less_symmetry():
-    """Cu3Au has the point group of copper but a primitive cell four times as large."""
+def test_losing_translations_lowers_the_symmetry():
+    """Cu3Au has the point group of copper, but its primitive cell is four times as large."""
     copper = Structure(Lattice.cubic(3.7), ["Cu"] * 4, FCC)
     ordered = copper.copy()
     ordered[0] = "Au"
@@ -66,7 +65,7 @@ def test_a_lost_translation_is_less_symmetry():
     assert ratio == 4
 
 
-def test_a_distortion_beyond_the_tolerance_loses_the_group():
+def test_a_distortion_beyond_the_tolerance_lowers_the_symmetry():
     def displaced(by: float) -> Structure:
         structure = rocksalt()
         structure.translate_sites([0], [by, 0, 0], frac_coords=False)
@@ -75,8 +74,8 @@ def test_a_distortion_beyond_the_tolerance_loses_the_group():
     ideal = space_group(rocksalt())
     assert space_group(displaced(0.2 * SYMPREC)) == ideal
     lost = space_group(displaced(2 * SYMPREC))
-    assert lost.number == 99  # P4mm: the axis of the displacement, and what turns about it
-    assert lost.operations_per_atom == 1  # 8 operations, 8 atoms, no centring any more
+    assert lost.number == 99  # P4mm: the operations that keep the axis of the displacement
+    assert lost.operations_per_atom == 1  # 8 operations, 8 atoms, and the centering is lost
     assert lost.operations_per_atom < ideal.operations_per_atom
 
 
@@ -87,7 +86,7 @@ def test_the_tolerance_is_in_angstrom():
     assert numbers == [99, 221]
 
 
-def test_no_group_for_what_is_no_crystal():
+def test_overlapping_atoms_and_flat_cells_have_no_space_group():
     close = Structure(Lattice.cubic(4), ["Cs", "Cs"], [[0] * 3, [0.001, 0, 0]])
     assert space_group(close) is None
     for cell in (torch.zeros(3, 3), 1e-6 * torch.eye(3), torch.ones(3, 3)):

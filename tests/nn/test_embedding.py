@@ -10,7 +10,7 @@ def test_fourier_features_by_hand():
     torch.testing.assert_close(features, torch.tensor([expected]).float(), rtol=0, atol=1e-6)
 
 
-def test_fourier_features_do_not_see_whole_cells():
+def test_fourier_features_are_periodic():
     x = torch.rand(10, 3)
     shifted = fourier_features(x + torch.tensor([1.0, -2.0, 3.0]), 8)
     torch.testing.assert_close(shifted, fourier_features(x, 8), rtol=0, atol=2e-5)

@@ -1,4 +1,4 @@
-"""The packed Transformer against `torch.nn.TransformerEncoder`, its oracle."""
+"""Compare the packed Transformer with `torch.nn.TransformerEncoder`."""
 
 import copy
 
@@ -8,11 +8,11 @@ from torch import nn
 
 from src.nn.transformer import PackedTransformer, Packing, TransformerLayer, segment_mean
 
-RAGGED = [1, 20, 7, 200, 1, 3]  # with the smallest and a very large crystal
+RAGGED = [1, 20, 7, 200, 1, 3]  # includes single atoms and a very large crystal
 VARIANTS = {
     "pre-norm gelu": {},
     "post-norm": {"norm_first": False},
-    "post-norm without a last one": {"norm_first": False, "final_norm": False},
+    "post-norm without final norm": {"norm_first": False, "final_norm": False},
     "relu": {"activation": "relu"},
     "no bias": {"bias": False},
     "post-norm relu no bias": {"norm_first": False, "activation": "relu", "bias": False},
@@ -39,7 +39,7 @@ def make_pair(**kwargs) -> tuple[PackedTransformer, nn.Module]:
     """A packed and a stock Transformer with the same random weights."""
     torch.manual_seed(0)
     stock = stock_transformer(32, 4, 2, **kwargs)
-    for parameter in stock.parameters():  # biases and norms, too, away from zero and one
+    for parameter in stock.parameters():  # including biases and norms, which start at zero and one
         nn.init.normal_(parameter, std=0.2)
     packed = PackedTransformer(32, 4, 2, dim_feedforward=48, **kwargs)
     packed.load_state_dict(stock.state_dict())
@@ -47,7 +47,7 @@ def make_pair(**kwargs) -> tuple[PackedTransformer, nn.Module]:
 
 
 @pytest.mark.parametrize("kwargs", VARIANTS.values(), ids=VARIANTS)
-def test_outputs_and_gradients_are_those_of_the_stock_module(kwargs):
+def test_outputs_and_gradients_agree_with_the_stock_module(kwargs):
     packed, stock = make_pair(**kwargs)
     packing = make_packing(RAGGED)
     x = torch.randn(sum(RAGGED), 32)
@@ -68,10 +68,10 @@ def test_outputs_and_gradients_are_those_of_the_stock_module(kwargs):
         torch.testing.assert_close(grads[name].grad, parameter.grad, rtol=1e-4, atol=1e-5 * scale)
 
 
-def test_a_gated_layer_is_what_its_formula_says_and_no_larger():
+def test_a_gated_layer_agrees_with_its_formula_and_is_no_larger():
     torch.manual_seed(0)
     gated = TransformerLayer(32, 4, 48, activation="swiglu")
-    assert gated.linear1.weight.shape == (64, 32)  # gate and value, of two thirds of 48 each
+    assert gated.linear1.weight.shape == (64, 32)  # gate and value, each two thirds of 48 wide
     x = torch.randn(5, 32)
     gate, value = gated.linear1.weight.split(32), gated.linear1.bias.split(32)
     a, b = (x @ w.T + bias for w, bias in zip(gate, value, strict=True))
@@ -85,7 +85,7 @@ def test_a_gated_layer_is_what_its_formula_says_and_no_larger():
 
 
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])
-def test_sequences_do_not_see_each_other(activation):
+def test_sequences_are_independent(activation):
     torch.manual_seed(0)
     packed = PackedTransformer(32, 4, 2, dim_feedforward=48, activation=activation)
     x = torch.randn(sum(RAGGED), 32)
@@ -101,7 +101,7 @@ def test_bfloat16_autocast_stays_near_float32():
     with torch.autocast("cpu", torch.bfloat16):
         half = packed(x, packing)
     error = (half.float() - packed(x, packing)).std()
-    assert error < 0.03  # the output is normalised: its own scale is of order one
+    assert error < 0.03  # the output is normalized, so its scale is about one
 
 
 def test_dropout_acts_in_training_only():

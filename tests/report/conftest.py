@@ -1,4 +1,4 @@
-"""A folder as an evaluation leaves it: embedded crystals, and reconstructions with known faults."""
+"""Evaluation folders with crystals from the embedded data and reconstructions with known errors."""
 
 import json
 from pathlib import Path
@@ -27,9 +27,9 @@ def crystals() -> list[Atoms]:
 
 @pytest.fixture
 def make_folder(crystals, tmp_path):
-    """Write a folder: crystal k has the id `id-k`, all match but 2, 5 and 9, and rms is k / 100.
+    """Write a folder in which crystal k has the ID `id-k` and an rms of k / 100.
 
-    Crystal 5 is reconstructed as no crystal at all.
+    All crystals match except 2, 5 and 9. The reconstruction of crystal 5 is invalid.
     """
 
     def make(ids: dict[int, str] | None = None, blocks: bool = True) -> Path:

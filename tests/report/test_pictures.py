@@ -1,4 +1,4 @@
-"""Static pictures: what is drawn, where, and in which order."""
+"""Check what static pictures of crystals show, where, and in which order."""
 
 import numpy as np
 import pytest
@@ -21,21 +21,21 @@ def colors_of(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def test_a_cell_is_shown_whole():
+def test_atoms_on_faces_edges_and_corners_are_repeated():
     index, positions, cell = whole_cell(ROCKSALT)
     symbols = [ROCKSALT.symbols[i] for i in index]
     assert symbols.count("Na") == 8 + 6  # corners and faces
-    assert symbols.count("Cl") == 12 + 1  # edges and the middle
+    assert symbols.count("Cl") == 12 + 1  # edges and the center
     assert cell == pytest.approx(5.6 * np.eye(3))
     assert positions.min() == pytest.approx(0)
     assert positions.max() == pytest.approx(5.6)
 
 
-def test_orientation_is_not_seen():
-    turned = ROCKSALT.copy()
-    turned.rotate(40, (1, 2, 3), rotate_cell=True)
+def test_the_orientation_does_not_matter():
+    rotated = ROCKSALT.copy()
+    rotated.rotate(40, (1, 2, 3), rotate_cell=True)
     drawn = []
-    for crystal in (ROCKSALT, turned):
+    for crystal in (ROCKSALT, rotated):
         index, positions, _ = whole_cell(crystal)
         rows = np.column_stack([crystal.numbers[index], positions]).round(6) + 0.0
         drawn.append(np.unique(rows, axis=0))
@@ -50,8 +50,8 @@ def test_a_skewed_cell():
     assert len(positions) == 9
 
 
-def test_a_reconstruction_is_drawn_beside_its_original():
-    """What crosses a face by a little would otherwise be seen at the other side of the cell."""
+def test_a_reconstruction_is_drawn_next_to_its_original():
+    """Without `like`, an atom that crosses a face is drawn at the opposite side of the cell."""
     original = Atoms("Cu", cell=[4, 4, 4], scaled_positions=[[0.5, 0.5, 0]], pbc=True)
     moved = original.copy()
     moved.positions += [0, 0, -0.6]
@@ -60,7 +60,7 @@ def test_a_reconstruction_is_drawn_beside_its_original():
         assert sorted(positions[:, 2]) == pytest.approx(heights)
 
 
-def test_an_atom_far_from_its_original_is_drawn_where_it_is():
+def test_an_atom_far_from_its_original_is_drawn_inside_the_cell():
     original = Atoms("Cu", cell=[4, 4, 4], scaled_positions=[[0.5, 0.5, 0]], pbc=True)
     moved = original.copy()
     moved.positions += [0, 0, -1.8]
@@ -68,12 +68,12 @@ def test_an_atom_far_from_its_original_is_drawn_where_it_is():
 
 
 @pytest.mark.parametrize("like", [Atoms("Cu2", cell=[4, 4, 4]), Atoms("Cu", cell=[0, 4, 4])])
-def test_another_crystal_is_no_guide(like):
+def test_an_unsuitable_original_is_ignored(like):
     crystal = Atoms("Cu", cell=[4, 4, 4], scaled_positions=[[0.5, 0.5, 0.5]], pbc=True)
     assert len(whole_cell(crystal, like)[0]) == 1
 
 
-def test_inputs_are_not_changed():
+def test_inputs_are_not_modified():
     crystal = Atoms("Cu", cell=[4, 4, 4], scaled_positions=[[0.5, -0.3, 1.2]], pbc=True)
     before = crystal.copy()
     draw_pairs([crystal], [crystal])
@@ -84,13 +84,13 @@ def test_the_view_is_a_rotation_from_above():
     view = view_matrix()
     assert view @ view.T == pytest.approx(np.eye(3))
     assert np.linalg.det(view) == pytest.approx(1)
-    right, up, towards = view @ [0, 0, 1]
+    right, up, toward = view @ [0, 0, 1]
     assert right == pytest.approx(0)
     assert up > 0.9
-    assert towards > 0
+    assert toward > 0
 
 
-def test_extent_reaches_what_is_drawn():
+def test_the_extent_includes_all_spheres():
     atom = Atoms("Cs", cell=[3, 3, 3], pbc=True)
     assert extent(atom) == pytest.approx(27**0.5 / 2 + 0.65 * 2.44)
 
@@ -109,22 +109,22 @@ def spoiled(cell=(3, 3, 3), position=(0, 0, 0)):
         Atoms(cell=[3, 3, 3], pbc=True),
     ],
 )
-def test_numbers_that_make_no_crystal(crystal):
+def test_invalid_structures(crystal):
     assert not is_drawable(crystal)
     assert extent(crystal) == 0
     figure = draw_pairs([ROCKSALT], [crystal])
-    assert figure.axes[1].texts[0].get_text() == "no crystal"
-    colors_of(draw_strip([crystal]))  # it draws
+    assert figure.axes[1].texts[0].get_text() == "invalid structure"
+    colors_of(draw_strip([crystal]))  # does not raise
 
 
 def test_nearer_atoms_hide_farther_ones():
-    """Gold in front of oxygen, seen along the line between them."""
-    towards = view_matrix()[2]
-    middle = np.full(3, 6.0)
+    """Gold and oxygen, seen along the line between them."""
+    toward = view_matrix()[2]
+    center = np.full(3, 6.0)
     for near, hidden in [("Au", "O"), ("O", "Au")]:
         crystal = Atoms(
             [hidden, near],
-            positions=[middle - 2 * towards, middle + 2 * towards],
+            positions=[center - 2 * toward, center + 2 * toward],
             cell=[12, 12, 12],
             pbc=True,
         )
@@ -136,12 +136,12 @@ def test_nearer_atoms_hide_farther_ones():
         assert (green > 120) == (near == "Au")  # gold is yellow, oxygen red
 
 
-def test_a_structure_is_drawn_as_its_atoms_are():
+def test_pymatgen_structures_and_ase_atoms_look_the_same():
     structure = Structure(Lattice.cubic(4.2), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
     atoms = Atoms("CsCl", cell=[4.2] * 3, scaled_positions=structure.frac_coords, pbc=True)
     pictures = [colors_of(draw_strip([crystal])) for crystal in (structure, atoms)]
     assert (pictures[0] == pictures[1]).all()
-    assert len(np.unique(pictures[0].reshape(-1, 3), axis=0)) > 200  # it is shaded
+    assert len(np.unique(pictures[0].reshape(-1, 3), axis=0)) > 200  # spheres are shaded
 
 
 def test_labels_and_titles():
@@ -154,7 +154,7 @@ def test_labels_and_titles():
     assert formula(bulk("Cu")) == "Cu"
 
 
-def test_a_strip_has_one_scale_and_a_pair_its_own():
+def test_a_strip_has_one_scale_and_each_pair_its_own():
     small, large = bulk("Cu"), ROCKSALT
     strip = draw_strip([small, large])
     assert strip.axes[0].get_xlim() == strip.axes[1].get_xlim()
@@ -172,8 +172,8 @@ def test_a_strip_has_one_scale_and_a_pair_its_own():
         lambda: draw_pairs([ROCKSALT] * 2, [ROCKSALT] * 2, ["a"]),
     ],
 )
-def test_numbers_that_do_not_agree(draw):
-    with pytest.raises(ValueError, match="one of each for each crystal is needed"):
+def test_lists_of_different_lengths_are_refused(draw):
+    with pytest.raises(ValueError, match="expected lists of the same nonzero length"):
         draw()
 
 

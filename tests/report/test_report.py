@@ -1,4 +1,4 @@
-"""The report of an evaluation: its files, and what is and is not in them."""
+"""Check the files of a report and their contents."""
 
 import json
 import sys
@@ -24,7 +24,7 @@ HOSTILE = (
 
 
 class Page(HTMLParser):
-    """Elements with their attributes, and the text of each script."""
+    """Collects the elements of a page with their attributes, and the text of each script."""
 
     def __init__(self, path):
         super().__init__()
@@ -45,12 +45,12 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def page_only(monkeypatch):
-    """Without the 5 MB of plotly and without figures, which take most of the time."""
+    """Skip the 5 MB of plotly and the figures, which take most of the time."""
     monkeypatch.setattr("src.report.page.get_plotlyjs", lambda: "/* plotly */")
     monkeypatch.setattr("src.report.page._figures", lambda *_: [])
 
 
-def test_a_whole_report(make_folder):
+def test_a_complete_report(make_folder):
     folder = make_folder()
     write_report(folder)
     figures = sorted(path.stem for path in (folder / "figures").iterdir())
@@ -97,7 +97,7 @@ def test_the_crystals_on_the_page(make_folder, crystals):
     folder = make_folder()
     write_report(folder)
     data = Page(folder / "report.html").data
-    assert data["pairs"][1][1] is None  # the reconstruction that is no crystal
+    assert data["pairs"][1][1] is None  # the invalid reconstruction
     original, rebuilt = data["pairs"][0]
     assert set(original["numbers"]) == set(crystals[9].numbers.tolist())
     assert len(original["numbers"]) == len(original["positions"]) >= len(crystals[9])
@@ -111,7 +111,7 @@ def test_the_crystals_on_the_page(make_folder, crystals):
     assert all(len(e["color"]) == 3 and e["radius"] > 0.1 for e in data["elements"].values())
 
 
-def test_what_is_absent_is_left_out(make_folder, monkeypatch):
+def test_missing_files_and_metrics_are_left_out(make_folder, monkeypatch):
     monkeypatch.setattr("src.report.page.get_plotlyjs", lambda: "/* plotly */")
     folder = make_folder(blocks=False)
     write_report(folder)
@@ -123,7 +123,7 @@ def test_what_is_absent_is_left_out(make_folder, monkeypatch):
 
 
 @pytest.mark.usefixtures("page_only")
-def test_an_id_cannot_break_out(make_folder):
+def test_hostile_text_is_escaped(make_folder):
     folder = make_folder(ids={9: HOSTILE})
     metrics = json.loads((folder / "metrics.json").read_text())
     metrics.update(split=HOSTILE, checkpoint=HOSTILE)
@@ -148,7 +148,7 @@ def test_more_crystals_than_fit_on_the_page(make_folder):
 
 
 @pytest.mark.usefixtures("page_only")
-def test_it_is_written_anew(make_folder):
+def test_a_report_can_be_rewritten(make_folder):
     folder = make_folder()
     pages = []
     for _ in range(2):
@@ -180,7 +180,7 @@ def test_embedded_json():
 # The folder
 
 
-def test_columns_that_are_derived(make_folder, crystals):
+def test_derived_columns(make_folder, crystals):
     evaluation = EvaluationFiles.read(make_folder())
     systems = evaluation.crystals.set_index("id")["crystal_system"]
     assert [systems[f"id-{k}"] for k in range(14)] == [
@@ -228,17 +228,17 @@ def drop_a_column(folder):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda f: (f / "metrics.json").unlink(), "there is no .*metrics.json: is this the folder"),
+        (lambda f: (f / "metrics.json").unlink(), "metrics.json does not exist: is this an eval"),
         (lambda f: (f / "metrics.json").write_text("{"), "metrics.json cannot be read"),
-        (lambda f: (f / "original.extxyz").unlink(), "there is no .*original.extxyz"),
+        (lambda f: (f / "original.extxyz").unlink(), "original.extxyz does not exist"),
         (lambda f: (f / "original.extxyz").write_text(""), "original.extxyz"),
         (lambda f: (f / "latents.safetensors").write_bytes(b"x" * 50), "latents.safetensors can"),
-        (drop_a_crystal, "original.extxyz has 13 crystals and per_crystal.csv beside it 14"),
+        (drop_a_crystal, "original.extxyz has 13 crystals but per_crystal.csv has 14"),
         (cut_off, "reconstruction.extxyz"),
-        (drop_a_column, "per_crystal.csv has no column rms"),
+        (drop_a_column, "per_crystal.csv lacks the columns rms"),
     ],
 )
-def test_a_folder_that_is_not_whole(make_folder, spoil, message):
+def test_incomplete_folders_are_refused(make_folder, spoil, message):
     folder = make_folder()
     spoil(folder)
     with pytest.raises(DataError, match=message):
@@ -259,7 +259,7 @@ def test_principal_components():
     assert plane.axes == ("PC 1 (80% of variance)", "PC 2 (20%)")
 
 
-def test_principal_components_of_little():
+def test_principal_components_of_degenerate_points():
     one = principal_components(np.array([[1.0], [3.0]]))
     assert one.points.tolist() == [[-1, 0], [1, 0]]
     same = principal_components(np.ones((3, 4)))
@@ -267,7 +267,7 @@ def test_principal_components_of_little():
     assert same.axes[0] == "PC 1 (0% of variance)"
 
 
-def test_umap_where_it_is_installed(monkeypatch):
+def test_umap_is_used_if_installed(monkeypatch):
     class UMAP:
         def __init__(self, n_neighbors, random_state, n_jobs):
             assert (n_neighbors, random_state) == (15, 3)
@@ -302,16 +302,17 @@ def test_bars_and_curves():
     figure = noise_figure(noise)
     figure.draw_without_rendering()
     (legend,) = figure.legends
-    assert legend.get_window_extent().x1 <= figure.bbox.x1  # nothing of it is cut off
+    assert legend.get_window_extent().x1 <= figure.bbox.x1  # it fits in the figure
     (ax,) = figure.axes
     line, unreduced = ax.lines
     assert line.get_ydata() == pytest.approx([90, 10])
     assert line.get_label() == "stol 0.5, ltol 0.3, angle 10°; area 0.500"
     assert unreduced.get_ydata() == pytest.approx([90, 30])
-    assert unreduced.get_label() == "stol 0.5, ltol 0.3, angle 10°, cells as they are; area 0.600"
+    label = "stol 0.5, ltol 0.3, angle 10°, no primitive reduction; area 0.600"
+    assert unreduced.get_label() == label
 
 
-def test_curves_of_a_training():
+def test_training_curves():
     table = pd.DataFrame({"step": [1, 2, 3], "val/loss": [2.0, np.nan, np.inf], "x": 0})
     ((name, (steps, values)),) = training_curves(table).items()
     assert (name, steps.tolist(), values.tolist()) == ("val/loss", [1], [2])

@@ -1,4 +1,4 @@
-"""The page of a report in a real browser without a network or a GPU."""
+"""Open reports in a real browser, without a network or a GPU."""
 
 import json
 import shutil
@@ -71,7 +71,7 @@ def test_a_report_in_use(make_folder, driver):
     write_report(folder)
     open_page(driver, folder)
 
-    # it is all there, and says what it should
+    # all sections are there, with the expected content
     sections = [s.get_attribute("id") for s in driver.find_elements(By.TAG_NAME, "section")]
     assert sections == ["summary", "pairs", "match", "noise", "map", "latent", "training"]
     assert driver.title == "Reconstruction of 14 crystals (test)"
@@ -80,7 +80,7 @@ def test_a_report_in_use(make_folder, driver):
     assert len(driver.find_elements(By.CSS_SELECTOR, "#by-num-atoms .bars .point")) == 6
     assert len(driver.find_elements(By.CSS_SELECTOR, "#noise-curve .point")) == 9
 
-    # pages, worst crystals first
+    # pages of crystals, worst first
     assert shown_ids(driver) == [hostile, *(f"id-{k}" for k in (5, 2, 13, 12, 11))]
     driver.find_element(By.ID, "next").click()
     assert shown_ids(driver) == [f"id-{k}" for k in (10, 8, 7, 6, 4, 3)]
@@ -97,24 +97,24 @@ def test_a_report_in_use(make_folder, driver):
     choose.send_keys("nothing", Keys.ENTER)
     assert driver.find_element(By.ID, "not-found").text == "nothing is not on this page"
 
-    # crystals are drawn, turn together, zoom, and come back
+    # crystals are drawn, rotate together, zoom and reset
     canvases = chosen.find_elements(By.TAG_NAME, "canvas")
-    at_first = [picture(driver, canvas) for canvas in canvases]
+    initial = [picture(driver, canvas) for canvas in canvases]
     for canvas in canvases:
         drawn = driver.execute_script(NUM_DRAWN, canvas)
         assert drawn > 0.05 * canvas.size["width"] * canvas.size["height"]
     ActionChains(driver).drag_and_drop_by_offset(canvases[0], 40, 25).perform()
-    turned = [picture(driver, canvas) for canvas in canvases]
-    assert turned[0] != at_first[0]
-    assert turned[1] != at_first[1]
+    rotated = [picture(driver, canvas) for canvas in canvases]
+    assert rotated[0] != initial[0]
+    assert rotated[1] != initial[1]
     origin = webdriver.common.actions.wheel_input.ScrollOrigin.from_element(canvases[0])
     before = driver.execute_script(NUM_DRAWN, canvases[0])
     ActionChains(driver).scroll_from_origin(origin, 0, 300).perform()
     assert driver.execute_script(NUM_DRAWN, canvases[0]) < before
     ActionChains(driver).double_click(canvases[0]).perform()
-    assert [picture(driver, canvas) for canvas in canvases] == at_first
+    assert [picture(driver, canvas) for canvas in canvases] == initial
 
-    # a point of the map shows its crystal
+    # clicking a point of the map shows its crystal
     viewer = driver.find_element(By.CSS_SELECTOR, "#viewer .pair")
     assert viewer.get_attribute("data-id") == hostile
     driver.execute_script(
@@ -130,14 +130,14 @@ def test_a_report_in_use(make_folder, driver):
     assert "id-12" in viewer.text
     assert picture(driver, viewer.find_element(By.TAG_NAME, "canvas")) != before
 
-    # and all that without an error or the network
+    # there were no errors and no requests
     assert errors(driver) == []
     loaded = "return performance.getEntriesByType('resource').map(entry => entry.name)"
     assert driver.execute_script(loaded) == []
     assert requests(driver) == [(folder / "report.html").as_uri()]
 
 
-def test_a_report_of_little(make_folder, driver):
+def test_a_minimal_report(make_folder, driver):
     folder = make_folder(blocks=False)
     write_report(folder)
     open_page(driver, folder)

@@ -2,10 +2,13 @@
 
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
+
+from src.utils.processes import num_cpus
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -76,6 +79,23 @@ def test_infer(benchmark, tmp_path, monkeypatch):
     assert {row["bench"].split(": ")[1] for row in rows if row["unit"] == "crystals/s"} == {
         "encode", "decode", "sample", "sample to Structure",
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_busy(benchmark, tmp_path):
+    before = dict(os.environ)
+    rows = run(benchmark, tmp_path, "busy", "--crystals", "32", "--batch-size", "16")
+    benches = list(dict.fromkeys(row["bench"] for row in rows))
+    assert [bench.rpartition(", ")[2] for bench in benches] == [
+        "no busy processes beside", "1 busy process beside",
+    ]  # fmt: skip
+    for bench in benches:
+        variants = [row["variant"] for row in rows if row["bench"] == bench]
+        assert variants[0].startswith("as torch has it")
+        assert variants[-1] == "1 thread"
+        assert num_cpus() == 1 or f"passive, {num_cpus()} threads" in variants
+        assert next(row["ratio"] for row in rows if row["bench"] == bench) == 1.0
+    assert dict(os.environ) == before
 
 
 @pytest.mark.slow

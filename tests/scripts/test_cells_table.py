@@ -70,4 +70,4 @@ def test_the_table(script, capsys):
 
 def test_a_folder_without_crystals(script, tmp_path, capsys):
     assert script.main(["--data-dir", str(tmp_path)]) == 1
-    assert "holds neither" in capsys.readouterr().err
+    assert "contains neither" in capsys.readouterr().err

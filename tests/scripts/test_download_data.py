@@ -38,7 +38,7 @@ def mirror(script, tmp_path, monkeypatch) -> Iterator[Path]:
             file: Checksum(hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())
             for file, content in files.items()
         }
-        known[name] = KnownSet("http://nowhere/", sums, "a licence", "a paper", {"train": 1234})
+        known[name] = KnownSet("http://nowhere/", sums, "a license", "a paper", {"train": 1234})
     monkeypatch.setattr(script, "KNOWN_SETS", known)
     monkeypatch.setattr(sources, "KNOWN_SETS", known)
     monkeypatch.setenv("COLUMNS", "300")
@@ -64,7 +64,7 @@ def test_one_set(script, mirror, capsys):
     assert run(script, mirror, "two") == 0
     assert fetched(mirror) == {"two/train.csv", "two/val.csv"}
     output = capsys.readouterr().out
-    assert "Licence: a licence. Cite: a paper." in output
+    assert "License: a license. Cite: a paper." in output
     (row,) = [line for line in output.splitlines() if line.startswith("│ two")]
     for part in ("train.csv, val.csv", "1,234 train", str(mirror.parent / "data" / "two")):
         assert part in row
@@ -76,8 +76,8 @@ def test_all_of_which_one_is_there(script, mirror, capsys):
     assert run(script, mirror, "all") == 0
     assert len(fetched(mirror)) == 4
     output = capsys.readouterr().out
-    assert output.count("was there") == 1
-    assert output.count("Licence") == 1
+    assert output.count("already there") == 1
+    assert output.count("License") == 1
 
 
 def test_the_others_are_fetched_where_one_fails(script, mirror, capsys):
@@ -95,7 +95,7 @@ def test_stopped(script, mirror, capsys, monkeypatch):
 
     monkeypatch.setattr(sources, "download", stop)
     assert run(script, mirror, "all") == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "Run the same command again to resume" in capsys.readouterr().err
 
 
 def test_a_narrow_terminal_shows_the_whole_folder(script, mirror, capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""Objects from configs and back."""
+"""Build objects from configs, and describe objects as configs."""
 
 import io
 
@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from src.utils.config import build, describe, to_plain
+from src.utils.config import build, describe, differences, to_plain
 from src.vae_module.decoders.transformer import TransformerDecoder
 from src.vae_module.encoders.transformer import TransformerEncoder
 
@@ -18,7 +18,7 @@ LINEAR = {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3}
 
 
 class Keeper(nn.Module):
-    """Keeps its only argument, whatever it is."""
+    """Stores its only argument, whatever it is."""
 
     def __init__(self, value: object = None) -> None:
         super().__init__()
@@ -56,11 +56,11 @@ def test_a_description_survives_a_checkpoint():
     assert config["value"] == {"betas": [0.9, 0.99], "names": ["a", None], "1": True}
 
 
-def test_describe_refuses_what_a_checkpoint_could_not_hold():
-    with pytest.raises(TypeError, match=r"Forgetful keeps no attribute .*\['lost'\]"):
+def test_describe_refuses_what_a_checkpoint_cannot_store():
+    with pytest.raises(TypeError, match=r"Forgetful must store .*\['lost'\] as attr"):
         describe(Forgetful())
     for value in (object(), torch.float32, [{"deep": torch.zeros(1)}]):
-        with pytest.raises(TypeError, match=r"Keeper keeps what is no plain value .*\['value'\]"):
+        with pytest.raises(TypeError, match=r"Keeper has values .* cannot store .*\['value'\]"):
             describe(Keeper(value))
 
 
@@ -80,7 +80,7 @@ def test_build_takes_positional_arguments_and_omegaconf():
     group = optimizer.param_groups[0]
     assert isinstance(optimizer, torch.optim.AdamW)
     assert (group["lr"], list(group["betas"])) == (0.125, [0.5, 0.75])
-    assert config.optimizer._target_ == "torch.optim.AdamW"  # the config is as it was
+    assert config.optimizer._target_ == "torch.optim.AdamW"  # the config is unchanged
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_build_takes_positional_arguments_and_omegaconf():
         ("torch.nn.Linear", "not among the allowed modules"),
         ("srcery.Class", "not among the allowed modules"),  # a prefix is not a package
         ("src.data.dataset.FileLock", "not a Module"),
-        ("src.nn.transformer.nn", "not a Module"),  # a module of Python
+        ("src.nn.transformer.nn", "not a Module"),  # a Python module
         ("src.nn.transformer.segment_mean", "not a Module"),  # a function
         ("src.nn.transformer.Missing", "cannot be imported"),
         ("src.nn.missing.Class", "cannot be imported"),
@@ -130,7 +130,7 @@ def test_build_names_arguments_that_do_not_fit():
         build({"_target_": "torch.nn.Linear"}, nn.Module)
 
 
-def test_build_leaves_its_config_alone():
+def test_build_does_not_modify_the_config():
     config = dict(LINEAR)
     build(config, nn.Module)
     assert config == LINEAR
@@ -139,3 +139,14 @@ def test_build_leaves_its_config_alone():
 def test_to_plain_resolves_interpolations_at_any_depth():
     inner = OmegaConf.create({"a": 2, "b": "${a}"})
     assert to_plain({"x": (inner, 1)}) == {"x": [{"a": 2, "b": 2}, 1]}
+
+
+def test_differences_of_configs_are_those_of_fields_that_both_have():
+    one = {"encoder": {"width": 1, "depth": 2, "only": 3}, "lr": 0.1, "part": {"a": 1}, "same": 1}
+    other = {"encoder": {"width": 1, "depth": 4}, "lr": 0.2, "part": None, "same": 1, "new": 2}
+    assert differences(one, other) == {
+        "encoder.depth": (2, 4),
+        "lr": (0.1, 0.2),
+        "part": ({"a": 1}, None),
+    }
+    assert differences(one, one) == {}

@@ -1,4 +1,4 @@
-"""A metrics.csv that is continued has every row once."""
+"""Check that a continued metrics.csv has every row once."""
 
 import csv
 from pathlib import Path
@@ -29,19 +29,19 @@ def steps(folder: Path) -> list[int]:
     return [int(row["step"]) for row in read(folder)]
 
 
-def test_rows_after_the_checkpoint_come_once(tmp_path):
+def test_rows_after_the_checkpoint_are_not_repeated(tmp_path):
     log_steps(make_logger(tmp_path), 0, 1, 2, 3)
     log_steps(make_logger(tmp_path, 2), 2, 3, 4)
     assert read(tmp_path) == [{"loss": str(i / 10), "step": str(i)} for i in range(5)]
 
 
-def test_nothing_is_lost_before_something_new_is_logged(tmp_path):
+def test_earlier_rows_are_kept_if_nothing_new_is_logged(tmp_path):
     log_steps(make_logger(tmp_path), 0, 1, 2)
     assert make_logger(tmp_path, 2).experiment
     assert steps(tmp_path) == [0, 1]
 
 
-def test_a_new_run_starts_anew(tmp_path):
+def test_a_new_run_starts_with_an_empty_file(tmp_path):
     log_steps(make_logger(tmp_path), 0, 1, 2)
     log_steps(make_logger(tmp_path), 0)
     assert steps(tmp_path) == [0]
@@ -49,7 +49,7 @@ def test_a_new_run_starts_anew(tmp_path):
     assert not (tmp_path / "metrics.csv").exists()
 
 
-def test_half_a_line_of_a_killed_run_is_no_row(tmp_path):
+def test_an_incomplete_last_line_is_ignored(tmp_path):
     log_steps(make_logger(tmp_path), 0, 10, 20)
     path = tmp_path / "metrics.csv"
     path.write_bytes(path.read_bytes().removesuffix(b"20\r\n") + b"2")  # step 20, cut off
@@ -57,7 +57,7 @@ def test_half_a_line_of_a_killed_run_is_no_row(tmp_path):
     assert steps(tmp_path) == [0, 10, 11]
 
 
-def test_columns_that_come_later(tmp_path):
+def test_columns_that_are_added_later(tmp_path):
     log_steps(make_logger(tmp_path), 0, 1)
     logger = make_logger(tmp_path, 1)
     log_steps(logger, 1)
@@ -66,10 +66,10 @@ def test_columns_that_come_later(tmp_path):
     rows = read(tmp_path)
     assert [row["loss"] for row in rows] == ["0.0", "0.1", "", "0.2"]
     assert [row["accuracy"] for row in rows] == ["", "", "0.5", ""]
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]  # and no partial file
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]  # no partial file is left
 
 
-def test_the_summary_of_a_finished_run_stays(tmp_path):
+def test_the_summary_of_a_finished_run_is_kept(tmp_path):
     logger = make_logger(tmp_path)
     log_steps(logger, 0, 1)
     logger.log_metrics({"summary/match_rate": 0.9}, step=2)
@@ -80,7 +80,7 @@ def test_the_summary_of_a_finished_run_stays(tmp_path):
     assert steps(tmp_path) == [0]
 
 
-def test_it_is_lightnings_otherwise(tmp_path):
+def test_other_features_of_lightnings_logger_work(tmp_path):
     logger = make_logger(tmp_path)
     logger.log_hyperparams({"width": 16})
     log_steps(logger, 0)

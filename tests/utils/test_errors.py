@@ -1,6 +1,8 @@
 """A person's mistake ends in one message and exit code 1; a mistake in code shows its trace."""
 
+import ast
 import logging
+from pathlib import Path
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
@@ -11,8 +13,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
 from src.data import DataError
-from src.utils.checkpoints import CheckpointError
-from src.utils.errors import exit_on_user_error
+from src.utils.checkpoints import CheckpointError, NoCheckpointError
+from src.utils.errors import UserError, exit_on_user_error
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def raising(error: Exception):
@@ -24,9 +28,10 @@ def raising(error: Exception):
 
 
 USER_ERRORS = [
-    ValueError("wrong value"),
+    UserError("wrong input"),
     DataError("wrong data"),
     CheckpointError("wrong checkpoint"),
+    NoCheckpointError("no checkpoint"),
     FileNotFoundError("no such file"),
     OSError(28, "No space left on device"),
     MisconfigurationException("wrong argument of the Trainer"),
@@ -54,8 +59,8 @@ def test_one_message_and_exit_code_1(caplog, error):
 def test_a_job_of_a_sweep_raises_so_that_the_others_go_on(caplog, monkeypatch, mode):
     config = OmegaConf.create({"hydra": {"mode": RunMode[mode]}})
     monkeypatch.setattr(HydraConfig.instance(), "cfg", config)
-    error = ValueError("wrong value")
-    with pytest.raises(SystemExit if mode == "RUN" else ValueError) as raised:
+    error = UserError("wrong value")
+    with pytest.raises(SystemExit if mode == "RUN" else UserError) as raised:
         raising(error)()
     assert (raised.value is error) is (mode == "MULTIRUN")
     assert caplog.text.count("wrong value\n") == 1
@@ -79,10 +84,45 @@ def test_the_trace_on_demand(monkeypatch, error):
     assert raised.value is error
 
 
-@pytest.mark.parametrize("error", [TypeError("bug"), KeyError("bug"), RuntimeError("bug")])
+@pytest.mark.parametrize(
+    "error", [ValueError("bug"), TypeError("bug"), KeyError("bug"), RuntimeError("bug")]
+)
 def test_other_errors_keep_their_trace(error):
     with pytest.raises(type(error)):
         raising(error)()
+
+
+def refuses(value: int) -> None:
+    raise ValueError(f"{value} is too large")
+
+
+def has_a_bug(value: int) -> None:
+    raise AttributeError("no such attribute")
+
+
+@pytest.mark.parametrize(
+    ("target", "arguments", "is_users"),
+    [(refuses, {"value": 3}, True), (refuses, {"valu": 3}, True), (has_a_bug, {"value": 3}, False)],
+)
+def test_a_constructor_that_refuses_its_config_is_told_from_one_that_fails(
+    target, arguments, is_users
+):
+    @exit_on_user_error
+    def main() -> None:
+        instantiate({"_target_": f"{__name__}.{target.__name__}", **arguments})
+
+    with pytest.raises(SystemExit if is_users else InstantiationException):
+        main()
+
+
+def test_a_config_that_cannot_be_resolved(caplog):
+    @exit_on_user_error
+    def main() -> None:
+        OmegaConf.to_container(OmegaConf.create({"a": "${b}"}), resolve=True)
+
+    with pytest.raises(SystemExit):
+        main()
+    assert "'b' not found" in caplog.text
 
 
 def test_arguments_value_and_name_pass_through():
@@ -93,3 +133,17 @@ def test_arguments_value_and_name_pass_through():
 
     assert main(2, b=3) == 5
     assert (main.__name__, main.__doc__) == ("main", "Add.")
+
+
+def test_all_errors_about_input_have_one_base():
+    """So that a program can tell what a user gave wrong from a mistake in its code."""
+    classes = [
+        (node.name, [base.id for base in node.bases if isinstance(base, ast.Name)])
+        for path in (ROOT / "src").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert [name for name, bases in classes if "ValueError" in bases] == ["UserError"]
+    assert issubclass(CheckpointError, UserError)
+    assert issubclass(NoCheckpointError, CheckpointError)
+    assert issubclass(DataError, UserError)

@@ -1,4 +1,4 @@
-"""Formulas of crystals with noble gases."""
+"""Format formulas with noble gases."""
 
 import warnings
 
@@ -15,7 +15,7 @@ from src.utils.formulas import full_formula, reduced_formula
         (reduced_formula, lambda composition: composition.reduced_formula, "TiO2Ar"),
     ],
 )
-def test_they_are_pymatgens_and_silent(ours, pymatgens, formula):
+def test_formulas_agree_with_pymatgen_without_warnings(ours, pymatgens, formula):
     with pytest.warns(UserWarning, match="No Pauling electronegativity"):
         assert pymatgens(_titania_with_argon()) == formula
     with warnings.catch_warnings(record=True) as caught:
@@ -25,6 +25,6 @@ def test_they_are_pymatgens_and_silent(ours, pymatgens, formula):
 
 
 def _titania_with_argon() -> Composition:
-    """As new: pymatgen keeps an electronegativity once found, and so warns once in a process."""
+    """Clears the electronegativity that pymatgen caches, since it warns only once otherwise."""
     Element.Ar.__dict__.pop("X", None)
     return Composition({"Ar": 2, "Ti": 2, "O": 4})

@@ -7,16 +7,16 @@ from src.utils.geometry import lattices_to_parameters, parameters_to_lattices, w
 
 
 def random_cells(num: int, seed: int = 0) -> np.ndarray:
-    """(num, 3, 3) float64 cells of both hands, in any orientation."""
+    """Right- and left-handed cells in random orientations, (num, 3, 3) float64."""
     return np.random.default_rng(seed).normal(scale=5.0, size=(num, 3, 3))
 
 
 def possible_angles(num: int, seed: int = 0) -> np.ndarray:
-    """(num, 3) degrees that cells can have, since they were read off cells."""
+    """Angles of random cells in degrees, (num, 3)."""
     return np.array([Lattice(cell).angles for cell in random_cells(num, seed)])
 
 
-def test_lengths_and_angles_are_those_of_pymatgen():
+def test_lengths_and_angles_agree_with_pymatgen():
     cells = random_cells(200)
     lengths, angles = lattices_to_parameters(torch.tensor(cells))
     expected = np.array([Lattice(cell).parameters for cell in cells])
@@ -24,7 +24,7 @@ def test_lengths_and_angles_are_those_of_pymatgen():
     np.testing.assert_allclose(angles.rad2deg().numpy(), expected[:, 3:], atol=1e-6)
 
 
-def test_cells_are_those_of_pymatgen():
+def test_cells_agree_with_pymatgen():
     lengths = np.random.default_rng(1).uniform(2, 20, size=(200, 3))
     angles = possible_angles(200)
     cells = parameters_to_lattices(torch.tensor(lengths), torch.tensor(angles))
@@ -35,10 +35,10 @@ def test_cells_are_those_of_pymatgen():
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 0.01), (torch.float64, 1e-6)])
-def test_parameters_survive_the_way_to_a_cell_and_back(dtype, atol):
+def test_parameters_survive_conversion_to_a_cell_and_back(dtype, atol):
     angles = torch.tensor(possible_angles(200), dtype=dtype).reshape(10, 20, 3)
     lengths = torch.linspace(2, 20, 600, dtype=dtype).reshape(10, 20, 3)
-    # away from flat cells, where the height of one is a small difference of large numbers
+    # without nearly flat cells, whose height is a small difference of large numbers
     cells = parameters_to_lattices(torch.ones_like(lengths), angles)
     angles = angles[torch.linalg.det(cells) > 0.1]
     lengths = lengths[torch.linalg.det(cells) > 0.1]
@@ -50,7 +50,7 @@ def test_parameters_survive_the_way_to_a_cell_and_back(dtype, atol):
 
 
 @pytest.mark.parametrize("angle", [0.1, 1.0, 179.0])
-def test_angles_near_a_straight_line_keep_their_precision(angle):
+def test_angles_near_0_and_180_degrees_are_precise(angle):
     # An arccos in float32 would be off by 0.02 degrees near 0 and 180.
     matrix = Lattice.from_parameters(5, 6, 7, 90, 90, angle).matrix
     _, angles = lattices_to_parameters(torch.tensor(matrix, dtype=torch.float32))
@@ -70,7 +70,7 @@ def test_three_small_angles():
     [(10, 20, 120), (170, 170, 170), (0, 0, 0), (0, 90, 90), (180, 180, 180), (-40, 400, 90)],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_angles_of_no_cell_give_finite_lengths(angles, dtype):
+def test_impossible_angles_give_finite_cells(angles, dtype):
     lengths = torch.tensor([3.0, 4.0, 5.0], dtype=dtype)
     cell = parameters_to_lattices(lengths, torch.tensor(angles, dtype=dtype))
     assert torch.isfinite(cell).all()
@@ -97,7 +97,7 @@ def test_wrapped_difference_is_the_nearest_image_along_each_axis():
     torch.testing.assert_close(moves, moves.round(), rtol=0, atol=1e-12)
 
 
-def test_wrapped_difference_across_the_edge():
+def test_wrapped_difference_across_the_cell_boundary():
     difference = wrapped_difference(
         torch.tensor([0.99, 0.01, 0.2]), torch.tensor([0.01, 0.99, 5.2])
     )

@@ -1,4 +1,4 @@
-"""A folder is held by one process, for as long as that lives."""
+"""Check that only one process holds the lock of a folder, until it ends."""
 
 import os
 import re
@@ -36,7 +36,7 @@ def holder(tmp_path):
         process.wait()
 
 
-def test_the_second_is_told_who_holds_it_and_a_killed_holder_holds_no_more(holder, tmp_path):
+def test_the_error_names_the_holder_and_a_killed_holder_loses_the_lock(holder, tmp_path):
     for _ in range(2):
         message = rf"{re.escape(str(tmp_path))} is in use by process {holder.pid} on \S+: wait"
         with pytest.raises(OutputError, match=message), lock_folder(tmp_path):
@@ -47,7 +47,7 @@ def test_the_second_is_told_who_holds_it_and_a_killed_holder_holds_no_more(holde
         assert f"process {os.getpid()} on" in (tmp_path / ".lock_holder").read_text()
 
 
-def test_it_is_free_after_the_block_however_that_ends(tmp_path):
+def test_an_error_in_the_block_releases_the_lock(tmp_path):
     for _ in range(2):
         with pytest.raises(KeyError), lock_folder(tmp_path / "new"):
             raise KeyError

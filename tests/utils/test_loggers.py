@@ -3,7 +3,7 @@
 import pytest
 import wandb
 
-from src.utils.loggers import wandb_logger
+from src.utils.loggers import own_wandb_run, wandb_logger
 
 
 @pytest.fixture(autouse=True)
@@ -68,3 +68,42 @@ def test_metrics_are_written_below_the_folder(monkeypatch, tmp_path):
     assert logger.experiment.settings._offline
     wandb.finish()
     assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))) == 1
+
+
+# Runs after one another in one process
+
+
+def runs_below(folder) -> int:
+    return len(list(folder.glob("wandb/offline-run-*/*.wandb")))
+
+
+def test_each_block_has_a_run_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("first", "second"):
+        with own_wandb_run():
+            wandb_logger(save_dir=tmp_path / name).log_metrics({"loss": 0.5}, step=0)
+            assert wandb.run is not None
+        assert wandb.run is None
+        assert runs_below(tmp_path / name) == 1
+
+
+def test_a_block_that_fails_ends_its_run_too(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+    def fail() -> None:
+        assert wandb_logger(save_dir=tmp_path).experiment is wandb.run
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), own_wandb_run():
+        fail()
+    assert wandb.run is None
+
+
+def test_a_run_that_was_open_before_stays(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    mine = wandb.init(dir=tmp_path)
+    with own_wandb_run(), pytest.warns(UserWarning, match="already in progress"):
+        assert wandb_logger(save_dir=tmp_path).experiment is mine
+    assert wandb.run is mine
+    mine.finish()

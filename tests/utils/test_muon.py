@@ -1,4 +1,4 @@
-"""The Muon optimizer, against AdamW, an SVD and itself."""
+"""Compare the Muon optimizer with AdamW and an SVD."""
 
 import copy
 
@@ -22,7 +22,7 @@ def make(shapes, seed=0):
 
 
 def muon(params, matrices=(0,), **settings):
-    """Those at the indices `matrices` take orthogonal steps."""
+    """Muon for the parameters at the indices `matrices`, AdamW for the others."""
     names = [f"{'transformer.layers' if k in matrices else 'head'}.{k}" for k in range(len(params))]
     return Muon(zip(names, params, strict=True), **settings)
 
@@ -39,11 +39,11 @@ def descend(optimizer, params, targets, steps):
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (16, 64), (64, 16)])
-def test_orthogonalize_keeps_singular_vectors_and_evens_the_values(shape):
+def test_orthogonalize_keeps_singular_vectors_and_brings_values_close_to_one(shape):
     matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
     before = matrices.clone()
     u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
-    assert (s.amax(1) / s.amin(1)).max() > 2  # there is something to even out
+    assert (s.amax(1) / s.amin(1)).max() > 2  # the singular values differ at first
     middle = u.mT @ orthogonalize(matrices, 5) @ vh.mT
     values = middle.diagonal(dim1=1, dim2=2)
     strong = s > 0.02 * s.norm(dim=1, keepdim=True)
@@ -53,16 +53,16 @@ def test_orthogonalize_keeps_singular_vectors_and_evens_the_values(shape):
     assert torch.equal(matrices, before)
 
 
-def test_orthogonalize_does_not_ask_for_the_scale():
+def test_orthogonalize_does_not_depend_on_the_scale():
     matrices = torch.randn(2, 8, 12, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(orthogonalize(1e-6 * matrices, 3), orthogonalize(matrices, 3))
     assert torch.equal(orthogonalize(torch.zeros(1, 4, 6), 3), torch.zeros(1, 4, 6))
 
 
-def test_what_is_no_hidden_matrix_takes_the_steps_of_adamw():
+def test_other_parameters_are_updated_as_by_adamw():
     shapes, settings = [(5, 3), (7,), ()], {"lr": 0.03, "betas": (0.9, 0.95), "weight_decay": 0.1}
     ours, theirs, targets = make(shapes), make(shapes), make(shapes, seed=1)
-    matrix = make([(2, 2)])  # there has to be one
+    matrix = make([(2, 2)])  # Muon requires at least one
     descend(muon([*matrix, *ours], **settings), ours, targets, 20)
     descend(torch.optim.AdamW(theirs, **settings), theirs, targets, 20)
     for mine, other in zip(ours, theirs, strict=True):
@@ -70,15 +70,15 @@ def test_what_is_no_hidden_matrix_takes_the_steps_of_adamw():
 
 
 @pytest.mark.parametrize("shape", [(12, 12), (8, 32), (32, 8)])
-def test_a_step_of_a_matrix_is_as_large_as_one_of_adamw(shape):
-    """0.2 lr in the root mean square, whatever the shape: Liu et al. 2025, section 2.2."""
+def test_the_update_of_a_matrix_is_as_large_as_with_adamw(shape):
+    """Its root mean square is 0.2 lr for every shape (Liu et al. 2025, section 2.2)."""
     (matrix,), (target,) = make([shape]), make([shape], seed=1)
     before = matrix.detach().clone()
     descend(muon([matrix], lr=0.1, weight_decay=0.0), [matrix], [target], 1)
     assert (matrix - before).square().mean().sqrt().item() == pytest.approx(0.02, rel=0.25)
 
 
-def test_matrices_of_one_shape_do_not_mix():
+def test_matrices_of_the_same_shape_are_independent():
     shapes = [(6, 9), (9, 6), (6, 9)]
     together, apart, targets = make(shapes), make(shapes), make(shapes, seed=1)
     descend(muon(together, (0, 1, 2), lr=0.05), together, targets, 5)
@@ -94,7 +94,7 @@ def test_descends_and_decays():
     losses = descend(muon([matrix, vector], lr=0.1), [matrix, vector], targets, 100)
     assert losses[-1] < 0.01 * losses[0]
 
-    for parameter in (matrix, vector):  # nothing but decay where there is no slope
+    for parameter in (matrix, vector):  # only weight decay if the gradient is zero
         parameter.data.fill_(1.0)
     optimizer = muon([matrix, vector], lr=0.1, weight_decay=0.5)
     descend(optimizer, [matrix, vector], [matrix.detach().clone(), vector.detach().clone()], 1)
@@ -102,7 +102,7 @@ def test_descends_and_decays():
     torch.testing.assert_close(vector.data, torch.full((4,), 0.95))
 
 
-def test_continues_exactly_from_its_state():
+def test_continues_exactly_from_a_saved_state():
     shapes = [(6, 9), (4,)]
     first, targets = make(shapes), make(shapes, seed=1)
     optimizer = muon(first, lr=0.05)
@@ -116,7 +116,7 @@ def test_continues_exactly_from_its_state():
         assert torch.equal(a, b)
 
 
-def test_parameters_without_a_gradient_stay():
+def test_parameters_without_a_gradient_do_not_change():
     used, unused = make([(3, 4), (3, 4)])
     before = unused.detach().clone()
     optimizer = muon([used, unused], (0, 1), lr=0.1)
@@ -126,10 +126,10 @@ def test_parameters_without_a_gradient_stay():
     assert unused not in optimizer.state
 
 
-def test_refuses_names_that_no_matrix_has():
+def test_refuses_a_pattern_that_matches_no_matrix():
     matrix, vector = make([(3, 4), (3,)])
     for names, pattern in (["head", "layers.bias"], "layers"), (["head", "bias"], "layer"):
-        with pytest.raises(ValueError, match=f"'{pattern}' is found.*adamw"):
+        with pytest.raises(ValueError, match=f"that matches '{pattern}'.*adamw"):
             Muon(zip(names, [matrix, vector], strict=True), matrices=pattern)
 
 
@@ -151,7 +151,7 @@ def test_refuses_settings_out_of_range(setting):
         muon(make([(3, 4)]), **setting)
 
 
-def test_steps_of_the_model_are_orthogonal_between_hidden_layers_only():
+def test_only_transformer_layers_of_the_model_are_updated_by_muon():
     vae = VAEModule(
         TransformerEncoder(d_model=16, nhead=2, num_layers=2, dim_feedforward=32),
         TransformerDecoder(d_model=16, nhead=2, num_layers=1, dim_feedforward=32),

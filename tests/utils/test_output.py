@@ -1,4 +1,4 @@
-"""Results appear whole or not at all, and replace nothing that they should not."""
+"""Check that results are written completely or not at all, and replace only what they may."""
 
 import os
 import stat
@@ -49,21 +49,21 @@ def test_a_folder_appears_with_its_content(tmp_path):
     assert content(tmp_path) == ["a", "a/b", "a/b/results", "a/b/results/metrics.json"]
 
 
-def test_others_may_read_it_as_any_folder(tmp_path):
+def test_the_folder_has_the_usual_permissions(tmp_path):
     (tmp_path / "any").mkdir()
     fill(tmp_path / "results")
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("any", "results")]
     assert modes[0] == modes[1]
 
 
-def test_an_empty_folder_may_be_there(tmp_path):
+def test_an_empty_folder_may_exist(tmp_path):
     (tmp_path / "results").mkdir()
     fill(tmp_path / "results")
     assert content(tmp_path / "results") == ["figures", "metrics.json"]
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "other.txt"])
-def test_what_is_there_stays_unless_one_says_so(tmp_path, name):
+def test_existing_results_are_not_replaced_by_default(tmp_path, name):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / name).write_text("old")
     with pytest.raises(OutputError, match=r"results exists.*overwrite=true"):
@@ -86,7 +86,7 @@ def test_only_results_of_the_same_kind_are_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
-def test_a_file_in_its_place_stays(tmp_path, overwrite):
+def test_an_existing_file_is_not_replaced_by_a_folder(tmp_path, overwrite):
     (tmp_path / "results").write_text("a file")
     with pytest.raises(OutputError, match="results exists"):
         fill(tmp_path / "results", overwrite=overwrite)
@@ -95,7 +95,7 @@ def test_a_file_in_its_place_stays(tmp_path, overwrite):
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("old", [True, False])
-def test_a_failure_leaves_nothing_and_takes_nothing(tmp_path, error, old):
+def test_a_failure_leaves_no_new_folder_and_keeps_the_old_one(tmp_path, error, old):
     if old:
         fill(tmp_path / "results", "old")
     before = content(tmp_path)
@@ -106,26 +106,26 @@ def test_a_failure_leaves_nothing_and_takes_nothing(tmp_path, error, old):
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
-def test_what_appears_there_in_the_meantime_stays(tmp_path, overwrite):
+def test_a_folder_created_in_the_meantime_is_not_replaced(tmp_path, overwrite):
     path = tmp_path / "results"
 
-    def somebody_else() -> None:
+    def create_folder() -> None:
         path.mkdir()
         (path / "thesis.tex").touch()
 
     with pytest.raises(OutputError, match="results exists"):
-        fill(path, overwrite=overwrite, meanwhile=somebody_else)
+        fill(path, overwrite=overwrite, meanwhile=create_folder)
     assert content(tmp_path) == ["results", "results/thesis.tex"]
 
 
-def test_of_two_that_run_at_once_the_first_to_end_wins(tmp_path):
+def test_the_first_of_two_concurrent_runs_to_finish_wins(tmp_path):
     path = tmp_path / "results"
     with pytest.raises(OutputError, match="results exists"):
         fill(path, "second", meanwhile=lambda: fill(path, "first"))
     assert (tmp_path / "results" / "metrics.json").read_text() == "first"
 
 
-def test_a_link_is_replaced_and_not_what_it_leads_to(tmp_path):
+def test_a_link_is_replaced_but_not_its_target(tmp_path):
     fill(tmp_path / "disk" / "old", "old")
     (tmp_path / "results").symlink_to(tmp_path / "disk" / "old")
     fill(tmp_path / "results", "new", overwrite=True)
@@ -138,7 +138,7 @@ def test_relative_paths_and_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     with new_folder("results", marker="metrics.json") as folder:
         (folder / "metrics.json").touch()
-        os.chdir("/")  # while it is made
+        os.chdir("/")  # the working directory changes in the block
     fill(Path("~/results"))
     assert content(tmp_path / "results") == ["metrics.json"]
     assert content(tmp_path / "home") == ["results", "results/figures", "results/metrics.json"]
@@ -149,7 +149,7 @@ def test_relative_paths_and_the_home_folder(tmp_path, monkeypatch):
 
 def test_a_file_appears_with_its_content(tmp_path):
     with new_file(tmp_path / "a" / "crystals.cif.gz") as path:
-        assert path.name.endswith("crystals.cif.gz")  # writers go by it
+        assert path.name.endswith("crystals.cif.gz")  # writers infer the format from it
         path.write_text("new")
         assert not (tmp_path / "a" / "crystals.cif.gz").exists()
     assert content(tmp_path) == ["a", "a/crystals.cif.gz"]
@@ -173,7 +173,7 @@ def test_a_folder_is_not_replaced_by_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("old", [True, False])
-def test_a_file_that_fails_leaves_nothing_and_takes_nothing(tmp_path, old):
+def test_a_failure_leaves_no_new_file_and_keeps_the_old_one(tmp_path, old):
     if old:
         (tmp_path / "out.csv").write_text("old")
     with pytest.raises(RuntimeError):

@@ -11,6 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback, Timer
 from torch.utils.data import DataLoader
 
+from src.utils.errors import UserError
 from src.utils.schedules import Constant, Schedule, WarmupCosine, run_progress
 
 BATCHES = 4
@@ -201,3 +202,9 @@ def test_processes_agree_on_the_time(rank):
         strategy=SimpleNamespace(broadcast=lambda value: 0.30),
     )
     assert run_progress(trainer, 10) == 0.30  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cls", [Constant, WarmupCosine])
+def test_a_negative_warm_up_is_refused(cls):
+    with pytest.raises(UserError, match="warmup_steps is at least 0, not -1"):
+        cls(warmup_steps=-1)

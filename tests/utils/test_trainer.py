@@ -7,6 +7,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from src.utils import trainer as trainer_module
 from src.utils.checkpoints import AtomicCheckpointIO
+from src.utils.errors import UserError
 from src.utils.trainer import build_trainer, native_precision
 
 
@@ -89,6 +90,20 @@ def test_all_arguments_pass_through(tmp_path):
 def test_an_unknown_argument_is_an_error(tmp_path):
     with pytest.raises(TypeError, match="max_epoch"):
         build_trainer(default_root_dir=tmp_path, max_epoch=1)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"accumulate_grad_batches": 0}, "trainer.accumulate_grad_batches is at least 1, not 0"),
+        ({"check_val_every_n_epoch": 0}, "trainer.check_val_every_n_epoch is at least 1, not 0"),
+        ({"log_every_n_steps": -1}, "trainer.log_every_n_steps is at least 0, not -1"),
+        ({"max_time": 3600}, "trainer.max_time is DD:HH:MM:SS"),
+    ],
+)
+def test_numbers_by_which_lightning_would_divide_are_refused(tmp_path, argument, message):
+    with pytest.raises(UserError, match=message):
+        build_trainer(default_root_dir=tmp_path, **argument)
 
 
 def test_checkpoints_are_written_whole_or_not_at_all(tmp_path):

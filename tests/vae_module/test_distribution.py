@@ -13,7 +13,7 @@ def parameters() -> torch.Tensor:
     return torch.randn(5, 6)
 
 
-def test_moments_and_kl_are_those_of_torch_distributions(parameters):
+def test_moments_and_kl_agree_with_torch_distributions(parameters):
     posterior = DiagonalGaussianDistribution(parameters)
     mean, logvar = parameters.chunk(2, dim=-1)
     normal = Normal(mean, (0.5 * logvar).exp())
@@ -53,13 +53,13 @@ def test_logvar_is_clamped_and_gradients_reach_the_parameters():
     assert parameters.grad[0, :2].tolist() == [1.0, 1.0]
 
 
-def test_deterministic_has_no_spread(parameters):
+def test_deterministic_has_no_variance(parameters):
     posterior = DiagonalGaussianDistribution(parameters, deterministic=True)
     assert torch.equal(posterior.sample(), posterior.mode())
     assert posterior.std.sum() == posterior.var.sum() == posterior.kl().sum() == 0
 
 
-def test_half_precision_comes_out_as_float32(parameters):
+def test_half_precision_is_converted_to_float32(parameters):
     assert DiagonalGaussianDistribution(parameters.bfloat16()).kl().dtype == torch.float32
 
 

@@ -1,7 +1,7 @@
-"""The importer against a network of the same make on torch's own Transformer.
+"""The importer, compared with an equivalent network built from torch's own Transformer.
 
-`tests/scripts/test_import_checkpoint.py` compares with what Chemeleon2 itself computed; here is
-what else it can be set to, and what a file can be made to say.
+`tests/scripts/test_import_checkpoint.py` compares with outputs of Chemeleon2 itself. These tests
+cover its other options, and malicious files.
 """
 
 import io
@@ -28,7 +28,7 @@ TARGET = "src.vae_module.encoders.transformer.TransformerEncoder"
 
 
 class NoPositionalEmbedding(nn.Module):
-    """The name tells; these three are empty in the files, too."""
+    """Only the name matters: these three have no weights in Chemeleon2's files either."""
 
 
 class SinusoidalPositionalEmbedding(nn.Module):
@@ -42,7 +42,7 @@ class GlobalNumAtomsEmbedding(nn.Module):
 
 
 class Network(nn.Module):
-    """Transformer with an embedding of the atom's index, as the predecessor has it twice."""
+    """A Transformer with an index embedding, as in Chemeleon2's encoder and decoder."""
 
     def __init__(
         self, d_model=16, nhead=2, num_layers=1, dim_feedforward=24, dropout=0.0,
@@ -185,8 +185,8 @@ def test_options_of_the_networks(options, tmp_path):
         assert part.norm_first == options.get("norm_first", True)
 
 
-def test_exact_and_approximated_gelu_are_told_apart(tmp_path):
-    """Else the tolerance above would hide which of them it is."""
+def test_exact_and_approximate_gelu_are_distinguished(tmp_path):
+    """The tolerance of `assert_same` is small enough to tell them apart."""
     vae = VAE(Encoder(bias=False, num_layers=2), Decoder(bias=False, num_layers=2))
     imported = import_from(content_of(vae), tmp_path)
     assert imported.encoder.activation == "gelu_tanh"
@@ -198,7 +198,7 @@ def test_exact_and_approximated_gelu_are_told_apart(tmp_path):
 
 
 @pytest.mark.parametrize("predict", [True, False], ids=["dng", "csp"])
-def test_encoder_and_decoder_of_other_sizes(predict, tmp_path):
+def test_encoder_and_decoder_of_different_sizes(predict, tmp_path):
     encoder = Encoder(d_model=24, nhead=4, num_layers=2, max_num_elements=101)
     decoder = Decoder(predict, d_model=8, nhead=2, activation="relu", max_num_elements=95)
     vae = VAE(encoder, decoder, latent_dim=7, bias=True)
@@ -247,7 +247,7 @@ def test_half_precision(dtype, tmp_path):
     assert imported.quant_conv.weight.dtype == torch.float32
 
 
-def test_weights_that_were_on_a_gpu(tmp_path, monkeypatch):
+def test_weights_saved_on_a_gpu(tmp_path, monkeypatch):
     vae = VAE(Encoder(), Decoder())
     with monkeypatch.context() as patch:
         patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:3")
@@ -274,13 +274,13 @@ def test_networks_recorded_as_configs(form, tmp_path):
     assert imported.loss_weights["kl"] == 0.5
 
 
-def test_a_network_that_was_pickled_in_a_wrapper(tmp_path):
+def test_a_network_pickled_in_a_wrapper(tmp_path):
     vae = VAE(Encoder(nhead=4), Decoder(nhead=4))
     wrapped = {"encoder": nn.DataParallel(vae.encoder), "decoder": vae.decoder}
     assert_same(vae, import_from(content_of(vae, hyper_parameters=wrapped), tmp_path))
 
 
-def test_what_serves_training_alone_is_left_out(tmp_path):
+def test_parts_used_only_in_training_are_dropped(tmp_path):
     vae = VAE(Encoder(), Decoder(), fa=0.1)
     state = {"scale": torch.zeros(0), "shadow": [p.detach() for p in vae.parameters()]}
     content = content_of(vae, ema_state=state, optimizer_states=[{"state": {0: state}}])
@@ -299,7 +299,7 @@ def changed(change):
 
 
 def huge(weights: dict) -> dict:
-    """Shapes that ask for a width of 2^17, which makes 206 GB, in a small file."""
+    """A small file whose shapes imply a width of 2^17, and so a model of 206 GB."""
     first = "encoder.transformer.layers.0.linear1.weight"
     return {**weights, first: torch.zeros(1, 2**17)}
 
@@ -328,19 +328,19 @@ REFUSED = {
     "multiple of nhead": lambda v: changed(
         lambda v: setattr(v.encoder.transformer.layers[0].self_attn, "num_heads", 5)
     ),
-    "fits": lambda v: changed(
+    "can be imported": lambda v: changed(
         lambda v: setattr(v.encoder.transformer.layers[0].self_attn, "num_heads", 0)
     ),
 }
 
 
 @pytest.mark.parametrize(("reason", "make"), REFUSED.items(), ids=REFUSED)
-def test_what_does_not_fit_is_refused_with_the_reason(reason, make, tmp_path):
+def test_unsupported_networks_are_rejected_with_the_reason(reason, make, tmp_path):
     with pytest.raises(CheckpointError, match=reason):
         import_from(make(VAE(Encoder(), Decoder())), tmp_path)
 
 
-def test_a_cycle_in_the_record_ends(tmp_path):
+def test_a_cycle_in_the_record(tmp_path):
     vae = VAE(Encoder(), Decoder())
     content = content_of(vae)
     vae.encoder.__dict__["module"] = vae.encoder
@@ -353,7 +353,7 @@ def zipped(content: bytes, path, compression=zipfile.ZIP_STORED):
     return path
 
 
-def test_a_compressed_archive_is_refused_unread(tmp_path):
+def test_a_compressed_archive_is_rejected_without_reading_it(tmp_path):
     path = zipped(pickle.dumps(bytes(10**8), 4), tmp_path / "bomb.ckpt", zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 10**6
     with pytest.raises(CheckpointError, match=r"bomb\.ckpt is no checkpoint: it is compressed"):
@@ -369,13 +369,13 @@ def test_a_compressed_archive_is_refused_unread(tmp_path):
     ],
     ids=["memo", "bytearray", "integer"],
 )
-def test_lengths_that_the_file_does_not_have_take_no_memory(content, tmp_path):
+def test_false_lengths_take_no_memory(content, tmp_path):
     with pytest.raises(CheckpointError, match=r"long\.ckpt is damaged"):
         read_foreign_checkpoint(zipped(content, tmp_path / "long.ckpt"))
 
 
 def test_one_storage_is_read_once(tmp_path):
-    """Many tensors on one storage must not multiply what a small file takes in memory."""
+    """Many tensors that share a storage must not multiply the memory for a small file."""
     base = torch.zeros(1000)
     buffer = io.BytesIO()
     torch.save({"state_dict": {str(i): base[i:] for i in range(900)}}, buffer)

@@ -29,11 +29,11 @@ def perfect(batch: CrystalBatch) -> Prediction:
 
 
 def posterior() -> DiagonalGaussianDistribution:
-    # mean 1, variance e: KL is (1 + e - 1 - 1) / 2 per channel, two channels
+    # two channels with mean 1 and variance e: the KL of each is (1 + e - 1 - 1) / 2
     return DiagonalGaussianDistribution(torch.ones(8, 4))
 
 
-def test_a_perfect_prediction_costs_the_kl_alone(batch):
+def test_the_loss_of_a_perfect_prediction_is_the_kl(batch):
     loss, terms = vae_loss(perfect(batch), posterior(), batch, WEIGHTS)
     assert set(terms) == set(WEIGHTS)
     for name in ("atom_types", "lengths", "angles", "frac_coords"):
@@ -43,19 +43,19 @@ def test_a_perfect_prediction_costs_the_kl_alone(batch):
 
 
 def test_each_term_by_hand(batch):
-    right = perfect(batch)
+    correct = perfect(batch)
     prediction = Prediction(
         atom_logits=torch.zeros(8, 100),
         coords=torch.zeros(8, 3, 2),
-        lengths_scaled=right.lengths_scaled + 0.5,
-        angles_radians=right.angles_radians + torch.tensor([0.3, 0.0, 0.0]),
+        lengths_scaled=correct.lengths_scaled + 0.5,
+        angles_radians=correct.angles_radians + torch.tensor([0.3, 0.0, 0.0]),
     )
     loss, terms = vae_loss(prediction, posterior(), batch, WEIGHTS)
     expected = {
         "atom_types": math.log(100),
         "lengths": 0.25,
         "angles": 0.03,
-        # of a distance of 1, the circle's from its centre
+        # the distance of the circle from its center is 1
         "frac_coords": math.sqrt(1 + 0.05**2) - 0.05,
         "kl": math.e - 1,
     }
@@ -69,7 +69,7 @@ def test_lengths_are_scaled_by_the_number_of_atoms(batch):
     assert torch.allclose(batch.lengths_scaled, torch.tensor(2.0))  # 4 Å / 8^(1/3)
 
 
-def test_coordinates_on_the_torus_have_no_edge():
+def test_coordinates_on_the_torus_are_periodic():
     target = torch.tensor([[0.001, 0.5, 0.5]])
     phase = 2 * math.pi * torch.tensor([[0.999, 0.5, 0.5]])
     coords = torch.stack([phase.cos(), phase.sin()], -1)
@@ -79,9 +79,9 @@ def test_coordinates_on_the_torus_have_no_edge():
     assert loss.item() == pytest.approx(expected, rel=1e-3)
 
 
-def test_the_loss_of_coordinates_is_squared_below_delta_and_a_distance_above():
+def test_the_loss_of_coordinates_is_quadratic_below_delta_and_linear_above():
     def loss(error: float) -> float:
-        """Of an error of one coordinate, as a distance on the circle."""
+        """Loss for an error of one coordinate, given as a distance to the circle."""
         target = torch.tensor([[0.3, 0.5, 0.7]], dtype=torch.float64)
         phase = 2 * math.pi * target
         coords = torch.stack([phase.cos(), phase.sin()], -1)
@@ -99,22 +99,22 @@ def test_the_gradient_of_perfect_coordinates_is_zero(batch):
     assert torch.equal(coords.grad, torch.zeros_like(coords))
 
 
-def test_raw_coordinates_are_compared_as_they_stand():
+def test_raw_coordinates_are_not_periodic():
     loss = frac_coords_loss(torch.tensor([[0.999, 0.5, 0.5]]), torch.tensor([[0.001, 0.5, 0.5]]))
     assert loss.item() == pytest.approx(0.998**2 / 3)
 
 
-def test_the_loss_of_lengths_is_squared_below_delta_and_linear_above():
+def test_the_loss_of_lengths_is_quadratic_below_delta_and_linear_above():
     true = torch.zeros(2, 3)
     predicted = torch.tensor([[0.3, 0.0, 0.0], [2.0, 0.0, 0.0]])
     squared = lengths_loss(predicted, true, delta=None)
     assert squared.tolist() == pytest.approx([0.09 / 3, 4.0 / 3])
     # the tangent at 0.5 has the slope 1
-    bent = lengths_loss(predicted, true, delta=0.5)
-    assert bent.tolist() == pytest.approx([0.09 / 3, (0.25 + 1.5) / 3])
+    huber = lengths_loss(predicted, true, delta=0.5)
+    assert huber.tolist() == pytest.approx([0.09 / 3, (0.25 + 1.5) / 3])
 
 
-def test_weights_of_geometry_leave_types_and_latents_alone():
+def test_geometry_weights_do_not_affect_types_and_kl():
     cells = [Structure(Lattice.cubic(a), ["Na"] * n, [[0, 0, 0]] * n) for a, n in ((4, 1), (5, 2))]
     batch = CrystalBatch.from_structures(cells)
     prediction = Prediction(
@@ -124,19 +124,19 @@ def test_weights_of_geometry_leave_types_and_latents_alone():
         angles_radians=batch.angles_radians + torch.tensor([[0.3], [0.4]]),
     )
     moments = DiagonalGaussianDistribution(torch.ones(3, 4))
-    _, all_ = vae_loss(prediction, moments, batch, WEIGHTS)
-    _, second = vae_loss(
+    _, unweighted = vae_loss(prediction, moments, batch, WEIGHTS)
+    _, weighted = vae_loss(
         prediction, moments, batch, WEIGHTS, geometry_weights=torch.tensor([0.0, 2.0])
     )
-    assert second["lengths"].item() == pytest.approx(0.2**2, rel=1e-4)
-    assert second["angles"].item() == pytest.approx(0.4**2, rel=1e-4)
-    # two of three atoms, twice
-    assert second["frac_coords"].item() == pytest.approx(4 / 3 * all_["frac_coords"].item())
+    assert weighted["lengths"].item() == pytest.approx(0.2**2, rel=1e-4)
+    assert weighted["angles"].item() == pytest.approx(0.4**2, rel=1e-4)
+    # two of three atoms, with weight 2
+    assert weighted["frac_coords"].item() == pytest.approx(4 / 3 * unweighted["frac_coords"].item())
     for name in ("atom_types", "kl"):
-        assert second[name] == all_[name]
+        assert weighted[name] == unweighted[name]
 
 
-def test_given_atom_types_have_no_term(batch):
+def test_there_is_no_term_for_given_atom_types(batch):
     prediction = Prediction(None, *(getattr(perfect(batch), n) for n in Prediction.__slots__[1:]))
     loss, terms = vae_loss(prediction, posterior(), batch, WEIGHTS)
     assert "atom_types" not in terms

@@ -1,4 +1,4 @@
-"""Processes that share a batch compute, together, what one process would."""
+"""Check that processes that share a batch compute the same as one process."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def loaders(dataset, world_size: int, shuffle: bool = True) -> list[CrystalLoade
     ],
     ids=["translation", "rotation", "mask", "jitter"],
 )
-def test_a_crystal_is_changed_alike(dataset, world_size, change):
+def test_augmentations_do_not_depend_on_the_number_of_processes(dataset, world_size, change):
     def changed(batch):
         return change(batch, torch.Generator().manual_seed(7))
 
@@ -64,9 +64,9 @@ def test_a_crystal_is_changed_alike(dataset, world_size, change):
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_the_mean_gradient_is_that_of_the_whole(dataset, world_size):
+def test_the_mean_gradient_is_that_of_the_whole_batch(dataset, world_size):
     torch.manual_seed(0)
-    # noise on the latents asks the other processes: tests/test_distributed.py has real ones
+    # latent noise needs communication between processes: see tests/test_distributed.py
     vae = VAEModule(
         TransformerEncoder(**SIZES),
         TransformerDecoder(**SIZES),
@@ -86,7 +86,7 @@ def test_the_mean_gradient_is_that_of_the_whole(dataset, world_size):
     parts = [next(iter(loader)) for loader in loaders(dataset, world_size)]
     loss, gradient = step(whole)
     losses, gradients = zip(*map(step, parts), strict=True)
-    assert max(losses) - min(losses) > 0.01  # they differ, and by more than their mean does:
+    assert max(losses) - min(losses) > 0.01  # the parts differ more than their mean does
     assert sum(losses) / world_size == pytest.approx(loss, rel=1e-5)
     torch.testing.assert_close(torch.stack(gradients).mean(0), gradient, rtol=1e-4, atol=1e-6)
 

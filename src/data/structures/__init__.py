@@ -1,4 +1,4 @@
-"""Crystals in the files that people keep them in; and back into the same formats."""
+"""Read crystals from common file formats, and write them in the same formats."""
 
 from src.data.structures.convert import (
     check_numbers,
@@ -8,8 +8,8 @@ from src.data.structures.convert import (
     to_structure,
 )
 from src.data.structures.read import (
-    FILE,
-    SPLIT,
+    FILE_INDEX,
+    SPLIT_INDEX_PREFIX,
     SPLIT_NAMES,
     NamedStructure,
     Skipped,
@@ -20,8 +20,8 @@ from src.data.structures.read import (
 from src.data.structures.write import write_structures, written_name
 
 __all__ = [
-    "FILE",
-    "SPLIT",
+    "FILE_INDEX",
+    "SPLIT_INDEX_PREFIX",
     "SPLIT_NAMES",
     "NamedStructure",
     "Skipped",

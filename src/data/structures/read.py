@@ -1,4 +1,4 @@
-"""The crystals of a file, a folder or an archive, one by one, wherever they lie in it."""
+"""Read crystals from a file, from a folder at any depth, or from a zip archive, one at a time."""
 
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,32 +9,36 @@ from typing import Any, NamedTuple
 
 from pymatgen.core import Structure
 
-from src.data.cif import CrystalError
-from src.data.readers import SPLITS, DataError, File, Numbers, Record, crystal_of, is_table
+from src.data.crystal import CrystalError
+from src.data.readers import (
+    SPLIT_NAMES,
+    SPLITS,
+    DataError,
+    File,
+    PropertyParser,
+    Record,
+    crystal_of,
+    is_table,
+)
+from src.data.split_files import crystal_files, is_hidden
 from src.data.structures.convert import to_structure
 from src.data.structures.formats import read_file, reason_of
 
-# What a split may be called in a column that says it, in small letters.
-SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-
-# What splitting needs to know of each crystal rides along as two more numbers. No column of a
-# table has such a name by chance.
-FILE = ".file"  # place of its file in `StructureReader.sources`
-SPLIT = ".split by "  # and the name of a column: place in `SPLITS`
+# Names of two internal properties of each crystal, which are needed to split the data. They are
+# unlikely to be names of columns.
+FILE_INDEX = ".file"  # index of the crystal's file in `StructureReader.sources`
+SPLIT_INDEX_PREFIX = ".split by "  # then the name of a column; index of the split in `SPLITS`
 
 
 @dataclass(frozen=True, slots=True)
 class NamedStructure:
-    """A crystal and where it was found.
+    """A crystal, its ID, and the file that it is from.
 
     Attributes:
         id: see `StructureReader`.
-        structure: elements in a cell, as in the file; oxidation states and the like are left out.
-        source: its file, relative to the folder or zip archive that was read.
+        structure: the cell, elements and coordinates in the file. Everything else, such as
+            oxidation states, is dropped.
+        source: path of the file, relative to the folder or zip archive that was read.
     """
 
     id: str
@@ -43,7 +47,7 @@ class NamedStructure:
 
 
 class Skipped(NamedTuple):
-    """What could not be read: a file, or a frame of one, and why."""
+    """A file, or a frame or row in one, that could not be read, and the reason."""
 
     where: str
     reason: str
@@ -51,24 +55,25 @@ class Skipped(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StructureReader:
-    """The crystals of a file, of a folder (at any depth) or of a zip archive, in sorted order.
+    """Reads the crystals in a file, a folder (at any depth) or a zip archive, in sorted order.
 
-    Files are opened one after the other. The rows of tables and databases and the frames of
-    extended XYZ are read one after the other. Hidden files are passed over. A file, frame, row or
-    CIF data block that cannot be used is a record with the reason: damaged ones, unknown formats,
-    partial occupancies, atoms that are not periodic in three dimensions or of no element, POSCARs
-    without elements.
+    One file is open at a time. Tables, databases and extended XYZ are read as a stream. Hidden
+    files are skipped, and so is a `splits.csv`, which lists the split of each crystal. A file,
+    frame, row or CIF data block that cannot be used becomes a record with the reason. This applies
+    to damaged files, unknown formats, partial occupancies, structures that are not periodic in
+    three dimensions, atoms without an element, and POSCARs without element names.
 
-    A crystal's id is what its file gives it as `material_id` or `id`; else the path of its file,
-    without suffix, and `-INDEX` where the file holds several.
+    The ID of a crystal is the `material_id` or `id` in its file. If there is none, it is the path
+    of the file without suffix, followed by `-INDEX` if the file contains several crystals.
 
     Args:
-        source: what to read.
-        names: properties that ride along: columns of a table, key-value pairs of a database,
-            `info` of an extended XYZ, `properties` of JSON; energies where ASE finds them.
-        pattern: which files of a folder are read, by their names. An archive is one file of its
-            folder; where it is the source itself, the pattern is for what is in it.
-        split_column: a further such name whose value is the split of the crystal, as one of
+        source: the file, folder or zip archive.
+        names: properties to keep: columns of a table, key-value pairs of a database, `info` of
+            extended XYZ, `properties` of JSON, and energies if ASE finds them.
+        pattern: shell-style pattern for the names of the files to read in a folder. An archive in
+            the folder counts as one file. If `source` itself is an archive, the pattern applies to
+            the files in it.
+        split_column: name of a property whose value is the split of the crystal, as one of
             `SPLIT_NAMES`.
     """
 
@@ -81,72 +86,72 @@ class StructureReader:
     def files(self) -> list[Path]:
         if not self.source.is_dir():
             return [self.source]
-        return [file for file in sorted(self.source.rglob("*")) if self._wants(file)]
+        return crystal_files(self.source, self.pattern)
 
     @property
     def properties(self) -> tuple[str, ...]:
-        by_column = () if self.split_column is None else (f"{SPLIT}{self.split_column}",)
-        return (*self.names, FILE, *by_column)
+        split_index = f"{SPLIT_INDEX_PREFIX}{self.split_column}"
+        return (*self.names, FILE_INDEX, *([split_index] if self.split_column is not None else []))
 
     @property
     def sources(self) -> list[str]:
-        """The files that are read, as they are named in `Record.file`."""
-        return [s.where if isinstance(s, Skipped) else s[1].as_posix() for s in self._leaves()]
+        """The files to read, including those in archives, with the paths in `Record.file`."""
+        return [s.where if isinstance(s, Skipped) else s[1].as_posix() for s in self._iter_files()]
 
     def __iter__(self) -> Iterator[Record]:
-        """Yield a record for each crystal, and for each file or part of one that has none.
+        """Yield a record for each crystal, and for each file, frame or row that cannot be read.
 
         Raises:
-            DataError: if the source is a table that cannot be read to its end, if no crystal has
-                one of the properties, or if one has no split in `split_column`, or an unknown one.
+            DataError: if the source is a single table and cannot be read to its end, if no crystal
+                has one of the properties, or if the value of `split_column` is missing or unknown
+                for a crystal.
         """
-        numbers = Numbers(self.source, self.names)
+        parser = PropertyParser(self.source, self.names)
         any_read = False
-        for place, item in enumerate(self._leaves()):
+        for file_index, item in enumerate(self._iter_files()):
             if isinstance(item, Skipped):
                 yield Record(item.where, item.where, reason=item.reason, file=item.where)
                 continue
             file, source = item
             names = (*self.names, self.split_column or "")
-            for found in read_file(file, source, numbers.known, names, file == self.source):
-                where, values = found.where, found.values
-                if found.reason:
-                    yield Record(where, found.id, reason=found.reason, file=found.file)
+            for raw in read_file(file, source, parser.available, names, file == self.source):
+                where, values = raw.where, raw.values
+                if raw.reason:
+                    yield Record(where, raw.id, reason=raw.reason, file=raw.file)
                     continue
                 any_read = True
-                properties = (*numbers(values, where), float(place))
+                properties = (*parser.parse(values, where), float(file_index))
                 if self.split_column is not None:
-                    properties += (_split_place(values, self.split_column, where),)
-                yield Record(where, found.id, found.cif, properties, found.crystal, file=found.file)
-        numbers.warn()
+                    properties += (_split_index(values, self.split_column, where),)
+                yield Record(where, raw.id, raw.cif, properties, raw.crystal, file=raw.file)
+        parser.warn_of_invalid()
         if any_read:
-            numbers.check_known()
+            parser.check_names()
 
-    def _wants(self, file: Path) -> bool:
-        hidden = _is_hidden(file.relative_to(self.source))
-        return not hidden and fnmatchcase(file.name, self.pattern) and file.is_file()
-
-    def _leaves(self) -> Iterator[tuple[File, Path] | Skipped]:
-        """Each file with its path relative to the source, archives unpacked."""
+    def _iter_files(self) -> Iterator[tuple[File, Path] | Skipped]:
+        """Yield each file, including those in archives, with its path relative to the source."""
         if not self.source.is_dir():
             if self.source.suffix.lower() != ".zip":
                 yield self.source, Path(self.source.name)
                 return
-            for item in _members(self.source, Path()):
+            for item in _iter_archive(self.source, Path()):
                 if isinstance(item, Skipped) or fnmatchcase(item[1].name, self.pattern):
                     yield item
             return
         for file in self.files:
             source = file.relative_to(self.source)
-            zipped = file.suffix.lower() == ".zip"
-            yield from _members(file, source) if zipped else [(file, source)]
+            is_archive = file.suffix.lower() == ".zip"
+            yield from _iter_archive(file, source) if is_archive else [(file, source)]
 
 
 def read_structures(path: str | Path) -> tuple[list[NamedStructure], list[Skipped]]:
-    """All crystals of a file, or of the files in a folder, and what was skipped.
+    """Read all crystals in a file, folder or zip archive.
+
+    Returns:
+        The crystals, and what was skipped because it could not be read.
 
     Raises:
-        DataError: if there is no such path, or no crystal in it.
+        DataError: if the path does not exist, or no crystal in it can be read.
     """
     found: list[NamedStructure] = []
     skipped: list[Skipped] = []
@@ -158,18 +163,18 @@ def read_structures(path: str | Path) -> tuple[list[NamedStructure], list[Skippe
     if not found:
         first = "".join(f"\n  {where}: {reason}" for where, reason in skipped[:5])
         raise DataError(
-            f"{path} holds no crystal that can be read{first}\nCIF, POSCAR, extended XYZ, "
-            "pymatgen's JSON, CSV and Parquet with a column 'cif', ASE's databases, what else ASE "
-            "reads, and zip archives of them are understood."
+            f"{path} contains no crystal that can be read{first}\nSupported formats: CIF, POSCAR, "
+            "extended XYZ, pymatgen JSON, CSV and Parquet with a column 'cif', ASE databases, any "
+            "other format that ASE reads, and zip archives of these."
         )
     return found, skipped
 
 
 def iter_structures(path: str | Path) -> Iterator[NamedStructure | Skipped]:
-    """The crystals that `StructureReader` finds, their cells as given, as pymatgen structures.
+    """Yield the crystals that `StructureReader` reads, in the cells of their files.
 
     Raises:
-        DataError: if there is no such path, or a table that cannot be read to its end.
+        DataError: if the path does not exist, or is a single table that cannot be read to its end.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -184,26 +189,22 @@ def iter_structures(path: str | Path) -> Iterator[NamedStructure | Skipped]:
             yield NamedStructure(record.id, structure, Path(record.file))
 
 
-def _split_place(values: Mapping[str, Any], column: str, where: str) -> float:
+def _split_index(values: Mapping[str, Any], column: str, where: str) -> float:
     split = SPLIT_NAMES.get(str(values.get(column, "")).strip().lower())
     if split is None:
-        given = f"is {values[column]!r}" if column in values else "is not there"
+        given = f"is {values[column]!r}" if column in values else "is missing"
         raise DataError(
-            f"{where}: {column!r} {given}, where a split is needed: {', '.join(SPLIT_NAMES)}"
+            f"{where}: {column!r} {given}, but must name a split: {', '.join(SPLIT_NAMES)}"
         )
     return float(SPLITS.index(split))
 
 
-def _members(archive: Path, source: Path) -> Iterator[tuple[File, Path] | Skipped]:
+def _iter_archive(archive: Path, source: Path) -> Iterator[tuple[File, Path] | Skipped]:
     try:
         with zipfile.ZipFile(archive) as opened:
             for name in sorted(opened.namelist()):
-                member = Path(name.lstrip("/"))  # below `source`, whatever the archive says
-                if not (name.endswith("/") or _is_hidden(member)):
+                member = Path(name.lstrip("/"))  # always below `source`, even if it is absolute
+                if not (name.endswith("/") or is_hidden(member)):
                     yield zipfile.Path(opened, name), source / member
     except (zipfile.BadZipFile, OSError) as error:
         yield Skipped(archive.name, reason_of(error))
-
-
-def _is_hidden(source: Path) -> bool:
-    return any(part.startswith(".") for part in source.parts)  # `..` too

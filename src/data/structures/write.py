@@ -1,4 +1,4 @@
-"""Crystals to files, in the formats that they are read from."""
+"""Write crystals to files."""
 
 import gzip
 import json
@@ -12,37 +12,46 @@ from pymatgen.io.vasp import Poscar
 from src.data.cif import write_cif
 from src.data.structures.convert import to_atoms, to_crystal, to_structure
 from src.data.structures.formats import format_of
+from src.utils.errors import UserError
 
-WRITTEN = ("cif", "poscar", "extxyz", "json")
+WRITABLE_FORMATS = ("cif", "poscar", "extxyz", "json")
 
 
 def written_name(source: Path) -> Path:
-    """The name under which the crystals of a file are written: its own, or with `.extxyz` added
-    where its format is one that is only read."""
-    if format_of(source.name) in WRITTEN:
+    """The path for writing the crystals of an input file, in the format of that file if possible.
+
+    If the format can only be read, `.extxyz` is appended.
+    """
+    if format_of(source.name) in WRITABLE_FORMATS:
         return source
     return source.with_name(f"{source.name}.extxyz")
 
 
 def write_structures(path: Path, structures: Sequence[Structure], ids: Sequence[str]) -> None:
-    """Write crystals to one file, in the format that its name says.
+    """Write crystals to one file, in the format given by its name.
 
     Args:
-        path: `.cif`, `.extxyz` or `.xyz`, `.json`, or a POSCAR (`.vasp`, `.poscar`, or any name
-            with POSCAR or CONTCAR in it); `.gz` may follow.
-        structures: at least one, and no more than that for a POSCAR.
-        ids: their names, as `data_` in a CIF, `id` in an extended XYZ, and comment in a POSCAR;
-            JSON has no place for them.
+        path: a name that ends in `.cif`, `.extxyz`, `.xyz`, `.json`, `.vasp` or `.poscar`, or that
+            contains POSCAR or CONTCAR; `.gz` may follow.
+        structures: at least one structure; exactly one for a POSCAR.
+        ids: their IDs, written as the name of the data block in CIF, as `id` in extended XYZ, and
+            as the comment in a POSCAR. JSON does not store them.
 
     Raises:
-        ValueError: for a name of no such format, or several structures in a POSCAR.
-        CrystalError: for a crystal that the format cannot hold.
+        UserError: if the name is not that of a supported format, or if there are several structures
+            for a POSCAR.
+        CrystalError: if a structure cannot be written.
     """
     kind = format_of(path.name)
-    if kind not in WRITTEN:
-        raise ValueError(f"{path}: no format that crystals are written in has such a name")
+    if kind not in WRITABLE_FORMATS:
+        raise UserError(
+            f"{path}: crystals cannot be written in the format of this name: use .cif, .extxyz, "
+            ".json or .vasp"
+        )
     if kind == "poscar" and len(structures) > 1:
-        raise ValueError(f"{path}: a POSCAR holds one crystal, not {len(structures)}")
+        raise UserError(
+            f"{path}: a POSCAR holds one crystal, not {len(structures)}: use .cif, .extxyz or .json"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     opened = gzip.open if path.name.endswith(".gz") else open
     crystals = [to_crystal(structure) for structure in structures]

@@ -1,4 +1,4 @@
-"""What generated crystals are worth, beside real ones."""
+"""Evaluate generated crystals against reference crystals."""
 
 from typing import TYPE_CHECKING
 

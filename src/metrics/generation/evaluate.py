@@ -1,8 +1,8 @@
-"""What a set of generated crystals is worth, beside a set of reference crystals.
+"""Evaluate a set of generated crystals against a set of reference crystals.
 
-Each figure comes from the library that defines it: compositions from SMACT, matches from pymatgen,
-fingerprints from matminer and average-minimum-distance, Wasserstein distances from SciPy. The
-conventions are ours, and `evaluate_generated` states them.
+Each metric uses a standard library: SMACT for compositions, pymatgen for matching, matminer and
+average-minimum-distance for fingerprints, SciPy for Wasserstein distances. `evaluate_generated`
+documents the conventions that these libraries leave open.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from src.metrics.generation.validity import (
     is_valid_structure,
 )
 from src.metrics.matching import PYMATGEN, MatcherPool, MatcherSettings
+from src.utils.errors import UserError
 from src.utils.formulas import reduced_formula
 
 if TYPE_CHECKING:
@@ -35,16 +36,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_MAX_DISTANCES = 2**24  # computed at once, 128 MiB
+_MAX_DISTANCES = 2**24  # computed at once; they take 128 MiB
 
 
 @dataclass(frozen=True, slots=True)
 class CoverageCutoffs:
-    """How near a crystal of the other set must be to cover one.
+    """The largest distances at which a crystal is covered by one of the other set.
 
     Attributes:
-        structure: between CrystalNN fingerprints, no unit.
-        composition: between standardised Magpie fingerprints, no unit.
+        structure: largest distance between CrystalNN fingerprints (dimensionless).
+        composition: largest distance between standardized Magpie fingerprints (dimensionless).
     """
 
     structure: float
@@ -56,19 +57,19 @@ CUTOFFS = {
     "carbon_24": CoverageCutoffs(0.2, 4.0),
     "perov_5": CoverageCutoffs(0.2, 4.0),
 }
-"""Those of CDVAE's scripts/compute_metrics.py."""
+"""The cutoffs in CDVAE's scripts/compute_metrics.py, by data set."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of one generated crystal.
+    """The evaluation result for one generated crystal.
 
     Attributes:
-        valid_structure: its geometry is valid, and it has a fingerprint.
-        valid_composition: SMACT allows its composition.
+        valid_structure: whether its geometry is valid and its fingerprint could be computed.
+        valid_composition: whether SMACT accepts its composition.
         duplicate_of: index of the earlier generated crystal that it matches, if any.
         known_as: index of the reference crystal that it matches, if any.
-        reason: what is wrong or was not found out, empty if nothing.
+        reason: what is wrong or could not be determined; empty if nothing.
     """
 
     valid_structure: bool
@@ -103,60 +104,66 @@ def evaluate_generated(
     fingerprint_timeout: float = 60.0,
     progress: bool = False,
 ) -> tuple[dict[str, Any], list[Verdict]]:
-    """Figures of a set of generated crystals, and what became of each.
+    """Evaluate a set of generated crystals.
 
     Args:
-        generated: the crystals to judge.
-        reference: those that a novel crystal must not match, the training set.
-        test_reference: those to compare distributions with; None for `reference`.
-        scale_reference: those whose spread is the unit of distances between compositions; None
-            for the test reference. See `coverage`.
-        cutoffs: of coverage.
-        settings: StructureMatcher's, for uniqueness and novelty. pymatgen's defaults, as most
-            papers have it for these two; CDVAE's wider ones are for reconstruction.
+        generated: the crystals to evaluate.
+        reference: the crystals that novelty is measured against, usually the training set.
+        test_reference: the crystals whose distributions the generated ones are compared with;
+            None for `reference`.
+        scale_reference: the crystals over which composition fingerprints are standardized (see
+            `coverage`); None for the test reference.
+        cutoffs: distance cutoffs for coverage.
+        settings: matcher tolerances for uniqueness and novelty. Most papers use pymatgen's defaults
+            for these two, and CDVAE's wider tolerances for reconstruction only.
         num_workers: see `MatcherPool`.
-        match_timeout, fingerprint_timeout: limits in seconds for one pair and for one crystal.
+        match_timeout, fingerprint_timeout: time limits in seconds, per pair and per crystal.
         progress: show progress bars.
 
     Returns:
-        A verdict on each generated crystal, and before it a dict; a figure that the sets are too
-        small for is None, and the log says so. Shares are 0 to 1.
+        A dict of metrics, and one `Verdict` per generated crystal. A metric is None if the sets are
+        too small for it; a warning is logged. Fractions are between 0 and 1.
 
-        - `num_generated`, `num_reference`, `num_test_reference`: crystals. Reference crystals
-          with an invalid geometry are left out first, with a warning.
-        - `valid_structure`, `valid_composition`, `valid` (both): shares of the generated crystals.
-          `fingerprint_failures` of them have a valid geometry but CrystalNN failed, crashed or
-          hung on them; they count as invalid structures, as in CDVAE.
-        - `unique`, `novel`, `unique_and_novel`: shares of the structurally valid ones. Unique is
-          what matches no earlier unique one (as `StructureMatcher.group_structures` groups them),
-          novel what matches none of `reference`. Two crystals can only match if their reduced
-          formulas are equal. `valid_unique_and_novel` is a share of all generated crystals.
-          `match_timeouts` is the number of pairs with no answer (out of time, crash or error),
-          taken for no match.
-        - `cov_recall`, `cov_precision`: see `coverage`. `reference_fingerprint_failures` of the
-          reference crystals have no fingerprint and stay out of it.
+        - `num_generated`, `num_reference`, `num_test_reference`: numbers of crystals. Reference
+          crystals with an invalid geometry are left out with a warning.
+        - `valid_structure`, `valid_composition`, `valid` (both): fractions of the generated
+          crystals. `fingerprint_failures` counts those with a valid geometry on which CrystalNN
+          failed, crashed or timed out; they count as invalid structures, as in CDVAE.
+        - `unique`, `novel`, `unique_and_novel`: fractions of the structurally valid crystals. A
+          crystal is unique if it matches no earlier unique one (the grouping of
+          `StructureMatcher.group_structures`), and novel if it matches none of `reference`. Two
+          crystals can only match if their reduced formulas are equal. `valid_unique_and_novel` is a
+          fraction of all generated crystals. `match_timeouts` is the number of pairs without a
+          result (timeout, crash or error); they count as not matching.
+        - `cov_recall`, `cov_precision`: see `coverage`. `reference_fingerprint_failures` reference
+          crystals have no fingerprint and are left out of it.
         - `wdist_density` (g/cm^3), `wdist_num_elements`, `wdist_num_atoms`: Wasserstein distances
-          between the valid generated crystals and all of the test reference. CDVAE draws 1,000 of
-          the valid ones for it; here all are taken.
+          between the valid generated crystals and the whole test reference. CDVAE draws 1,000 of
+          the valid crystals; here all are used.
         - `amd_precision`, `amd_recall`, `amd_diversity`, `amd_diversity_reference` (Å): see
-          `amd_distances`; of the valid generated crystals. None without the package.
-        - `matcher`, `cutoffs`: the settings that these figures depend on.
+          `amd_distances`; computed for the valid generated crystals. None if the package
+          average-minimum-distance is not installed.
+        - `matcher`, `cutoffs`: the settings that the metrics depend on.
 
     Raises:
-        ValueError: if there are no generated crystals, or no reference crystals that can be used.
+        UserError: if there are no generated crystals or no valid reference crystals.
         ImportError: if matminer is not installed.
     """
     if not generated:
-        raise ValueError("there are no generated crystals to evaluate")
-    known = _usable(reference, "training")
-    test = list((known if test_reference is None else _usable(test_reference, "test")).values())
+        raise UserError("there are no generated crystals to evaluate")
+    known = _valid_by_index(reference, "training")
+    test = list(
+        (known if test_reference is None else _valid_by_index(test_reference, "test")).values()
+    )
     valid_composition = [s.is_ordered and is_valid_composition(s.composition) for s in generated]
     reasons = [invalid_reason(structure) or "" for structure in generated]
-    crystals = {i: _plain(generated[i]) for i, reason in enumerate(reasons) if not reason}
+    crystals = {
+        i: _strip_annotations(generated[i]) for i, reason in enumerate(reasons) if not reason
+    }
 
     library = _load_fingerprints()
-    # of both sets in one go, so that no worker waits
-    logger.info("Fingerprints of %s crystals", f"{len(crystals) + len(test):,}")
+    # Both sets in one call, so that no worker idles between them.
+    logger.info("Computing fingerprints of %s crystals", f"{len(crystals) + len(test):,}")
     results = library.compute_fingerprints(
         [*crystals.values(), *test],
         num_workers=num_workers,
@@ -165,7 +172,8 @@ def evaluate_generated(
     )
     scale = None
     if scale_reference is not None:
-        scale = [library.composition_fingerprint(_plain(s).composition) for s in scale_reference]
+        compositions = [_strip_annotations(s).composition for s in scale_reference]
+        scale = [library.composition_fingerprint(composition) for composition in compositions]
     fingerprints = {}
     for i, result in zip(list(crystals), results, strict=False):
         if isinstance(result, str):
@@ -177,38 +185,51 @@ def evaluate_generated(
     num_failures = sum(isinstance(x, str) for x in results)
     reference_failures = len(test) - len(test_fingerprints)
 
-    sound, known_indices = list(crystals), list(known)
-    logger.info("Matching %s crystals", f"{len(sound):,}")
+    # Indices of the structurally valid crystals: first_matches returns positions in this list.
+    generated_indices, known_indices = list(crystals), list(known)
+    logger.info("Matching %s crystals", f"{len(generated_indices):,}")
     with MatcherPool(num_workers, timeout=match_timeout) as pool:
         structures = list(crystals.values())
-        same, unanswered = first_matches(structures, None, pool, settings, progress)
-        seen, more = first_matches(structures, list(known.values()), pool, settings, progress)
-    unanswered += more
-    for place, count in unanswered.items():
-        reasons[sound[place]] = f"{count} comparisons without an answer"
+        duplicates, unanswered = first_matches(structures, None, pool, settings, progress)
+        known_matches, unanswered_known = first_matches(
+            structures, list(known.values()), pool, settings, progress
+        )
+    unanswered += unanswered_known
+    for position, count in unanswered.items():
+        reasons[generated_indices[position]] = f"{count} comparisons without a result"
 
-    duplicate_of = {i: sound[j] for i, j in zip(sound, same, strict=True) if j is not None}
-    known_as = {i: known_indices[j] for i, j in zip(sound, seen, strict=True) if j is not None}
+    duplicate_of = {
+        i: generated_indices[j]
+        for i, j in zip(generated_indices, duplicates, strict=True)
+        if j is not None
+    }
+    known_as = {
+        i: known_indices[j]
+        for i, j in zip(generated_indices, known_matches, strict=True)
+        if j is not None
+    }
     verdicts = [
         Verdict(i in crystals, composition, duplicate_of.get(i), known_as.get(i), reason)
         for i, (composition, reason) in enumerate(zip(valid_composition, reasons, strict=True))
     ]
-    judged = [verdicts[i] for i in sound]
-    if not judged:
-        logger.warning("No generated crystal is structurally valid: uniqueness, novelty are null")
-    valid = [i for i in sound if verdicts[i].valid]
+    structurally_valid = [verdicts[i] for i in generated_indices]
+    if not structurally_valid:
+        logger.warning(
+            "No generated crystal is structurally valid: uniqueness and novelty are null"
+        )
+    valid = [i for i in generated_indices if verdicts[i].valid]
     metrics = {
         "num_generated": len(generated),
         "num_reference": len(known),
         "num_test_reference": len(test),
-        "valid_structure": _share([v.valid_structure for v in verdicts]),
-        "valid_composition": _share(valid_composition),
-        "valid": _share([v.valid for v in verdicts]),
+        "valid_structure": _fraction([v.valid_structure for v in verdicts]),
+        "valid_composition": _fraction(valid_composition),
+        "valid": _fraction([v.valid for v in verdicts]),
         "fingerprint_failures": num_failures - reference_failures,
-        "unique": _share([v.unique for v in judged]),
-        "novel": _share([v.novel for v in judged]),
-        "unique_and_novel": _share([v.unique and v.novel for v in judged]),
-        "valid_unique_and_novel": _share([v.valid and v.unique and v.novel for v in verdicts]),
+        "unique": _fraction([v.unique for v in structurally_valid]),
+        "novel": _fraction([v.novel for v in structurally_valid]),
+        "unique_and_novel": _fraction([v.unique and v.novel for v in structurally_valid]),
+        "valid_unique_and_novel": _fraction([v.valid and v.unique and v.novel for v in verdicts]),
         "match_timeouts": unanswered.total(),
         **coverage(list(fingerprints.values()), test_fingerprints, cutoffs, len(generated), scale),
         "reference_fingerprint_failures": reference_failures,
@@ -227,18 +248,18 @@ def first_matches(
     settings: MatcherSettings = PYMATGEN,
     progress: bool = False,
 ) -> tuple[list[int | None], Counter[int]]:
-    """For each crystal, the first reference that it matches.
+    """Find the first reference that each crystal matches.
 
-    Only crystals of one reduced formula are compared. Where all have the same one (carbon), that
-    is every crystal with every reference.
+    Only crystals with the same reduced formula are compared. If all have the same formula (as in a
+    set of carbon crystals), every crystal may be compared with every reference.
 
     Args:
-        references: None for the crystals themselves. Then each is compared with those before it
-            that match none themselves.
+        references: None to compare the crystals among themselves: each crystal is then compared
+            with the earlier crystals that have no match themselves.
 
     Returns:
-        The index of the match, or None, for each crystal; and by index of a crystal the number of
-        pairs that the matcher gave no answer on.
+        For each crystal, the index of its match or None; and, by the index of the crystal, the
+        number of pairs for which the matcher returned no result.
     """
     others = crystals if references is None else references
     waiting = _by_formula(crystals)
@@ -248,11 +269,12 @@ def first_matches(
     with Progress(disable=not progress) as bar:
         task = bar.add_task("uniqueness" if references is None else "novelty", total=len(crystals))
         while True:
-            # A round: the next target of each formula, with all that still wait for a match.
+            # In each round, all crystals still without a match are compared with the next target
+            # of their formula.
             pairs = []
             for formula, members in waiting.items():
                 if queue := queues.get(formula):
-                    target = queue.pop(0)  # of the members, where they are the queue
+                    target = queue.pop(0)  # removes it from members too if references is None
                     pairs += [(member, target) for member in members]
                 else:
                     members.clear()
@@ -284,23 +306,24 @@ def coverage(
 ) -> dict[str, float | None]:
     """CDVAE's coverage (Xie et al., ICLR 2022).
 
-    `cov_recall` is the share of reference crystals near a generated one, `cov_precision` that of
-    generated crystals near a reference one. Near is a Euclidean distance of at most the cutoff
-    both between structure and between standardised composition fingerprints. As in CDVAE's
-    script, the nearest crystal is sought for each of the two by itself, so the one need not be
-    the other.
+    `cov_recall` is the fraction of reference crystals that are close to a generated one, and
+    `cov_precision` the fraction of generated crystals that are close to a reference one. Close
+    means that the Euclidean distances between the structure fingerprints and between the
+    standardized composition fingerprints are both at most the cutoff. As in CDVAE's script, the
+    nearest crystal is found separately for the two fingerprints, so the two may differ.
 
-    Two things are not quite CDVAE's. Its script divides composition fingerprints by constants,
-    for all data sets alike; here each feature is divided by its standard deviation over `scale`.
-    The constants look like MP-20's (most are within 10 % of those of a part of it), so there
-    little changes. Perov-5 varies less: take MP-20 for the scale where a figure is to be laid
-    beside a published one. And here only crystals with a valid geometry have a fingerprint, so
-    overlapping atoms never cover anything.
+    There are two differences from CDVAE. Its script standardizes composition fingerprints with the
+    same constants for all data sets; here each feature is divided by its standard deviation over
+    `scale`. The constants appear to come from MP-20 (most are within 10 % of the values for a part
+    of it), so on MP-20 the results hardly change. Perov-5 varies less: use MP-20 as the scale to
+    compare with published values. And here only crystals with a valid geometry have a fingerprint,
+    so crystals with overlapping atoms never cover anything.
 
     Args:
-        num_generated: what precision is a share of, if more than `len(generated)`: crystals
-            without a fingerprint cover nothing.
-        scale: composition fingerprints, (132,) each; None for those of `reference`.
+        num_generated: denominator of the precision, if larger than `len(generated)`; crystals
+            without a fingerprint then count as not covered.
+        scale: composition fingerprints, (132,) each, to standardize by; None for those of
+            `reference`.
     """
     if not reference:
         logger.warning("No reference crystal has a fingerprint: coverage is null")
@@ -308,7 +331,7 @@ def coverage(
     if not generated:
         return {"cov_recall": 0.0, "cov_precision": 0.0}
     std = np.std([x.composition for x in reference] if scale is None else scale, axis=0)
-    std[std < 1e-8] = 1.0  # a feature that does not vary
+    std[std < 1e-8] = 1.0  # constant features
     sets = (generated, reference)
     near = _nearest(*[np.stack([x.structure for x in each]) for each in sets])
     near_composition = _nearest(*[np.stack([x.composition for x in each]) / std for each in sets])
@@ -325,7 +348,7 @@ def coverage(
 def wasserstein_distances(
     generated: Sequence[Structure], reference: Sequence[Structure]
 ) -> dict[str, float | None]:
-    """Wasserstein distances of density (g/cm^3), number of elements and number of atoms."""
+    """Wasserstein distances for density (g/cm^3), number of elements and number of atoms."""
     properties = {
         "wdist_density": attrgetter("density"),
         "wdist_num_elements": attrgetter("n_elems"),
@@ -333,7 +356,7 @@ def wasserstein_distances(
     }
     sets = (generated, reference)
     if not all(sets):
-        logger.warning("No valid crystals in one of the sets: Wasserstein distances are null")
+        logger.warning("One of the sets has no valid crystals: Wasserstein distances are null")
         return dict.fromkeys(properties)
     return {
         name: float(wasserstein_distance(*([float(value(s)) for s in each] for each in sets)))
@@ -344,23 +367,24 @@ def wasserstein_distances(
 def amd_distances(
     generated: Sequence[Fingerprint], reference: Sequence[Fingerprint]
 ) -> dict[str, float | None]:
-    """Distances between average minimum distances (Widdowson et al., MATCH 87, 529 (2022)), in Å.
+    """Distances (Å) between average minimum distances (Widdowson et al., MATCH 87, 529 (2022)).
 
-    The AMD is a vector of mean distances to the k-th neighbour, k = 1 to 100, that two crystals
-    share if their atoms are at the same places, whatever the cell and the elements. Between two of
-    them the distance is that of their authors, Chebyshev's: the largest difference over k.
+    The AMD of a crystal is the vector of the mean distances from an atom to its k-th neighbor, for
+    k = 1 to 100. It depends only on the positions of the atoms, not on the choice of cell or the
+    elements. As in the paper, two AMDs are compared by the Chebyshev distance, the largest
+    difference over k.
 
-    `amd_precision` is the mean distance from a generated crystal to the nearest reference,
-    `amd_recall` that from a reference crystal to the nearest generated one, `amd_diversity` the
-    mean over pairs of generated crystals and `amd_diversity_reference` over pairs of reference
-    crystals, to be compared with it.
+    `amd_precision` is the mean distance from a generated crystal to the nearest reference, and
+    `amd_recall` from a reference crystal to the nearest generated one. `amd_diversity` is the mean
+    distance over pairs of generated crystals; compare it with `amd_diversity_reference`, the mean
+    over pairs of reference crystals.
     """
     names = ("amd_precision", "amd_recall", "amd_diversity", "amd_diversity_reference")
     sets = [[x.amd for x in each if x.amd is not None] for each in (generated, reference)]
     if min(map(len, sets)) < 2:
         logger.warning(
-            "The package average-minimum-distance is not installed, or there are fewer than two "
-            "valid crystals in one of the sets: distances between AMDs are null"
+            "The package average-minimum-distance is not installed, or one of the sets has fewer "
+            "than two valid crystals: AMD distances are null"
         )
         return dict.fromkeys(names)
     ours, theirs = map(np.stack, sets)
@@ -372,7 +396,7 @@ def amd_distances(
 def _nearest(
     rows: np.ndarray, columns: np.ndarray, *, metric: str = "euclidean"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distances of each of rows (n, d) to the nearest of columns (m, d), and the reverse."""
+    """Distances (n,) of `rows` (n, d) to the nearest of `columns` (m, d), and (m,) in reverse."""
     of_rows, of_columns = [], np.full(len(columns), np.inf)
     for part in np.array_split(rows, len(rows) * len(columns) // _MAX_DISTANCES + 1):
         distances = cdist(part, columns, metric)
@@ -386,24 +410,24 @@ def _load_fingerprints() -> ModuleType:
         from src.metrics.generation import fingerprints
     except ImportError as error:
         raise ImportError(
-            "matminer is needed for fingerprints: pip install -e '.[generation]' in the folder of "
-            "the project"
+            "matminer is needed for fingerprints: run pip install -e '.[generation]' in the "
+            "project folder"
         ) from error
     return fingerprints
 
 
-def _usable(structures: Sequence[Structure], name: str) -> dict[int, Structure]:
-    """Those with a valid geometry, by their index."""
-    usable = {i: _plain(s) for i, s in enumerate(structures) if is_valid_structure(s)}
-    if not usable:
-        raise ValueError(f"there are no valid crystals in the {name} reference")
-    if left_out := len(structures) - len(usable):
-        logger.warning("%d crystals of the %s reference are invalid and left out", left_out, name)
-    return usable
+def _valid_by_index(structures: Sequence[Structure], name: str) -> dict[int, Structure]:
+    """The structures with a valid geometry, by index."""
+    valid = {i: _strip_annotations(s) for i, s in enumerate(structures) if is_valid_structure(s)}
+    if not valid:
+        raise UserError(f"there are no valid crystals in the {name} reference")
+    if left_out := len(structures) - len(valid):
+        logger.warning("Left out %d invalid crystals of the %s reference", left_out, name)
+    return valid
 
 
-def _plain(structure: Structure) -> Structure:
-    """Without oxidation states, isotopes and properties, which matching would tell apart."""
+def _strip_annotations(structure: Structure) -> Structure:
+    """Drop oxidation states, isotopes and properties, which would prevent matches."""
     return to_structure(to_crystal(structure))
 
 
@@ -414,5 +438,5 @@ def _by_formula(structures: Sequence[Structure]) -> dict[str, list[int]]:
     return groups
 
 
-def _share(flags: Sequence[bool]) -> float | None:
+def _fraction(flags: Sequence[bool]) -> float | None:
     return sum(flags) / len(flags) if flags else None

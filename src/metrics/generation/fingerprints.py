@@ -1,9 +1,9 @@
-"""Vectors that describe crystals, so that sets of them can be compared.
+"""Compute fingerprints of crystals, so that sets of crystals can be compared.
 
-Everything comes from matminer and, where it is installed, average-minimum-distance (`amd`), whose
-licence allows no commercial use (CC BY-NC-SA 4.0). Both are imported here at the top, so that
-workers pay for it as they start and not with their first crystal: import this module only where
-it is used.
+They come from matminer and, if it is installed, average-minimum-distance (`amd`), whose license
+forbids commercial use (CC BY-NC-SA 4.0). Both are imported at the top of this module, so that
+workers import them when they start and not during the time limit of their first crystal. They are
+slow to import: import this module only where it is needed.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ _SITE = CrystalNNFingerprint.from_preset("ops")
 _ELEMENTS = ElementProperty.from_preset("magpie", impute_nan=True)
 
 NUM_NEIGHBORS = 100
-"""k of the average minimum distances, the value its authors use (Widdowson et al., 2022)."""
+"""Neighbors in the average minimum distances, as in the paper (Widdowson et al., 2022)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """A crystal as vectors.
+    """Fingerprints of one crystal.
 
     Attributes:
-        structure: (61,) CrystalNN's order parameters (preset `ops`), averaged over sites; no unit.
-        composition: (132,) Magpie's statistics of element properties, each in its own unit; a
-            property that an element lacks is the mean over elements.
-        amd: (100,) mean distance of an atom to its k-th neighbour in Å, of whatever element; None
-            if average-minimum-distance is not installed.
+        structure: (61,) CrystalNN order parameters (preset `ops`), averaged over sites
+            (dimensionless).
+        composition: (132,) Magpie statistics of element properties, each in its own unit; missing
+            properties of an element are imputed by the mean over elements.
+        amd: (100,) mean distance in Å from an atom to its k-th neighbor, regardless of element;
+            None if average-minimum-distance is not installed.
     """
 
     structure: np.ndarray
@@ -51,7 +52,10 @@ class Fingerprint:
 
 
 def fingerprint(structure: Structure, *_: object) -> Fingerprint:
-    """The fingerprint of one crystal. CrystalNN may raise or hang, see `compute_fingerprints`."""
+    """Compute the fingerprint of one crystal.
+
+    CrystalNN may raise or hang: use `compute_fingerprints` for crystals of unknown quality.
+    """
     sites = [_SITE.featurize(structure, index) for index in range(len(structure))]
     distances = None
     if amd is not None:
@@ -65,7 +69,7 @@ def fingerprint(structure: Structure, *_: object) -> Fingerprint:
 
 
 def composition_fingerprint(composition: Composition) -> np.ndarray:
-    """That part alone, which is quick and safe."""
+    """The composition part of the `fingerprint`, which is fast and cannot hang."""
     return np.array(_ELEMENTS.featurize(composition), dtype=float)
 
 
@@ -77,18 +81,18 @@ def compute_fingerprints(
     progress: bool = False,
     function: Callable[..., Fingerprint] = fingerprint,
 ) -> list[Fingerprint | str]:
-    """Fingerprints in worker processes that can be killed, since CrystalNN hangs on some crystals.
-
-    A `MatcherPool` does the work: it runs any function on pairs, here of a crystal with itself.
+    """Compute fingerprints in worker processes, because CrystalNN hangs on some crystals.
 
     Args:
-        num_workers: see `MatcherPool`; with 0 nothing can be killed.
-        timeout: limit in seconds for one crystal.
-        function: what to run on a crystal, under the conditions of `MatcherPool`'s matcher.
+        num_workers: see `MatcherPool`; with 0, the timeout has no effect.
+        timeout: time limit in seconds for one crystal.
+        function: computes the fingerprint of a crystal; it has to meet the requirements for
+            `MatcherPool`'s `matcher`.
 
     Returns:
-        For each crystal its fingerprint, or why there is none.
+        For each crystal, its fingerprint or the reason why there is none.
     """
+    # MatcherPool runs any function on pairs: here on each crystal paired with itself.
     with MatcherPool(num_workers, timeout=timeout, matcher=cast(Matcher, function)) as pool:
         results = pool.match(structures, structures, progress=progress)
     return [cast(Fingerprint, r.rms) if r.matched else r.message for r in results]

@@ -1,6 +1,6 @@
-"""Whether a crystal can be one: its geometry by CDVAE's rule, its composition by SMACT's.
+"""Check whether a crystal is plausible: its geometry by CDVAE's rule, its composition by SMACT.
 
-smact is imported when a composition is first judged, since that takes a moment.
+smact is imported only when the first composition is checked, because importing it is slow.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MIN_DISTANCE = 0.5  # Å
 MIN_VOLUME = 0.1  # Å^3
 
 _HEAVIEST_ELEMENT = 118
-_MAX_COMBINATIONS = 1_000_000  # of oxidation states, about a second
+_MAX_COMBINATIONS = 1_000_000  # of oxidation states; checking them takes about a second
 
 
 def is_valid_structure(structure: Structure) -> bool:
@@ -28,50 +28,50 @@ def is_valid_structure(structure: Structure) -> bool:
 
 
 def invalid_reason(structure: Structure) -> str | None:
-    """What is wrong with a crystal's geometry, in one line; None if nothing is.
+    """Describe in one line what is wrong with a crystal's geometry; None if it is valid.
 
     A crystal is valid if no two atoms are closer than 0.5 Å and its cell has at least 0.1 Å^3.
-    That is CDVAE's rule, but for one thing: the periodic images of one and the same atom are
-    looked at as well, so a cell with an edge below 0.5 Å is invalid here and was not there.
-    Numbers that are not finite, partial occupancies and sites of no element are invalid too.
+    This is CDVAE's rule with one difference: periodic images of the same atom count too, so a cell
+    with an edge below 0.5 Å is invalid here but valid in CDVAE. Non-finite numbers, partial
+    occupancies and sites without an element are also invalid.
     """
     try:
-        with np.errstate(all="ignore"):  # the numbers may be any
+        with np.errstate(all="ignore"):  # coordinates and cells may be arbitrary
             crystal = to_crystal(structure)
             check_crystal(crystal, max_atomic_number=_HEAVIEST_ELEMENT, min_distance=MIN_DISTANCE)
     except CrystalError as error:
         return str(error)
     if structure.volume < MIN_VOLUME:
-        return f"the cell has {structure.volume:.3f} Å^3, less than {MIN_VOLUME}"
+        return f"the cell volume is {structure.volume:.3f} Å^3, less than {MIN_VOLUME}"
     return None
 
 
 def is_valid_composition(composition: Composition) -> bool:
-    """Whether SMACT allows a composition (Davies et al., JOSS 4, 1361 (2019)).
+    """Whether SMACT accepts a composition (Davies et al., JOSS 4, 1361 (2019)).
 
-    It does if the elements can take oxidation states, one each, that sum to zero over the formula
-    unit and give no anion a Pauling electronegativity at or below a cation's. One element alone,
-    and metals alone (alloys), are always allowed.
+    It does if each element can be assigned one oxidation state such that the formula unit is
+    neutral and every anion has a higher Pauling electronegativity than every cation. Single
+    elements and compounds of metals only (alloys) are always accepted.
 
-    This is `smact.screening.smact_validity` with CDVAE's choice of options, which decide the
-    figure: `oxidation_states_set="smact14"`, `use_pauling_test=True`, `include_alloys=True`,
-    `check_metallicity=False`, `mixed_valence=False`. About 90 % of the crystals of the Materials
-    Project are valid by it (Fe3O4 is not), so 100 % is not what a model of them should reach.
+    This calls `smact.screening.smact_validity` with CDVAE's options, which the result depends on:
+    `oxidation_states_set="smact14"`, `use_pauling_test=True`, `include_alloys=True`,
+    `check_metallicity=False`, `mixed_valence=False`. About 90 % of the crystals in the Materials
+    Project pass (Fe3O4 does not), so a generative model should not aim for 100 %.
 
-    Not allowed either, where SMACT itself would fail or take minutes to days: an element that it
-    has no data on (heavier than Lr), and more than a million combinations of oxidation states
-    (some ten elements, not all metals).
+    Two kinds of compositions are rejected here because SMACT would fail on them or take minutes to
+    days: those with an element without SMACT data (heavier than Lr), and those with more than a
+    million combinations of oxidation states (about ten elements that are not all metals).
 
-    The verdict is kept for each reduced formula.
+    Results are cached by reduced formula.
 
     Raises:
-        ValueError: if the numbers of atoms are not whole.
+        ValueError: if the numbers of atoms are not integers.
     """
     if any(isinstance(specie, DummySpecies) for specie in composition):
         return False
     amounts = composition.get_el_amt_dict()
     if any(amount != round(amount) for amount in amounts.values()):
-        raise ValueError(f"{composition}: SMACT judges whole numbers of atoms only")
+        raise ValueError(f"{composition}: SMACT accepts only whole numbers of atoms")
     counts = {symbol: int(amount) for symbol, amount in sorted(amounts.items())}
     divisor = math.gcd(*counts.values())
     return _is_valid_formula("".join(f"{symbol}{n // divisor}" for symbol, n in counts.items()))
@@ -97,5 +97,5 @@ def _is_valid_formula(formula: str) -> bool:
             oxidation_states_set="smact14",
             mixed_valence=False,
         )
-    except KeyError:  # SMACT's, over an element that it has no data on
+    except KeyError:  # SMACT has no data on one of the elements
         return False

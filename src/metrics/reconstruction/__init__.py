@@ -1,4 +1,4 @@
-"""How close reconstructed crystals are to the originals."""
+"""Measure how close reconstructed crystals are to the originals."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Errors of a reconstruction, atom by atom and cell by cell, accumulated over batches."""
+"""Accumulate per-atom and per-cell reconstruction errors over batches."""
 
 from typing import Any
 
@@ -11,20 +11,20 @@ from src.utils.geometry import transform, wrapped_difference
 
 
 class ReconstructionErrors(Metric):
-    """How far predicted crystals are from true ones, atom k against atom k.
+    """Errors of predicted crystals, comparing atom k with atom k of the true crystal.
 
-    `compute` gives a dict:
+    `compute` returns a dict:
 
-    - `atom_type_accuracy`: share of atoms with the right type;
-    - `frac_coords_rmse`: root mean square, over atoms and directions, of the difference of
-      fractional coordinates, wrapped to the nearest image;
-    - `coords_rmsd`: root mean square distance of atoms, in Å, in the true cell, of those images. A
-      shift of a whole crystal counts, which a structure matcher would remove;
+    - `atom_type_accuracy`: fraction of atoms with the correct type;
+    - `frac_coords_rmse`: root mean square difference of fractional coordinates over atoms and
+      axes, taken to the nearest periodic image;
+    - `coords_rmsd`: root mean square distance in Å between the atoms and those images, in the true
+      cell. It includes a shift of the whole crystal, which a structure matcher would remove;
     - `lengths_mae` (Å) and `angles_mae` (degrees): mean absolute errors of the cell;
-    - `volume_mape`: mean absolute error of the cell's volume, as a share of it.
+    - `volume_mape`: mean absolute error of the cell volume, relative to the true volume.
 
     Args:
-        kwargs: as for `torchmetrics.Metric`.
+        kwargs: passed to `torchmetrics.Metric`.
     """
 
     full_state_update = False
@@ -34,22 +34,23 @@ class ReconstructionErrors(Metric):
     lengths: Tensor
     angles: Tensor
     volumes: Tensor
-    right: Tensor
+    correct_types: Tensor
     atoms: Tensor
     crystals: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        # float32, since Apple's GPUs have no float64
+        # float32, because Apple GPUs do not support float64
         for name in ("squared_frac", "squared_cart", "lengths", "angles", "volumes"):
             self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
-        for name in ("right", "atoms", "crystals"):
+        for name in ("correct_types", "atoms", "crystals"):
             self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, predicted: CrystalBatch, target: CrystalBatch) -> None:
+        """Add the errors of a batch; both batches have the same atoms in the same order."""
         difference = wrapped_difference(predicted.frac_coords, target.frac_coords)
         distance = transform(difference, target.lattices[target.batch])
-        self.right += (predicted.atom_types == target.atom_types).sum()
+        self.correct_types += (predicted.atom_types == target.atom_types).sum()
         self.squared_frac += (difference**2).sum()
         self.squared_cart += (distance**2).sum()
         self.lengths += (predicted.lengths - target.lengths).abs().sum()
@@ -60,7 +61,7 @@ class ReconstructionErrors(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         return {
-            "atom_type_accuracy": self.right / self.atoms,
+            "atom_type_accuracy": self.correct_types / self.atoms,
             "frac_coords_rmse": (self.squared_frac / (3 * self.atoms)).sqrt(),
             "coords_rmsd": (self.squared_cart / self.atoms).sqrt(),
             "lengths_mae": self.lengths / (3 * self.crystals),

@@ -1,4 +1,4 @@
-"""How well a VAE reconstructs crystals."""
+"""Reconstruct crystals with a VAE and measure how well they match the originals."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -18,16 +18,20 @@ from src.metrics.reconstruction.errors import ReconstructionErrors
 from src.utils.inference import inference
 
 SETTINGS = (CDVAE, PYMATGEN)
-"""Those that reconstructions are matched with, in this order."""
+"""Matcher settings that every reconstruction is evaluated with, in this order."""
 
 
 def reconstruct_batches(
     vae: Any, batches: Iterable[CrystalBatch]
 ) -> tuple[list[CrystalBatch], list[CrystalBatch]]:
-    """Each batch, and its reconstruction from the posterior's mean, on the host.
+    """Reconstruct batches from the posterior means.
 
     Args:
-        vae: a `VAEModule`, or whatever has its `encode`, `decode`, `reconstruct` and `device`.
+        vae: a `VAEModule`, or an object with the same `encode`, `decode`, `reconstruct` and
+            `device`.
+
+    Returns:
+        The original batches and their reconstructions, on the CPU.
     """
     targets, predictions = [], []
     with inference(vae):
@@ -41,7 +45,7 @@ def reconstruct_batches(
 def evaluate_reconstruction(
     vae: Any, batches: Iterable[CrystalBatch], pool: MatcherPool, progress: bool = False
 ) -> dict[str, float]:
-    """`reconstruction_figures`, decoded from the posterior's mean."""
+    """Reconstruct from the posterior means and return the `reconstruction_figures`."""
     targets, predictions = reconstruct_batches(vae, batches)
     results = match_batches(targets, predictions, pool, SETTINGS, progress)
     return reconstruction_figures(targets, predictions, results)
@@ -52,17 +56,17 @@ def reconstruction_figures(
     predictions: Iterable[CrystalBatch],
     results: Sequence[Sequence[PairResult]],
 ) -> dict[str, float]:
-    """How good reconstructions are, as flat keys.
+    """Summarize match results and errors of reconstructions in one flat dict.
 
     Args:
-        results: of matching them under each of `SETTINGS`.
+        results: match results of all crystals, for each of `SETTINGS`.
 
     Returns:
-        `match_rate` and `rmse` with CDVAE's matcher, `match_rate_default` and `rmse_default` with
-        pymatgen's defaults, `crmse` of both, `match_timeouts` (counted as not matched), and those
-        of `ReconstructionErrors`.
+        `match_rate`, `rmse` and `crmse` with CDVAE's tolerances, the same with the suffix
+        `_default` for pymatgen's, `match_timeouts` (these pairs count as not matched), and the
+        metrics of `ReconstructionErrors`.
     """
-    errors = ReconstructionErrors(sync_on_compute=False)  # the crystals here, in this process
+    errors = ReconstructionErrors(sync_on_compute=False)  # this process has all crystals
     for predicted, target in zip(predictions, targets, strict=True):
         errors.update(predicted, target)
     cdvae, default = (summarize(*each) for each in zip(results, SETTINGS, strict=True))
@@ -85,14 +89,14 @@ def match_batches(
     settings: Sequence[MatcherSettings] = SETTINGS,
     progress: bool = False,
 ) -> list[list[PairResult]]:
-    """What the matcher says of each pair, under each of the settings."""
+    """Match each prediction with its target: one list of results for each of the settings."""
     true = [structure for batch in targets for structure in batch.to_structure()]
     predicted = [structure for batch in predictions for structure in to_structures(batch)]
     return pool.match(true, predicted, settings, progress=progress)
 
 
 def to_structures(batch: CrystalBatch) -> list[Structure | None]:
-    """Structures, with None for a crystal whose numbers make none (an untrained model's)."""
+    """Convert to structures; None for crystals with non-finite coordinates or cells."""
     finite = batch.lattices.isfinite().flatten(1).all(dim=1)
     finite[batch.batch[~batch.frac_coords.isfinite().all(dim=1)]] = False
     structures = batch.replace(

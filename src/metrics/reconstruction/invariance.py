@@ -1,6 +1,6 @@
-"""Other descriptions of the same crystals, to test that a model is invariant to the choice.
+"""Describe the same crystals differently, to test whether a model is invariant to the description.
 
-Batches and generators are on the host here.
+Batches and generators have to be on the CPU.
 """
 
 from collections.abc import Callable
@@ -16,11 +16,12 @@ from src.utils.geometry import transform
 
 @dataclass(frozen=True, slots=True)
 class TransformedBatch:
-    """The same crystals, described in another way.
+    """The same crystals in a different description.
 
     Attributes:
         batch: the crystals in the new description.
-        undo: turns crystals with the layout of `batch` back into the original description.
+        undo: transforms crystals in the new description (such as reconstructions of `batch`) back
+            to the original one.
     """
 
     batch: CrystalBatch
@@ -28,7 +29,7 @@ class TransformedBatch:
 
 
 def translation(batch: CrystalBatch, generator: torch.Generator) -> TransformedBatch:
-    """Another origin: each crystal moved by its own random fraction of the cell."""
+    """Change the origin: shift each crystal by a random fraction of its cell."""
     shift = torch.rand(len(batch.num_atoms), 3, generator=generator)[batch.batch]
 
     def by(crystals: CrystalBatch, sign: int) -> CrystalBatch:
@@ -39,12 +40,12 @@ def translation(batch: CrystalBatch, generator: torch.Generator) -> TransformedB
 
 
 def rotation(batch: CrystalBatch, generator: torch.Generator) -> TransformedBatch:
-    """Another orientation. Lengths, angles and fractional coordinates do not tell it."""
+    """Rotate the cells. Lengths, angles and fractional coordinates do not change."""
     return TransformedBatch(random_rotation(batch, generator), lambda crystals: crystals)
 
 
 def permutation(batch: CrystalBatch, generator: torch.Generator) -> TransformedBatch:
-    """Another order of the atoms within each crystal."""
+    """Shuffle the atoms within each crystal."""
     key = batch.batch + torch.rand(len(batch.batch), generator=generator, dtype=torch.float64)
     order = key.argsort()
     back = order.argsort()
@@ -58,32 +59,34 @@ def permutation(batch: CrystalBatch, generator: torch.Generator) -> TransformedB
 
 
 def cell(batch: CrystalBatch, generator: torch.Generator) -> TransformedBatch:
-    """Another choice of cell of the same volume: one random cell vector plus another one."""
+    """Choose another cell of the same volume: add one random cell vector to another."""
     num = len(batch.num_atoms)
     row = torch.randint(3, (num,), generator=generator)
     other = (row + 1 + torch.randint(2, (num,), generator=generator)) % 3
     shear = torch.zeros(num, 3, 3)
     shear[torch.arange(num), row, other] = 1
     identity = torch.eye(3)
-    there, back = identity + shear, identity - shear
+    forward, backward = identity + shear, identity - shear
 
     def by(crystals: CrystalBatch, to: Tensor, inverse: Tensor) -> CrystalBatch:
-        # rows: new lattice = to @ lattice, and x @ lattice = (x @ to^-1) @ (to @ lattice)
+        # row vectors: new lattice = to @ lattice, so x @ lattice = (x @ to^-1) @ (to @ lattice)
         coords = transform(crystals.frac_coords, inverse[crystals.batch])
         return crystals.replace(
             frac_coords=coords - coords.floor(), lattices=to @ crystals.lattices
         )
 
-    return TransformedBatch(by(batch, there, back), lambda crystals: by(crystals, back, there))
+    return TransformedBatch(
+        by(batch, forward, backward), lambda crystals: by(crystals, backward, forward)
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Transformation:
-    """A kind of change of description.
+    """A random change of the description of a crystal.
 
     Attributes:
         changes: what it changes, in words.
-        apply: makes the change, drawn at random for each crystal.
+        apply: applies the change, drawn at random for each crystal.
     """
 
     changes: str

@@ -1,4 +1,4 @@
-"""What a latent space is like to build on: how much of it is used, and how smooth it is."""
+"""Measure how much of a latent space is used and how robust its decoder is to noise."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,16 +12,16 @@ ACTIVE_VARIANCE = 0.01
 
 
 def latent_statistics(mean: Tensor, logvar: Tensor) -> dict[str, Any]:
-    """Figures of the posteriors of many atoms.
+    """Summarize the posteriors of many atoms.
 
     Args:
-        mean, logvar: (N, latent_dim) of each atom's posterior.
+        mean, logvar: (N, latent_dim) parameters of each atom's posterior.
 
     Returns:
-        Per channel, as lists, `kl_per_channel` (nats per atom, to the standard normal), `mean` and
-        `std` of the posterior means over atoms, `posterior_std` (root mean posterior variance);
-        and `active_units`, the number of channels whose means vary by more than
-        `ACTIVE_VARIANCE`.
+        Lists with a value per channel: `kl_per_channel` (nats per atom, to the standard normal),
+        `mean` and `std` of the posterior means over the atoms, and `posterior_std` (square root of
+        the mean posterior variance). And `active_units`, the number of channels whose posterior
+        means have a variance above `ACTIVE_VARIANCE`.
     """
     mean, logvar = mean.double(), logvar.double()
     kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar)
@@ -36,9 +36,10 @@ def latent_statistics(mean: Tensor, logvar: Tensor) -> dict[str, Any]:
 
 
 def noise_area(levels: Sequence[float], match_rates: Sequence[float]) -> float:
-    """Area under match rate against noise (trapezoids), divided by the range of the noise.
+    """Area under the curve of match rate against noise level, divided by the range of levels.
 
-    1 for a latent whose every neighbour within that noise decodes to the same crystal.
+    The trapezoidal rule is used. The value is 1 if noise up to the highest level never causes a
+    mismatch.
     """
     x, y = (torch.tensor(values, dtype=torch.float64) for values in (levels, match_rates))
     return float(torch.trapezoid(y, x) / (x[-1] - x[0]))

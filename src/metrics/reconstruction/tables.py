@@ -1,4 +1,4 @@
-"""An evaluation crystal by crystal, and by kinds of crystals."""
+"""Tabulate an evaluation per crystal, and group it by size, element and rarity."""
 
 import logging
 from collections import Counter, defaultdict
@@ -23,8 +23,8 @@ from src.utils.geometry import transform, wrapped_difference
 log = logging.getLogger(__name__)
 
 MAX_METRE_PAIRS = 20  # per crystal
-RARE_SHARE = 0.05  # of the training set: the rarest elements, or sizes, that make up this much
-Results = Sequence[Sequence[PairResult]]  # under each of SETTINGS, of each crystal
+RARE_SHARE = 0.05  # the rarest elements or sizes make up at most this part of the training set
+Results = Sequence[Sequence[PairResult]]  # for each of SETTINGS, for each crystal
 
 
 def crystal_table(
@@ -36,22 +36,30 @@ def crystal_table(
     results: Results,
     results_sampled: Results,
 ) -> pd.DataFrame:
-    """A row for each crystal.
+    """Build a table with a row for each crystal.
 
-    Columns: `id`, `formula`, `num_atoms`; `matched`, `rms`, `status` of the matcher with CDVAE's
-    settings, the same with `_default` at the end for pymatgen's, and `matched_sampled` of both;
-    `atom_types_right` (share), `coords_rmsd` (Å), `lengths_error` (Å), `angles_error` (degrees) and
-    `volume_error` (share), each a mean over the crystal; `spacegroup`, `spacegroup_reconstructed`
-    and `space_group_change` (kept, lost, gained, changed, or empty where the original has none that
-    is found); `valid_structure` and `valid_composition` of the reconstruction, `valid` for both,
-    `valid_original`; `reason`, why it failed; and properties that ride along.
+    The columns are:
+
+    - `id`, `formula`, `num_atoms`;
+    - `matched`, `rms` and `status` from the matcher with CDVAE's tolerances, `matched_sampled` for
+      the reconstruction from a posterior sample, and the same with the suffix `_default` for
+      pymatgen's tolerances;
+    - `atom_types_right` (fraction), `coords_rmsd` (Å), `lengths_error` (Å), `angles_error`
+      (degrees) and `volume_error` (fraction), averaged over the crystal;
+    - `spacegroup`, `spacegroup_reconstructed` and `space_group_change` (`kept`, `lost`, `gained`,
+      `changed`, or empty if spglib finds no space group for the original);
+    - `valid_structure`, `valid_composition` and `valid` (both) of the reconstruction, and
+      `valid_original`;
+    - `reason`: why the reconstruction does not match, empty if it does;
+    - the properties of the data set.
 
     Args:
-        structures, rebuilt: of the originals, and of the reconstructions (None where they make
-            none).
-        results, results_sampled: of matching those, and others that were decoded from a sample.
+        structures: the originals.
+        rebuilt: their reconstructions, None for those with non-finite numbers.
+        results, results_sampled: match results of the reconstructions from the posterior means and
+            from posterior samples.
     """
-    right = (reconstructions.atom_types == originals.atom_types).double()
+    correct = (reconstructions.atom_types == originals.atom_types).double()
     difference = wrapped_difference(reconstructions.frac_coords, originals.frac_coords)
     squared = transform(difference, originals.lattices[originals.batch]).square().sum(dim=1)
 
@@ -63,14 +71,14 @@ def crystal_table(
         "formula": [reduced_formula(s.composition) for s in structures],
         "num_atoms": originals.num_atoms.numpy(),
     }
-    for end, found, sampled in zip(("", "_default"), results, results_sampled, strict=True):
-        columns[f"matched{end}"] = [r.matched for r in found]
-        columns[f"rms{end}"] = [r.rms for r in found]
-        columns[f"status{end}"] = [r.status for r in found]
-        columns[f"matched_sampled{end}"] = [r.matched for r in sampled]
+    for suffix, found, sampled in zip(("", "_default"), results, results_sampled, strict=True):
+        columns[f"matched{suffix}"] = [r.matched for r in found]
+        columns[f"rms{suffix}"] = [r.rms for r in found]
+        columns[f"status{suffix}"] = [r.status for r in found]
+        columns[f"matched_sampled{suffix}"] = [r.matched for r in sampled]
     volume_error = (reconstructions.volumes - originals.volumes).abs() / originals.volumes
     columns |= {
-        "atom_types_right": mean_over_atoms(right),
+        "atom_types_right": mean_over_atoms(correct),
         "coords_rmsd": np.sqrt(mean_over_atoms(squared)),
         "lengths_error": (reconstructions.lengths - originals.lengths).abs().mean(dim=1).numpy(),
         "angles_error": (reconstructions.angles - originals.angles).abs().mean(dim=1).numpy(),
@@ -83,7 +91,7 @@ def crystal_table(
     columns |= {
         "spacegroup": [None if old is None else old.number for old, _ in groups],
         "spacegroup_reconstructed": [None if new is None else new.number for _, new in groups],
-        "space_group_change": [_change(old, new) for old, new in groups],
+        "space_group_change": [_space_group_change(old, new) for old, new in groups],
     }
     invalid = ["no structure" if s is None else invalid_reason(s) for s in rebuilt]
     table = pd.DataFrame(columns).astype(
@@ -107,7 +115,7 @@ def crystal_table(
     return table.assign(**y)
 
 
-def _change(old: SpaceGroup | None, new: SpaceGroup | None) -> str | None:
+def _space_group_change(old: SpaceGroup | None, new: SpaceGroup | None) -> str | None:
     if old is None:
         return None
     if new is None:
@@ -130,15 +138,17 @@ def _reason(result: PairResult, atom_types_right: float, invalid: str | None) ->
 
 
 def rates(table: pd.DataFrame) -> dict[str, Any]:
-    """What the shares of the crystals of a `crystal_table` say beyond the matching itself.
+    """Fractions of crystals in a `crystal_table` that are valid or keep their space group.
 
     Returns:
-        A dict.
+        A dict with two entries:
 
-        - `gated`: match rates where a match counts only if the reconstruction is valid in geometry
-          and composition, and the shares that are (SMACT refuses about a tenth of real crystals);
-        - `space_group`: of the crystals in which spglib finds a group, the share of those that kept
-          it (the same number), lost it (fewer operations), gained (more) or changed (as many).
+        - `gated`: match rates that count a match only if geometry and composition of the
+          reconstruction are valid, and the fractions that are valid (SMACT rejects about a tenth of
+          real crystals);
+        - `space_group`: the number of crystals in which spglib finds a space group, and the
+          fractions of these that kept it (same number), lost symmetry (fewer operations), gained
+          symmetry (more operations) or changed it (equally many).
     """
     changes = table["space_group_change"].dropna()
     kinds = {kind: (changes == kind).mean() for kind in ("kept", "lost", "gained", "changed")}
@@ -156,10 +166,10 @@ def rates(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def by_num_atoms(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The figures of a `crystal_table` for each number of atoms."""
+    """The metrics of a `crystal_table` for each number of atoms."""
     rows = []
     for num_atoms, part in table.groupby("num_atoms"):
-        of_part = rates(part)
+        part_rates = rates(part)
         rows.append(
             {
                 "num_atoms": num_atoms,
@@ -168,8 +178,8 @@ def by_num_atoms(table: pd.DataFrame) -> list[dict[str, Any]]:
                 "match_rate_default": part["matched_default"].mean(),
                 "match_rate_sampled": part["matched_sampled"].mean(),
                 "match_rate_sampled_default": part["matched_sampled_default"].mean(),
-                "match_rate_gated": of_part["gated"]["match_rate"],
-                "match_rate_gated_default": of_part["gated"]["match_rate_default"],
+                "match_rate_gated": part_rates["gated"]["match_rate"],
+                "match_rate_gated_default": part_rates["gated"]["match_rate_default"],
                 "rmse": part["rms"].mean(),
                 "rmse_default": part["rms_default"].mean(),
                 "crmse": part["rms"].astype(float).fillna(CDVAE.stol).mean(),
@@ -179,8 +189,8 @@ def by_num_atoms(table: pd.DataFrame) -> list[dict[str, Any]]:
                 "lengths_mae": part["lengths_error"].mean(),
                 "angles_mae": part["angles_error"].mean(),
                 "volume_mape": part["volume_error"].mean(),
-                "space_group_kept": of_part["space_group"]["kept"],
-                "valid": of_part["gated"]["valid"],
+                "space_group_kept": part_rates["space_group"]["kept"],
+                "valid": part_rates["gated"]["valid"],
             }
         )
     return rows
@@ -189,18 +199,22 @@ def by_num_atoms(table: pd.DataFrame) -> list[dict[str, Any]]:
 def by_element(
     table: pd.DataFrame, originals: CrystalBatch, reconstructions: CrystalBatch
 ) -> dict[str, dict[str, Any]]:
-    """By symbol: `atoms`, the share of their types that are right, what the others were taken for
-    (`taken_for`, the three most frequent), `crystals` that hold the element, and their match rates.
+    """The metrics for each element, by its symbol.
+
+    Returns:
+        For each element, the number of its `atoms` and their `atom_type_accuracy`; `taken_for`, the
+        three elements that it was most often mistaken for, with counts; the number of `crystals`
+        that contain it, and their `match_rate` and `match_rate_default`.
     """
     true, predicted = originals.atom_types.tolist(), reconstructions.atom_types.tolist()
-    taken: dict[int, Counter[int]] = defaultdict(Counter)
-    holders: dict[int, set[int]] = defaultdict(set)
+    predictions: dict[int, Counter[int]] = defaultdict(Counter)
+    crystals_with: dict[int, set[int]] = defaultdict(set)
     for z, other, crystal in zip(true, predicted, originals.batch.tolist(), strict=True):
-        taken[z][other] += 1
-        holders[z].add(crystal)
+        predictions[z][other] += 1
+        crystals_with[z].add(crystal)
     rows = {}
-    for z, counts in sorted(taken.items()):
-        part = table.iloc[sorted(holders[z])]
+    for z, counts in sorted(predictions.items()):
+        part = table.iloc[sorted(crystals_with[z])]
         wrong = Counter({other: n for other, n in counts.items() if other != z}).most_common(3)
         rows[chemical_symbols[z]] = {
             "atoms": counts.total(),
@@ -216,23 +230,24 @@ def by_element(
 def rare(
     table: pd.DataFrame, originals: CrystalBatch, training_set: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """The figures of crystals that are unlike most of the training set.
+    """The metrics of crystals that are unlike most of the training set.
 
     Args:
-        training_set: what a model was trained on, as `CrystalDataset.census` counts it.
+        training_set: counts of the training set from `CrystalDataset.census`.
 
     Returns:
-        Rows by `elements` and by `sizes`. A crystal is in the first if it holds one of the rarest
-        elements, that together are at most `RARE_SHARE` of the training atoms, and in the second if
-        its number of atoms is one of the rarest, of at most that share of the training crystals;
-        what training has not seen is rare. Each row has `crystals` and, of these, `match_rate`,
-        `match_rate_default` and `rmse`, NaN where there are none.
+        Two rows. `elements` covers the crystals that contain one of the rarest elements, which
+        together make up at most `RARE_SHARE` of the training atoms. `sizes` covers the crystals
+        whose number of atoms is one of the rarest, which together make up at most `RARE_SHARE` of
+        the training crystals. Elements and sizes that are absent from the training set are rare.
+        Each row has the number of `crystals` and their `match_rate`, `match_rate_default` and
+        `rmse`, NaN if there are none.
     """
-    common = _common(training_set["elements"])
-    unusual = torch.tensor([z not in common for z in originals.atom_types.tolist()])
-    holders = originals.batch[unusual].unique().numpy()
-    common = _common(training_set["num_atoms"])
-    sizes = [i for i, n in enumerate(table["num_atoms"]) if n not in common]
+    common_elements = _common(training_set["elements"])
+    is_rare = torch.tensor([z not in common_elements for z in originals.atom_types.tolist()])
+    with_rare_element = originals.batch[is_rare].unique().numpy()
+    common_sizes = _common(training_set["num_atoms"])
+    of_rare_size = [i for i, n in enumerate(table["num_atoms"]) if n not in common_sizes]
     return {
         name: {
             "crystals": len(rows),
@@ -240,16 +255,16 @@ def rare(
             "match_rate_default": table["matched_default"].iloc[rows].mean(),
             "rmse": table["rms"].iloc[rows].mean(),
         }
-        for name, rows in (("elements", holders), ("sizes", sizes))
+        for name, rows in (("elements", with_rare_element), ("sizes", of_rare_size))
     }
 
 
 def _common(counts: Mapping[str, int]) -> set[int]:
-    """The keys that are left when the rarest go, as long as these are at most `RARE_SHARE`."""
+    """All keys except the rarest, which together make up at most `RARE_SHARE` of the counts."""
     rarest_first = sorted(counts, key=lambda key: counts[key])
-    seen = np.cumsum([counts[key] for key in rarest_first])
+    totals = np.cumsum([counts[key] for key in rarest_first])
     limit = RARE_SHARE * sum(counts.values())
-    return {int(key) for key, total in zip(rarest_first, seen, strict=True) if total > limit}
+    return {int(key) for key, total in zip(rarest_first, totals, strict=True) if total > limit}
 
 
 def metre(
@@ -259,11 +274,14 @@ def metre(
     pool: MatcherPool,
     progress: bool = False,
 ) -> dict[str, float | None]:
-    """`metre` and `metre_default`: share of crystals that some reconstruction matches.
+    """METRe (arXiv:2509.12178): the fraction of crystals that match any reconstruction in the set.
 
-    One that its own does not match is compared with all others of the same composition, under
-    CDVAE's and under pymatgen's settings. None where that would be more than `MAX_METRE_PAIRS`
-    pairs per crystal. METRe: arXiv:2509.12178.
+    Crystals that do not match their own reconstruction are compared with all others of the same
+    composition.
+
+    Returns:
+        `metre` with CDVAE's tolerances and `metre_default` with pymatgen's; None if more than
+        `MAX_METRE_PAIRS` pairs per crystal would have to be compared.
     """
     by_formula = defaultdict(list)
     for j, structure in enumerate(rebuilt):
@@ -272,15 +290,15 @@ def metre(
     out: dict[str, float | None] = {}
     for name, settings, own in zip(("metre", "metre_default"), SETTINGS, results, strict=True):
         unmatched = [i for i, result in enumerate(own) if not result.matched]
-        rivals = {i: by_formula[reduced_formula(structures[i].composition)] for i in unmatched}
-        num_pairs = sum(len(others) for others in rivals.values())
+        others_of = {i: by_formula[reduced_formula(structures[i].composition)] for i in unmatched}
+        num_pairs = sum(len(others) for others in others_of.values())
         if num_pairs > MAX_METRE_PAIRS * len(structures):
-            log.warning("%s is left out: it would take %s more pairs", name, f"{num_pairs:,}")
+            log.warning("%s is left out: it would take %s more comparisons", name, f"{num_pairs:,}")
             out[name] = None
             continue
-        pairs = [(i, j) for i, others in rivals.items() for j in others if j != i]
+        pairs = [(i, j) for i, others in others_of.items() for j in others if j != i]
         targets, candidates = [structures[i] for i, _ in pairs], [rebuilt[j] for _, j in pairs]
-        others = pool.match(targets, candidates, settings, progress=progress and bool(pairs))
-        found = {i for (i, _), result in zip(pairs, others, strict=True) if result.matched}
-        out[name] = 1 - (len(unmatched) - len(found)) / len(structures)
+        found = pool.match(targets, candidates, settings, progress=progress and bool(pairs))
+        rescued = {i for (i, _), result in zip(pairs, found, strict=True) if result.matched}
+        out[name] = 1 - (len(unmatched) - len(rescued)) / len(structures)
     return out

@@ -1,4 +1,4 @@
-"""The Transformer decoder: one vector per atom to crystals."""
+"""The Transformer decoder, which maps one vector per atom to crystals."""
 
 import math
 from dataclasses import dataclass
@@ -8,18 +8,19 @@ from torch import Tensor, nn
 
 from src.nn.embedding import sinusoidal_embedding
 from src.nn.transformer import PackedTransformer, Packing, segment_mean
+from src.utils.errors import UserError
 from src.utils.precision import full_precision
-from src.vae_module.cell_init import start_at_typical
+from src.vae_module.cell_init import init_cell_output
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the heads give, all float32.
+    """The output of a decoder, in float32.
 
     Args:
-        atom_logits: (N, max_num_elements), or None where atom types are given, not predicted.
-        coords: (N, 3, 2) cosine and sine of 2 pi times each fractional coordinate (not
-            normalised), or (N, 3) the raw coordinates.
+        atom_logits: (N, max_num_elements), or None if atom types are given instead of predicted.
+        coords: (N, 3, 2) unnormalized cosine and sine of 2 pi times each fractional coordinate, or
+            (N, 3) raw fractional coordinates.
         lengths_scaled: (B, 3) lengths / num_atoms^(1/3), Å.
         angles_radians: (B, 3).
     """
@@ -31,34 +32,35 @@ class Prediction:
 
     @property
     def frac_coords(self) -> Tensor:
-        """(N, 3) in [0, 1)."""
+        """Fractional coordinates (N, 3) in [0, 1)."""
         if self.coords.dim() == 3:
             cosine, sine = self.coords.unbind(-1)
-            turns = torch.atan2(sine, cosine) / (2 * math.pi)
+            coords = torch.atan2(sine, cosine) / (2 * math.pi)
         else:
-            turns = self.coords
-        wrapped = turns - turns.floor()
+            coords = self.coords
+        wrapped = coords - coords.floor()
         return torch.where(wrapped < 1, wrapped, 0.0)  # -1e-9 wraps to 1.0 in float32
 
 
 class TransformerDecoder(nn.Module):
-    """A Transformer over the atoms of each crystal, with a head for each thing predicted.
+    """A Transformer over the atoms of each crystal, with a head for each predicted quantity.
 
-    The cell is read from the mean over a crystal's atoms, so the order of atoms does not matter.
+    The cell is predicted from the mean over the atoms of a crystal, so it does not depend on their
+    order.
 
     Args:
-        d_model, nhead, num_layers, dim_feedforward, dropout: as for the encoder.
-        activation, norm_first, bias, final_norm: as for the encoder.
-        max_num_elements: classes of atom types, 0 (the mask token) among them.
-        atom_type_predict: predict atom types (de novo generation); else they are given (crystal
-            structure prediction).
-        atom_type_input: embed given atom types. Only old checkpoints, whose decoders do not look
-            at the composition, need False.
+        d_model, nhead, num_layers, dim_feedforward, dropout: see the encoder.
+        activation, norm_first, bias, final_norm: see the encoder.
+        max_num_elements: number of atom types, including 0, the mask token.
+        atom_type_predict: predict atom types (de novo generation) instead of taking them as input
+            (crystal structure prediction).
+        atom_type_input: embed the given atom types. False is only for old checkpoints, whose
+            decoders do not use the composition.
         coords_output: `torus` (a cosine and a sine for each coordinate) or `raw`.
-        index_embedding: add a sinusoidal embedding of the atom's index; see the encoder.
+        index_embedding: add a sinusoidal embedding of the index of each atom; see the encoder.
 
     Raises:
-        ValueError: for an unknown `coords_output` or `activation`.
+        UserError: for an unknown `coords_output` or `activation`.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class TransformerDecoder(nn.Module):
     ) -> None:
         super().__init__()
         if coords_output not in ("torus", "raw"):
-            raise ValueError(f"coords_output is 'torus' or 'raw', not {coords_output!r}")
+            raise UserError(f"coords_output must be 'torus' or 'raw', not {coords_output!r}")
         self.d_model = d_model
         self.nhead = nhead
         self.num_layers = num_layers
@@ -115,7 +117,7 @@ class TransformerDecoder(nn.Module):
         self.frac_coords_head = nn.Linear(d_model, 6 if on_torus else 3, bias=on_torus)
         self.lattice_head = nn.Linear(d_model, 6, bias=on_torus)
         if on_torus:
-            start_at_typical(self.lattice_head)
+            init_cell_output(self.lattice_head)
 
     def forward(
         self,
@@ -125,22 +127,23 @@ class TransformerDecoder(nn.Module):
         atom_types: Tensor | None = None,
         max_num_atoms: int | None = None,
     ) -> Prediction:
-        """Decode.
+        """Decode crystals from one vector per atom.
 
         Args:
-            x: (N, d_model) a vector per atom.
-            num_atoms: (B,).
+            x: (N, d_model) a vector for each atom.
+            num_atoms: (B,) number of atoms in each crystal.
             batch: (N,) crystal of each atom.
-            atom_types: (N,), for a decoder that is given them.
-            max_num_atoms: the largest of `num_atoms`, where the host knows it.
+            atom_types: (N,) atomic numbers, for a decoder that does not predict them.
+            max_num_atoms: the largest of `num_atoms`; without it, reading the value synchronizes
+                with the device.
 
         Raises:
-            ValueError: if atom types are needed and not given.
+            UserError: if atom types are required but not given.
         """
         packing = Packing(num_atoms, batch, max_num_atoms)
         if not self.atom_type_predict and self.atom_type_input:
             if atom_types is None:
-                raise ValueError("this decoder does not predict atom types: give it atom_types")
+                raise UserError("this decoder does not predict atom types: pass atom_types")
             x = x + self.atom_type_embedder(atom_types)
         if self.index_embedding:
             x = x + sinusoidal_embedding(packing.token_idx, self.d_model)

@@ -1,4 +1,4 @@
-"""The Transformer encoder: crystals to one hidden vector per atom."""
+"""The Transformer encoder, which maps crystals to one hidden vector per atom."""
 
 import torch
 from torch import Tensor, nn
@@ -6,36 +6,37 @@ from torch import Tensor, nn
 from src.data.schema import CrystalBatch
 from src.nn.embedding import MLPEmbedding, fourier_features, sinusoidal_embedding
 from src.nn.transformer import PackedTransformer, Packing
-from src.vae_module.cell_init import start_from_standardized
+from src.utils.errors import UserError
+from src.vae_module.cell_init import init_cell_input
 
 
 class TransformerEncoder(nn.Module):
-    """Sum of embeddings of atom type, fractional coordinates and cell, then a Transformer.
+    """A Transformer on the sum of embeddings of atom type, fractional coordinates and cell.
 
-    With the default inputs no translation by whole cells, no rotation and no order of the atoms
-    makes a difference to what an atom's vector is.
+    With the default inputs, the output is invariant to rotations and to shifts of atoms by lattice
+    vectors, and equivariant to permutations of the atoms.
 
     Args:
-        d_model: width.
-        nhead: attention heads.
-        num_layers: Transformer layers.
-        dim_feedforward: width of the feed-forward networks; two thirds of it for `swiglu`, whose
-            networks are then as large.
-        dropout: in attention, feed-forward and residual branches.
+        d_model: width of the hidden vectors.
+        nhead: number of attention heads.
+        num_layers: number of Transformer layers.
+        dim_feedforward: width of the feed-forward networks. With `swiglu` the width is two thirds
+            of it, so that the number of parameters is the same.
+        dropout: dropout rate in attention, feed-forward networks and residual branches.
         activation: `swiglu`, `gelu`, `gelu_tanh` or `relu`.
-        norm_first: LayerNorm before each sub-layer rather than after.
-        bias: biases in the Transformer.
+        norm_first: apply LayerNorm before each sublayer instead of after it.
+        bias: use biases in the Transformer.
         final_norm: end the Transformer with a LayerNorm.
-        max_num_elements: size of the table of atom types; atomic numbers stay below it.
+        max_num_elements: number of atom types in the embedding; atomic numbers must be smaller.
         coords_input: `fourier` (harmonics of each coordinate) or `raw`.
-        num_harmonics: how many, for `fourier`.
-        lattice_input: `parameters` (lengths_scaled in Å and angles in radians: invariant to
-            rotation) or `matrix`.
-        index_embedding: add a sinusoidal embedding of the atom's index. It breaks the equivariance
-            under permutation; old checkpoints need it.
+        num_harmonics: number of harmonics, for `fourier`.
+        lattice_input: `parameters` (lengths_scaled in Å and angles in radians, which are invariant
+            to rotation) or `matrix`.
+        index_embedding: add a sinusoidal embedding of the index of each atom. It breaks the
+            permutation equivariance and exists for old checkpoints.
 
     Raises:
-        ValueError: for an unknown `coords_input`, `lattice_input` or `activation`.
+        UserError: for an unknown `coords_input`, `lattice_input` or `activation`.
     """
 
     def __init__(
@@ -57,9 +58,11 @@ class TransformerEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if coords_input not in ("fourier", "raw"):
-            raise ValueError(f"coords_input is 'fourier' or 'raw', not {coords_input!r}")
+            raise UserError(f"coords_input must be 'fourier' or 'raw', not {coords_input!r}")
         if lattice_input not in ("parameters", "matrix"):
-            raise ValueError(f"lattice_input is 'parameters' or 'matrix', not {lattice_input!r}")
+            raise UserError(
+                f"lattice_input must be 'parameters' or 'matrix', not {lattice_input!r}"
+            )
         self.d_model = d_model
         self.nhead = nhead
         self.num_layers = num_layers
@@ -75,13 +78,15 @@ class TransformerEncoder(nn.Module):
         self.lattice_input = lattice_input
         self.index_embedding = index_embedding
 
-        by_matrix, by_fourier = lattice_input == "matrix", coords_input == "fourier"
+        uses_matrix, uses_fourier = lattice_input == "matrix", coords_input == "fourier"
         self.atom_type_embedder = nn.Embedding(max_num_elements, d_model)
-        self.lattices_embedder = MLPEmbedding(9 if by_matrix else 6, d_model, bias=not by_matrix)
-        if not by_matrix:
-            start_from_standardized(self.lattices_embedder)
+        self.lattices_embedder = MLPEmbedding(
+            9 if uses_matrix else 6, d_model, bias=not uses_matrix
+        )
+        if not uses_matrix:
+            init_cell_input(self.lattices_embedder)
         self.frac_coords_embedder = MLPEmbedding(
-            6 * num_harmonics if by_fourier else 3, d_model, bias=by_fourier
+            6 * num_harmonics if uses_fourier else 3, d_model, bias=uses_fourier
         )
         self.transformer = PackedTransformer(
             d_model,
@@ -96,7 +101,7 @@ class TransformerEncoder(nn.Module):
         )
 
     def forward(self, batch: CrystalBatch) -> Tensor:
-        """Hidden vectors of the atoms: (N, d_model)."""
+        """Encode each atom as a hidden vector: (N, d_model)."""
         x = self.atom_type_embedder(batch.atom_types)
         x = x + self.frac_coords_embedder(self._coords_features(batch))
         x = x + self.lattices_embedder(self._lattice_features(batch))[batch.batch]

@@ -12,7 +12,7 @@ from src.metrics.generation.validity import invalid_reason, is_valid_composition
 
 
 def pair(distance: float, edge: float = 5.0) -> Structure:
-    """Two atoms so far apart along a, on either side of the cell's boundary."""
+    """Two atoms at this distance along a, on opposite sides of the cell boundary."""
     half = distance / edge / 2
     return Structure(Lattice.cubic(edge), ["Na", "Cl"], [[half, 0.5, 0.5], [1 - half, 0.5, 0.5]])
 
@@ -28,18 +28,18 @@ class TestStructure:
         assert is_valid_structure(thin) is valid
 
     def test_volume(self):
-        # Of all lattices with neighbours 0.51 Å apart, fcc has the smallest cell: d^3 / sqrt(2).
+        # Of all lattices with neighbors 0.51 Å apart, fcc has the smallest cell: d^3 / sqrt(2).
         edge = 0.51 / math.sqrt(2)
         fcc = Structure(
             Lattice([[0, edge, edge], [edge, 0, edge], [edge, edge, 0]]), ["Cu"], [[0] * 3]
         )
-        assert invalid_reason(fcc) == "the cell has 0.094 Å^3, less than 0.1"
+        assert invalid_reason(fcc) == "the cell volume is 0.094 Å^3, less than 0.1"
 
-    def test_numbers_that_are_not_finite(self):
+    def test_non_finite_numbers(self):
         assert invalid_reason(Structure(Lattice.cubic(np.nan), ["Na"], [[0, 0, 0]])) is not None
         assert invalid_reason(Structure(Lattice.cubic(4.0), ["Na"], [[0, np.inf, 0]])) is not None
 
-    def test_what_is_no_ordered_crystal(self):
+    def test_partial_occupancies_and_sites_without_element(self):
         half = Structure(Lattice.cubic(4.0), [{"Na": 0.5}], [[0, 0, 0]])
         assert "partial occupancies" in invalid_reason(half)
         assert "no element" in invalid_reason(Structure(Lattice.cubic(4.0), ["X"], [[0, 0, 0]]))
@@ -71,26 +71,26 @@ class TestComposition:
             ("RfO2", False),  # SMACT has no data
         ],
     )
-    def test_known_ones(self, formula, valid):
+    def test_known_compositions(self, formula, valid):
         assert is_valid_composition(Composition(formula)) is valid
 
-    def test_oxidation_states_and_isotopes_are_not_looked_at(self):
+    def test_oxidation_states_and_isotopes_are_ignored(self):
         assert is_valid_composition(Composition({"Na0+": 1, "Cl5+": 1}))
         assert is_valid_composition(Composition("D2O"))
 
-    def test_a_site_of_no_element(self):
+    def test_a_site_without_element(self):
         assert not is_valid_composition(Composition({"X": 1, "Na": 1}))
 
-    def test_each_reduced_formula_is_judged_once(self, monkeypatch):
-        judged = []
+    def test_each_reduced_formula_is_checked_once(self, monkeypatch):
+        checked = []
         monkeypatch.setattr(
-            "smact.screening.smact_validity", lambda c, **_: judged.append(c) or True
+            "smact.screening.smact_validity", lambda c, **_: checked.append(c) or True
         )
         validity._is_valid_formula.cache_clear()
         for formula in ("LiF", "Li4F4", "FLi", "LiF2"):
             is_valid_composition(Composition(formula))
         validity._is_valid_formula.cache_clear()
-        assert judged == [Composition("LiF"), Composition("LiF2")]
+        assert checked == [Composition("LiF"), Composition("LiF2")]
 
     @pytest.mark.timeout(20)
     def test_many_elements_do_not_hang(self):
@@ -103,9 +103,9 @@ class TestComposition:
             is_valid_composition(Composition("Na0.5Cl"))
 
 
-def test_share_of_real_crystals(shared_data):
+def test_fraction_of_valid_real_crystals(shared_data):
     texts = pd.read_csv(shared_data / "mp_20" / "test.csv.gz", nrows=1000)["cif"]
     structures = [to_structure(read_cif(text)) for text in texts]
     assert all(map(is_valid_structure, structures))
-    share = np.mean([is_valid_composition(s.composition) for s in structures])
-    assert share == pytest.approx(0.90, abs=0.02)
+    fraction = np.mean([is_valid_composition(s.composition) for s in structures])
+    assert fraction == pytest.approx(0.90, abs=0.02)

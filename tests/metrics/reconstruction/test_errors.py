@@ -1,4 +1,4 @@
-"""Reconstruction errors against values worked out by hand."""
+"""Compare reconstruction errors with values computed by hand."""
 
 import math
 
@@ -20,7 +20,7 @@ def make_pair() -> tuple[CrystalBatch, CrystalBatch]:
     gamma = math.radians(84)
     predicted = target.replace(
         atom_types=torch.tensor([11, 35, 6]),
-        # off by -0.05 of 4 Å, 0.1 of 4 Å, 0.04 of 2 Å; the first and last across the cell's face
+        # off by -0.05 of 4 Å, 0.1 of 4 Å, 0.04 of 2 Å; the first and last cross a cell boundary
         frac_coords=torch.tensor([[0.95, 0, 0], [0.5, 0.5, 0.6], [0.02, 0.5, 0]]),
         lattices=torch.tensor(
             [
@@ -53,7 +53,7 @@ EXPECTED = {
     "coords_rmsd": math.sqrt((0.2**2 + 0.4**2 + 0.08**2) / 3),
     "lengths_mae": (0.3 + 0.6) / 6,
     "angles_mae": 6 / 6,
-    # 4.3 x 4 x 4 for 4 x 4 x 4; 2 x 3 x 4.4 of a cell sheared to 84° for 2 x 3 x 5
+    # 4.3 x 4 x 4 instead of 4 x 4 x 4; 2 x 3 x 4.4 sheared to 84° instead of 2 x 3 x 5
     "volume_mape": (0.3 / 4 + 1 - 0.88 * math.sin(math.radians(84))) / 2,
 }
 
@@ -78,7 +78,7 @@ def test_a_mirrored_cell_has_the_same_volume():
     assert plain(errors)["volume_mape"] == 0
 
 
-def test_whole_cells_make_no_difference():
+def test_shifts_by_lattice_vectors_make_no_difference():
     predicted, target = make_pair()
     moved = predicted.replace(
         frac_coords=predicted.frac_coords + torch.tensor([[1.0, 0, 0], [0, -3, 0], [2, 1, -1]])
@@ -88,7 +88,7 @@ def test_whole_cells_make_no_difference():
     assert plain(errors) == pytest.approx(EXPECTED, rel=1e-4)
 
 
-def test_many_batches_are_as_one():
+def test_the_distribution_over_batches_makes_no_difference():
     sizes = [[1, 7], [3], [20, 2, 5]]
     parts, whole = ReconstructionErrors(), ReconstructionErrors()
     predictions = [random_batch(i, num) for i, num in enumerate(sizes)]
@@ -109,7 +109,7 @@ def test_many_batches_are_as_one():
     assert plain(parts)["coords_rmsd"] > 1  # random crystals are far apart
 
 
-def test_a_reset_forgets():
+def test_reset():
     errors = ReconstructionErrors()
     errors.update(random_batch(0, [4]), random_batch(1, [4]))
     errors.reset()
@@ -117,19 +117,19 @@ def test_a_reset_forgets():
     assert plain(errors) == pytest.approx(EXPECTED, rel=1e-5)
 
 
-def test_mixed_precision_does_not_reach_it():
+def test_mixed_precision_does_not_change_the_errors():
     errors = ReconstructionErrors()
     with torch.autocast("cpu", torch.bfloat16):
         errors.update(*make_pair())
     assert plain(errors) == pytest.approx(EXPECTED, rel=1e-5)
 
 
-def test_no_float64_which_apple_gpus_lack():
+def test_no_state_is_float64_which_apple_gpus_do_not_support():
     states = [torch.as_tensor(s) for s in ReconstructionErrors().metric_state.values()]
     assert {state.dtype for state in states} == {torch.float32, torch.int64}
 
 
-def test_inputs_stay_as_they_are():
+def test_inputs_are_not_modified():
     predicted, target = make_pair()
     copies = [batch.frac_coords.clone() for batch in (predicted, target)]
     ReconstructionErrors().update(predicted, target)

@@ -1,4 +1,4 @@
-"""The evaluation of a VAE, with fakes whose result is known."""
+"""Evaluate fake VAEs whose results are known."""
 
 import math
 
@@ -19,7 +19,7 @@ from src.metrics.reconstruction.evaluate import (
 
 
 class FakeVAE(torch.nn.Module):
-    """Gives back each batch, changed by `spoil`."""
+    """Reconstructs each batch exactly, then changes it by `spoil`."""
 
     device = torch.device("cpu")
 
@@ -84,7 +84,7 @@ def test_a_perfect_vae(batches, pool):
 
 
 def test_one_displaced_atom(pool):
-    """One of two atoms moved by 0.8 Å, of which the matcher takes half for a shift of both."""
+    """One of two atoms is moved by 0.8 Å; the matcher attributes half of it to a common shift."""
     cscl = Structure(Lattice.cubic(4.1), ["Cs", "Cl"], [[0.0] * 3, [0.5] * 3])
 
     def move(batch):
@@ -131,7 +131,7 @@ def huge_cells(batch):
 
 
 @pytest.mark.parametrize("spoil", [nan_coords, nan_lattices, infinities, flat_cells, huge_cells])
-def test_numbers_that_make_no_crystal(batches, pool, spoil):
+def test_reconstructions_that_are_not_crystals(batches, pool, spoil):
     figures = evaluate_reconstruction(FakeVAE(spoil), batches, pool)
     assert (figures["match_rate"], figures["match_rate_default"]) == (0.0, 0.0)
     assert (figures["crmse"], figures["crmse_default"]) == (0.5, 0.3)
@@ -158,7 +158,7 @@ def test_one_bad_crystal_does_not_spoil_the_others(pool):
 
 @pytest.mark.parametrize("field", ["frac_coords", "lattices"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_any_number_that_is_not_finite_costs_its_crystal_alone(field, value):
+def test_a_non_finite_number_affects_only_its_crystal(field, value):
     batch = rocksalts(5.5, 5.6, 5.7)
     for i in range(3):
         values = getattr(batch, field).clone()
@@ -167,12 +167,12 @@ def test_any_number_that_is_not_finite_costs_its_crystal_alone(field, value):
         assert [structure is None for structure in structures] == [i == 0, i == 1, i == 2]
 
 
-def test_results_are_of_each_of_the_settings_in_the_order_of_the_pairs(pool):
-    """An atom of CsCl moved by three fractions of the free length."""
+def test_results_keep_the_order_of_settings_and_pairs(pool):
+    """An atom of CsCl is moved by three fractions of the free length."""
     cscl = Structure(Lattice.cubic(4.0), ["Cs", "Cl"], [[0.0] * 3, [0.5] * 3])
     free_length = 4.0 / 2 ** (1 / 3)
     targets, predictions = [], []
-    for share in (0.1, 0.62, 0.3):  # the matcher takes half of it for a shift of both atoms
+    for share in (0.1, 0.62, 0.3):  # the matcher attributes half of it to a common shift
         moved = cscl.copy()
         moved.translate_sites([0], [share * free_length, 0, 0], frac_coords=False)
         targets.append(CrystalBatch.from_structures([cscl]))
@@ -186,7 +186,7 @@ def test_results_are_of_each_of_the_settings_in_the_order_of_the_pairs(pool):
 
 
 def test_figures_of_results_by_hand(batches):
-    """Three pairs: one timed out under one matcher, none matched under the other."""
+    """Of three pairs, one times out with one matcher and none match with the other."""
     assert SETTINGS == (CDVAE, PYMATGEN)
     cdvae = [PairResult("matched", 0.2), PairResult("matched", 0.1), PairResult("timeout")]
     default = [PairResult("timeout"), PairResult("error"), PairResult("unmatched")]
@@ -202,7 +202,7 @@ def test_figures_of_results_by_hand(batches):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_it_runs_in_evaluation_mode_and_restores_the_mode(batches, training):
+def test_the_model_runs_in_evaluation_mode_and_its_mode_is_restored(batches, training):
     vae = FakeVAE().train(training)
     targets, predictions = reconstruct_batches(vae, iter(batches))
     assert vae.modes == [(False, False)] * 2
@@ -211,7 +211,7 @@ def test_it_runs_in_evaluation_mode_and_restores_the_mode(batches, training):
     assert [len(batch.num_atoms) for batch in predictions] == [2, 1]
 
 
-def test_an_error_restores_the_mode_too(batches):
+def test_the_mode_is_restored_after_an_error(batches):
     def fail(batch):
         raise RuntimeError("out of memory")
 

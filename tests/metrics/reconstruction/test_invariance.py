@@ -1,4 +1,4 @@
-"""Another description leaves every crystal what it is."""
+"""Check that a different description does not change the crystal."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_the_crystals_stay_the_same(name, batch):
 
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
 @pytest.mark.parametrize("seed", range(3))
-def test_undo_gives_back_how_they_were_written(name, batch, seed):
+def test_undo_restores_the_original_description(name, batch, seed):
     transformed = moved_by(name, batch, seed)
     back = transformed.undo(transformed.batch)
     assert torch.equal(back.atom_types, batch.atom_types)
@@ -52,11 +52,11 @@ def test_undo_gives_back_how_they_were_written(name, batch, seed):
     assert (difference - difference.round()).abs().max() < 1e-5
     torch.testing.assert_close(back.lengths, batch.lengths, rtol=0, atol=1e-5)
     torch.testing.assert_close(back.angles, batch.angles, rtol=0, atol=1e-3)
-    if name != "rotation":  # an orientation is not given back: no decoder is asked for one
+    if name != "rotation":  # not undone, because decoders do not predict the orientation
         torch.testing.assert_close(back.lattices, batch.lattices, rtol=0, atol=1e-5)
 
 
-def test_every_transformation_changes_what_it_is_named_after(batch):
+def test_every_transformation_changes_only_its_own_fields(batch):
     def changed(name: str) -> set[str]:
         moved = moved_by(name, batch).batch
         fields = ("atom_types", "frac_coords", "lattices", "lengths")
@@ -71,7 +71,7 @@ def test_every_transformation_changes_what_it_is_named_after(batch):
     moved = moved_by("cell", batch).batch
     assert torch.equal(moved.atom_types, batch.atom_types)
     changes = (moved.lengths - batch.lengths).abs() > 0.1
-    assert (changes.sum(dim=1) == 1).all()  # of each crystal, one vector
+    assert (changes.sum(dim=1) == 1).all()  # one vector of each crystal
 
 
 def test_a_translation_is_rigid_within_a_crystal_and_differs_between_crystals(batch):
@@ -93,7 +93,7 @@ def test_a_permutation_stays_within_the_crystals(batch):
             assert sorted(old.tolist()) == sorted(new.tolist())
 
 
-def test_a_seed_decides(batch):
+def test_transformations_are_reproducible(batch):
     for name in TRANSFORMATIONS:
         first, again, other = (moved_by(name, batch, seed).batch for seed in (5, 5, 6))
         fields = ("frac_coords", "lattices")
@@ -101,7 +101,7 @@ def test_a_seed_decides(batch):
         assert not all(torch.equal(first[f], other[f]) for f in fields)
 
 
-def test_inputs_stay_as_they_are(batch):
+def test_inputs_are_not_modified(batch):
     before = {name: batch[name].clone() for name in ("atom_types", "frac_coords", "lattices")}
     for name in TRANSFORMATIONS:
         transformed = moved_by(name, batch)

@@ -1,4 +1,4 @@
-"""Figures of latents against torch.distributions and cases worked out by hand."""
+"""Compare latent statistics with torch.distributions and values computed by hand."""
 
 import math
 
@@ -15,7 +15,7 @@ def make_posteriors(num: int = 200, dim: int = 5) -> tuple[torch.Tensor, torch.T
     return mean, torch.randn(num, dim, generator=generator) - 2
 
 
-def test_kl_per_channel_is_that_of_torch():
+def test_kl_per_channel_agrees_with_torch():
     mean, logvar = make_posteriors()
     posterior = Normal(mean.double(), logvar.double().exp().sqrt())
     prior = Normal(torch.zeros(5).double(), torch.ones(5).double())
@@ -37,12 +37,12 @@ def test_moments_by_hand():
     logvar = torch.tensor([[0.0, math.log(4)], [0, math.log(4)], [0, math.log(16)], [0, 0]])
     found = latent_statistics(mean, logvar)
     assert found["mean"] == [4, -2]
-    assert found["std"] == pytest.approx([math.sqrt(5), 0])  # of the atoms there are: over N
+    assert found["std"] == pytest.approx([math.sqrt(5), 0])  # divided by N, not N - 1
     assert found["posterior_std"] == pytest.approx([1, math.sqrt((4 + 4 + 16 + 1) / 4)])
 
 
 def test_a_channel_is_active_if_its_means_vary():
-    """Means of +-s have variance s^2; a constant one, however far from zero, says nothing."""
+    """Means of +-s have variance s^2; a constant mean is inactive, whatever its value."""
     sign = torch.tensor([1.0, -1] * 50)[:, None]
     edge = math.sqrt(ACTIVE_VARIANCE)
     mean = sign * torch.tensor([2.0, 1.01 * edge, 0.99 * edge, 0.0]) + torch.tensor([0, 9.0, 9, 9])
@@ -69,9 +69,9 @@ def test_nan_latents_are_not_active():
         ([0, 1], [1, 1], 1),
         ([0, 1], [1, 0], 1 / 2),
         ([0, 0.5, 1], [1, 1, 0], 3 / 4),
-        ([0, 0.5, 2], [1, 0, 0], 0.25 / 2),  # a triangle, of a range of two
+        ([0, 0.5, 2], [1, 0, 0], 0.25 / 2),  # a triangle, divided by a range of two
         ([0, 0.05, 0.1, 0.2, 0.5, 1.0], [1, 0, 0, 0, 0, 0], 0.025),
-        ([0, 0.1, 0.4], [0.8, 0.8, 0.8], 0.8),  # the steps' widths do not matter to a constant
+        ([0, 0.1, 0.4], [0.8, 0.8, 0.8], 0.8),  # constant, at uneven steps
     ],
 )
 def test_the_area_under_known_curves(levels, rates, area):

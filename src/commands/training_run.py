@@ -1,0 +1,297 @@
+"""A training run of any module: from a composed config to weights, figures and a table."""
+
+import json
+import logging
+import math
+import os
+import shutil
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from hydra.utils import instantiate
+from lightning import Callback, Trainer, seed_everything
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from src.base import CrystalModule
+from src.callbacks import LastCheckpoint, StopWhenTold
+from src.callbacks.throughput import Throughput
+from src.commands.trained_model import SPLITS_FILE, kept_splits
+from src.data import DataModule
+from src.utils.checkpoints import (
+    CheckpointError,
+    check_weights,
+    find_last,
+    load_checkpoint,
+    load_resumable,
+)
+from src.utils.config import to_plain
+from src.utils.csv_logger import CSVLogger
+from src.utils.errors import UserError
+from src.utils.lock import lock_folder
+from src.utils.loggers import own_wandb_run
+from src.utils.memory import keep_freed_memory
+from src.utils.output import new_file
+from src.utils.strict_json import write_json
+from src.utils.threads import at_most_threads
+
+log = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=CrystalModule)
+
+
+class TrainingTask(ABC, Generic[M]):
+    """What differs between training one kind of module and another."""
+
+    group: ClassVar[str]
+    """The key of the config that the module is built from."""
+    objective: ClassVar[str]
+    """The figure of the summary that a sweep minimizes."""
+    module_class: type[M]
+
+    def check(self, cfg: DictConfig) -> None:
+        """Raise a `UserError` for settings that would end the run only after the training."""
+
+    @abstractmethod
+    def evaluate(self, module: M, datamodule: DataModule, cfg: DictConfig) -> dict[str, Any]:
+        """Figures of the trained module, for `summary.json`.
+
+        Args:
+            module: the best checkpoint, on the device of the run.
+        """
+
+    @abstractmethod
+    def table(self, summary: dict[str, Any]) -> Table:
+        """The figures, for the terminal, with columns for name and value.
+
+        Args:
+            summary: what `evaluate` gave, and figures of the run.
+        """
+
+
+def run_training(
+    cfg: DictConfig, task: TrainingTask[Any], callbacks: Sequence[Callback] = ()
+) -> dict[str, Any]:
+    """Train a module as a config says, and write the results to the run folder.
+
+    At the end, the run folder (`paths.output_dir`) holds `config.yaml`, `checkpoints/`,
+    `metrics.csv` (with the CSV logger) and `summary.json`. Only one run at a time may use it. With
+    `resume_from`, an interrupted run continues as if it had not been interrupted, and a finished
+    run stays as it is.
+
+    Args:
+        cfg: the composed config.
+        task: which module is trained, and what its summary shows.
+        callbacks: in addition to those of the config.
+
+    Returns:
+        The content of `summary.json`.
+
+    Raises:
+        UserError: for data, a checkpoint or a config that cannot be used; the message says why.
+        FileNotFoundError: for a missing checkpoint.
+    """
+    output_dir = Path(cfg.paths.output_dir)
+    callbacks = [*_instantiate_all(cfg.callbacks), *callbacks]
+    goes_on = any(isinstance(c, LastCheckpoint) for c in callbacks)
+    with at_most_threads(cfg.get("num_threads")), StopWhenTold(goes_on) as signals:
+        if not _is_first_process():  # the first speaks and writes for all
+            logging.getLogger().setLevel(logging.ERROR)
+            return _train(cfg, task, output_dir, callbacks, signals)
+        with lock_folder(output_dir), own_wandb_run():
+            with new_file(output_dir / "config.yaml", overwrite=True) as path:
+                OmegaConf.save(_with_absolute_paths(cfg), path, resolve=True)
+            return _train(cfg, task, output_dir, callbacks, signals)
+
+
+def _train(
+    cfg: DictConfig,
+    task: TrainingTask[Any],
+    output_dir: Path,
+    callbacks: Sequence[Callback],
+    signals: StopWhenTold,
+) -> dict[str, Any]:
+    if not 0 <= cfg.seed < 2**32:
+        raise UserError(f"seed is at least 0 and less than 2^32, not {cfg.seed}")
+    task.check(cfg)
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
+    keep_freed_memory()
+
+    same_run = cfg.resume_from == "last"
+    datamodule: DataModule = instantiate(
+        {**to_plain(cfg.data), **(kept_splits(output_dir) if same_run else {})}
+    )
+    datamodule.prepare_data()
+    _keep_splits(datamodule, output_dir)
+    module: CrystalModule = instantiate(cfg[task.group])
+    if cfg.ckpt_path:
+        weights = load_checkpoint(cfg.ckpt_path)
+        check_weights(module, weights, cfg.ckpt_path)
+        module.load_state_dict(weights["state_dict"])
+        log.info("Starting from the weights of %s", cfg.ckpt_path)
+    if cfg.compile:
+        module.compile_networks()
+    trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=_loggers(cfg))
+    resume_from, first_step = _find_resume(cfg.resume_from, output_dir, module)
+    for logger in trainer.loggers:
+        if isinstance(logger, CSVLogger):
+            logger.continue_from(first_step)
+    _log_start(cfg, module, datamodule, trainer)
+
+    start = time.monotonic()
+    with warnings.catch_warnings():
+        if resume_from is not None:
+            warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+        trainer.fit(module, datamodule, ckpt_path=resume_from, weights_only=True)
+    time_s = time.monotonic() - start
+    for callback in callbacks:
+        if isinstance(callback, LastCheckpoint):
+            callback.heed_late_signal()
+
+    if not trainer.is_global_zero:
+        return {task.objective: math.nan}
+    summary_file = output_dir / "summary.json"
+    if resume_from is not None and trainer.global_step == first_step and summary_file.is_file():
+        log.warning(
+            "The run in %s is finished, and stays as it is: a larger trainer.max_epochs (or "
+            "max_steps, or max_time) would continue it",
+            output_dir,
+        )
+        return json.loads(summary_file.read_text())
+    summary = _summarize(task, trainer, module, datamodule, time_s, cfg)
+    summary["seed"] = cfg.seed
+    with new_file(summary_file, overwrite=True) as path:
+        write_json(path, summary)
+    signals.is_done()
+    for logger in trainer.loggers:
+        logger.log_metrics(
+            {f"summary/{k}": v for k, v in summary.items() if isinstance(v, (int, float))},
+            step=trainer.global_step,
+        )
+        logger.finalize("success")
+    Console().print(task.table(summary))
+    log.info("The run is in %s", output_dir)
+    return summary
+
+
+def _keep_splits(datamodule: DataModule, output_dir: Path) -> None:
+    """Leave in the run's folder which crystals it trains on, if that was dealt out here."""
+    source, target = datamodule.splits_file, output_dir / SPLITS_FILE
+    # it is not there where the cache cannot be written
+    if _is_first_process() and source is not None and source.is_file() and source != target:
+        with new_file(target, overwrite=True) as path:
+            shutil.copyfile(source, path)
+
+
+def _with_absolute_paths(cfg: DictConfig) -> DictConfig:
+    """What is kept of a run should mean the same from any folder."""
+    cfg = cfg.copy()
+    for key in ("data.data_dir", "data.property_file", "data.split_file", "ckpt_path"):
+        if path := OmegaConf.select(cfg, key):
+            OmegaConf.update(cfg, key, str(Path(path).expanduser().absolute()))
+    return cfg
+
+
+def _summarize(
+    task: TrainingTask[Any],
+    trainer: Trainer,
+    module: CrystalModule,
+    datamodule: DataModule,
+    time_s: float,
+    cfg: DictConfig,
+) -> dict[str, Any]:
+    """Figures of a finished run, with its best checkpoint."""
+    checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+    best_score = getattr(trainer.checkpoint_callback, "best_model_score", None)
+    best = module
+    if checkpoint:
+        best = task.module_class.load_from_checkpoint(checkpoint).to(module.device)
+    log.info("Evaluating %s", checkpoint or "the model")
+    throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), Throughput())  # type: ignore[attr-defined]
+    return {
+        **task.evaluate(best, datamodule, cfg),
+        "crystals_per_second": throughput.crystals_per_second * trainer.world_size,
+        "time_s": throughput.total_seconds or time_s,
+        "training_steps_s": throughput.seconds,  # the rest: start, validation, checkpoints
+        # begun; of a run that is continued at its end, the last one is not counted as completed
+        "epochs": trainer.fit_loop.epoch_progress.current.ready,
+        "steps": trainer.global_step,
+        "best_val_loss": math.nan if best_score is None else float(best_score),
+        "num_parameters": sum(p.numel() for p in module.parameters()),
+        "precision": str(trainer.precision),
+        "checkpoint": checkpoint,
+    }
+
+
+def _instantiate_all(configs: DictConfig | None) -> list[Any]:
+    return [instantiate(c) for c in (configs or {}).values() if c and "_target_" in c]
+
+
+def _loggers(cfg: DictConfig) -> list[Logger] | bool:
+    return _instantiate_all(cfg.get("logger")) or False
+
+
+def _find_resume(
+    resume_from: str | None, output_dir: Path, module: CrystalModule
+) -> tuple[str | None, int]:
+    """The checkpoint that `resume_from` means, a path or `last`, and its step.
+
+    `last` is that of this run folder; where there is none the run starts anew, so that a job that
+    is requeued can always be given it.
+
+    Raises:
+        CheckpointError: if it is of another model or optimizer than the run that is to go on.
+    """
+    if resume_from is None:
+        return None, 0
+    if resume_from == "last":
+        found = find_last(output_dir / "checkpoints")
+    else:
+        found = Path(resume_from), load_resumable(resume_from)
+    if found is None:
+        log.warning(
+            "resume_from=last: there is no run to continue in %s (hydra.run.dir), so one starts",
+            output_dir,
+        )
+        return None, 0
+    path, checkpoint = found
+    check_weights(module, checkpoint, path)
+    optimizer = module.optimizer["_target_"]
+    stored = (checkpoint.get("hyper_parameters") or {}).get("optimizer", {})
+    begun_with = stored.get("_target_", optimizer)
+    if begun_with != optimizer:
+        raise CheckpointError(
+            f"the run of {path} was begun with {begun_with}, whose state {optimizer} cannot use: "
+            "continue it with that optimizer, or start a new run from its weights with ckpt_path"
+        )
+    log.info("Continuing from %s, after step %d", path, checkpoint["global_step"])
+    return str(path), checkpoint["global_step"]
+
+
+def _is_first_process() -> bool:
+    """Of those of a distributed run, before there is a Trainer to ask."""
+    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    return first and os.environ.get("NODE_RANK", "0") == "0"
+
+
+def _log_start(
+    cfg: DictConfig, module: CrystalModule, datamodule: DataModule, trainer: Trainer
+) -> None:
+    log.info(
+        "%s: %s training crystals, %.1f M parameters, %s on %s x %d",
+        cfg.task_name,
+        f"{len(datamodule.dataset('train')):,}",
+        sum(p.numel() for p in module.parameters()) / 1e6,
+        trainer.precision,
+        trainer.strategy.root_device.type,
+        trainer.world_size,
+    )

@@ -1,0 +1,67 @@
+"""Turn what the heads and the metrics of a VAE give into what its public calls and logs show."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from src.data.schema import CrystalBatch
+from src.metrics.losses import LossAverages
+from src.metrics.reconstruction.errors import ReconstructionErrors
+from src.utils.geometry import parameters_to_lattices
+from src.vae_module.decoders.transformer import Prediction
+from src.vae_module.losses import PER_CRYSTAL
+
+
+def decoded(prediction: Prediction, num_atoms: Tensor) -> dict[str, Tensor]:
+    """The output of `VAEModule.decode`.
+
+    Args:
+        prediction: of N atoms and B crystals.
+        num_atoms: (B,).
+    """
+    lengths = prediction.lengths_scaled * num_atoms[:, None] ** (1 / 3)
+    angles = prediction.angles_radians.rad2deg()
+    out = {
+        "frac_coords": prediction.frac_coords,
+        "lengths": lengths,
+        "angles": angles,
+        "lattices": parameters_to_lattices(lengths, angles),
+    }
+    if prediction.atom_logits is not None:
+        out["atom_types"] = prediction.atom_logits
+    return out
+
+
+class SplitFigures(nn.Module):
+    """The loss, its terms and the errors of reconstruction over a whole split.
+
+    Args:
+        terms: names of the loss terms.
+    """
+
+    def __init__(self, terms: Sequence[str]) -> None:
+        super().__init__()
+        self.losses = LossAverages(terms, PER_CRYSTAL)
+        self.errors = ReconstructionErrors()
+
+    def update(
+        self, terms: Mapping[str, Tensor], reconstruction: CrystalBatch, batch: CrystalBatch
+    ) -> None:
+        """Add a batch: its loss terms, and its crystals as reconstructed and as they are."""
+        self.losses.update(terms, batch)
+        self.errors.update(reconstruction, batch)
+
+    def compute_and_reset(self, weights: Mapping[str, float]) -> dict[str, Tensor]:
+        """The figures of what was added since the last call.
+
+        Args:
+            weights: the weight of each term in `loss`.
+        """
+        terms = self.losses.compute()
+        loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+        figures = {"loss": loss, **{f"{name}_loss": term for name, term in terms.items()}}
+        figures |= self.errors.compute()
+        self.losses.reset()
+        self.errors.reset()
+        return figures
