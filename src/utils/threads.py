@@ -43,7 +43,9 @@ def at_most_threads(number: int | None) -> Iterator[None]:
         yield
         return
     if number < 1:
-        raise UserError(f"num_threads is at least 1 (null: as many as torch has), not {number}")
+        raise UserError(
+            f"num_threads must be at least 1 (null: as many as torch has), not {number}"
+        )
     import torch
 
     threads, variable = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")

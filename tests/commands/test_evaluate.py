@@ -806,8 +806,8 @@ def test_a_failure_leaves_the_evaluation_that_was_there(make_config, run_dir, mo
         (["split=holdout"], DataError, "no split 'holdout'"),
         (["data.data_dir=nowhere"], DataError, "There is no folder nowhere"),
         (["noise_levels=[0.1,0.2]"], ValueError, "noise_levels ascend from 0"),
-        (["num_crystals=0"], ValueError, "num_crystals is at least 1"),
-        (["num_probed=-1"], ValueError, "num_probed is at least 0"),
+        (["num_crystals=0"], ValueError, "num_crystals must be at least 1"),
+        (["num_probed=-1"], ValueError, "num_probed must be at least 0"),
     ],
 )
 def test_input_that_cannot_be_used_leaves_nothing_behind(

@@ -104,13 +104,16 @@ def test_a_run_can_start_from_weights(run_folder, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["vae_module.latent_dim=3"], r"latent_dim is 8 there and 3 here.* quant_conv.weight is "),
+        (
+            ["vae_module.latent_dim=3"],
+            r"\(there / here\): latent_dim 8 / 3\. .* quant_conv.weight is ",
+        ),
         (
             ["vae_module.encoder.num_layers=3", "vae_module.decoder.dim_feedforward=64"],
-            r"encoder.num_layers is 2 there and 3 here, decoder.dim_feedforward is 128 there and "
-            r"64 here.*layers.2\S+ is missing \(and \d+ more\)",
+            r"\(there / here\): encoder.num_layers 2 / 3, decoder.dim_feedforward 128 / 64\."
+            r".*layers.2\S+ is missing \(and \d+ more\)",
         ),
-        (["vae_module.quant_bias=false"], r"quant_bias is True there and False here.*no place"),
+        (["vae_module.quant_bias=false"], r"\(there / here\): quant_bias True / False\..*no place"),
     ],
 )
 def test_weights_of_another_model_are_refused(run_folder, tmp_path, field, overrides, message):
@@ -141,8 +144,8 @@ def test_a_run_goes_on_with_the_optimizer_that_it_began_with(run_folder, tmp_pat
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("seed=-1", "seed is at least 0"),
-        ("eval.num_crystals=0", "eval.num_crystals is at least 1"),
+        ("seed=-1", "seed must be at least 0"),
+        ("eval.num_crystals=0", "eval.num_crystals must be at least 1"),
         ("eval.timeout=0", "eval: timeout must be a positive number"),
         ("eval.num_workers=-1", "eval: num_workers must be at least 0"),
     ],

@@ -21,7 +21,7 @@ COMMANDS = sorted(
     if 'if __name__ == "__main__":' in path.read_text()
 )
 # which do without it
-WITHOUT_TORCH = {
+WITHOUT_TORCH = {"draw_imports.py",
     "collect_sweep.py", "config_reference.py", "download_data.py", "make_prototypes.py",
 }  # fmt: skip
 
@@ -144,7 +144,7 @@ def test_they_are_as_they_were_after_an_error(three_threads, monkeypatch):
 
 @pytest.mark.parametrize("number", [0, -1])
 def test_no_threads_at_all_are_refused(number):
-    with pytest.raises(UserError, match="num_threads is at least 1"), at_most_threads(number):
+    with pytest.raises(UserError, match="num_threads must be at least 1"), at_most_threads(number):
         pass
 
 
