@@ -215,7 +215,7 @@ def test_a_trial_that_fails_is_counted_and_says_why(make_config, monkeypatch, fo
     assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.FAIL]
     jobs = read_jobs(folder)
     assert jobs[1].message == "ValueError: no room"
-    assert "the run has no crmse" in jobs[2].message
+    assert "the run's summary has no crmse" in jobs[2].message
     assert "no room" in json.loads((folder / "trial_001" / "status.json").read_text())["traceback"]
     search(make_config("hparams_search.n_trials=3"))
     assert len(read_jobs(folder)) == 3

@@ -130,7 +130,8 @@ def test_other_settings_of_the_same_weights_are_named(run_folder, tmp_path, capl
     with caplog.at_level("WARNING", "src"):
         run_here(tmp_path, run_folder.parent / "cache", f"ckpt_path={last}", *more)
     assert (
-        "last.ckpt was trained with other settings: encoder.nhead is 4 there and 2" in caplog.text
+        "last.ckpt was trained with other settings (there / here): encoder.nhead 4 / 2"
+        in caplog.text
     )
 
 
