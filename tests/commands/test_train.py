@@ -167,7 +167,7 @@ class Threads(Callback):
         self.seen.add(torch.get_num_threads())
 
 
-@pytest.mark.parametrize(("override", "expected"), [("size=small", 1), ("num_threads=null", 2)])
+@pytest.mark.parametrize(("override", "expected"), [("size=small", 2), ("num_threads=null", 3)])
 def test_a_run_has_the_threads_of_its_config(run_folder, tmp_path, override, expected):
     threads, before = Threads(), torch.get_num_threads()
     given = ["experiment=prototypes/vae_dng", "debug=fast", override, "callbacks=none"]
@@ -175,10 +175,10 @@ def test_a_run_has_the_threads_of_its_config(run_folder, tmp_path, override, exp
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         cfg = compose("train_vae", overrides=given)
     try:
-        torch.set_num_threads(2)
+        torch.set_num_threads(3)
         run_training(cfg, callbacks=[threads])
         assert threads.seen == {expected}
-        assert torch.get_num_threads() == 2  # for the next run of this process
+        assert torch.get_num_threads() == 3  # for the next run of this process
     finally:
         torch.set_num_threads(before)
 
