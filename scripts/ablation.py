@@ -24,9 +24,9 @@ from rich.table import Table
 
 from src.utils.processes import num_cpus
 from src.utils.strict_json import json_text
-from src.utils.threads import wait_passively
+from src.utils.threads import limit_spinning
 
-wait_passively()  # before torch is loaded
+limit_spinning()  # before torch is loaded
 
 ROOT = Path(__file__).resolve().parents[1]
 LISTS = ROOT / "scripts" / "ablations"

@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
-from src.utils.threads import wait_passively  # noqa: E402
+from src.utils.threads import limit_spinning  # noqa: E402
 
-wait_passively()  # before torch is loaded
+limit_spinning()  # before torch is loaded
 
 import torch  # noqa: E402
 

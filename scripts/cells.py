@@ -15,9 +15,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from src.utils.threads import wait_passively
+from src.utils.threads import limit_spinning
 
-wait_passively()  # before torch is loaded
+limit_spinning()  # before torch is loaded
 
 from src.data.cells import CELLS, SYMPREC, choose_cell  # noqa: E402
 from src.data.cif import Crystal, CrystalError  # noqa: E402

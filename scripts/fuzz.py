@@ -34,9 +34,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from src.utils.threads import wait_passively
+from src.utils.threads import limit_spinning
 
-wait_passively()  # before torch is loaded
+limit_spinning()  # before torch is loaded
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 1.0  # time limit per input, seconds

@@ -7,9 +7,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from src.utils.threads import wait_passively
+from src.utils.threads import limit_spinning
 
-wait_passively()  # before torch is loaded
+limit_spinning()  # before torch is loaded
 
 from src.utils.checkpoints import CheckpointError, save_checkpoint  # noqa: E402
 from src.vae_module.import_chemeleon2 import import_chemeleon2  # noqa: E402

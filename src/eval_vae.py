@@ -9,9 +9,9 @@ from omegaconf import DictConfig
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("PROJECT_ROOT", str(ROOT))
 
-from src.utils.threads import wait_passively  # noqa: E402
+from src.utils.threads import limit_spinning  # noqa: E402
 
-wait_passively()  # before torch is loaded
+limit_spinning()  # before torch is loaded
 
 from src.commands.evaluate import evaluate  # noqa: E402
 from src.utils.errors import exit_on_user_error  # noqa: E402

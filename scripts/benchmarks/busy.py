@@ -21,7 +21,7 @@ from benchmarks.models import has_native_bf16, indexed_batches, make_step
 from src.data.dataset import CrystalDataset
 from src.utils.memory import keep_freed_memory
 from src.utils.processes import WorkerContext, num_cpus
-from src.utils.threads import WAIT_VARIABLES
+from src.utils.threads import SPIN_COUNT, WAIT_VARIABLES
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SIZES = {"small": "small", "medium": "medium", "full": "null"}  # as `size=` ships them
@@ -66,15 +66,18 @@ def run(
 
 
 def _variants() -> dict[str, dict[str, str]]:
-    """Names, and what is in the environment; each number of threads is half of the one before."""
-    found: dict[str, dict[str, str]] = {f"as torch has it, {num_cpus()} threads": {}}
-    threads = num_cpus()
-    while threads > 1:
-        passive = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(threads)}
-        found[f"passive, {threads} threads"] = passive
-        threads //= 2
-    found["1 thread"] = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
-    return found
+    """The environment variables of each variant."""
+    threads = str(num_cpus())
+    return {
+        f"torch's default, {threads} threads": {"OMP_NUM_THREADS": threads},
+        f"short spin, {threads} threads": {
+            "GOMP_SPINCOUNT": SPIN_COUNT, "OMP_NUM_THREADS": threads
+        },
+        f"passive, {threads} threads": {
+            "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": threads
+        },
+        "1 thread": {"OMP_NUM_THREADS": "1"},
+    }  # fmt: skip
 
 
 @contextmanager
@@ -136,7 +139,7 @@ def _start(
     global _work
     if threads := environment.get("OMP_NUM_THREADS"):
         assert torch.get_num_threads() == int(threads)
-    assert os.environ.get("OMP_WAIT_POLICY") == environment.get("OMP_WAIT_POLICY")
+    assert all(os.environ.get(name) == environment.get(name) for name in WAIT_VARIABLES)
     keep_freed_memory()
     _work = _Work(dataset, size, batch_size)
 

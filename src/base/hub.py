@@ -72,7 +72,7 @@ def _hub_errors(repo_id: str, revision: str | None, name: str = "") -> Iterator[
         yield
     except HFValidationError as error:
         raise CheckpointError(
-            f"there is no folder {repo_id}, and the hub has no such names"
+            f"{repo_id} is neither a folder nor a valid name of a repository on the hub"
         ) from error
     except RepositoryNotFoundError as error:  # which a gated one is, too
         raise CheckpointError(

@@ -38,15 +38,6 @@ class CrystalModule(PretrainedModule):
         self.last_step: dict[str, Tensor] = {}
         self._seed: int | None = None  # of the run
 
-    def compile_networks(self) -> None:
-        """Compile the networks in place (their Transformers, if they have one), for all shapes.
-
-        The names of parameters do not change. It does not pay off on a CPU or for short runs.
-        """
-        for name in self.networks:
-            network = getattr(self, name)
-            getattr(network, "transformer", network).compile(dynamic=True)
-
     def on_fit_start(self) -> None:
         self._seed = torch.initial_seed()
         datamodule = getattr(self.trainer, "datamodule", None)
@@ -55,12 +46,13 @@ class CrystalModule(PretrainedModule):
             self.read_options = asdict(datamodule.read_options)
 
     def on_train_start(self) -> None:
-        # The schedule counts the steps of the run, for which Lightning makes the loader. So when it
-        # comes to load the loader's state, to go on within an epoch, it takes that for done.
+        # The schedule asks for the number of steps in the run, for which Lightning creates the data
+        # loader early. Lightning then skips restoring the loader's state when a run resumes within
+        # an epoch, so it is restored here.
         self.trainer.fit_loop._load_combined_loader_states()
 
     def step_generator(self, batch_idx: int) -> torch.Generator:
-        """The randomness of a training step, a function of seed, step and batch in it alone.
+        """The random generator of a training step, which depends only on the seed, step and batch.
 
         All processes of a distributed run have the same, so that what is drawn for a whole batch
         does not depend on how the batch is shared.
@@ -130,5 +122,5 @@ class CrystalModule(PretrainedModule):
 
 
 def make_network(given: Any) -> Any:
-    """Built, where a config is given; Any, since torch takes a Module's attributes for tensors."""
+    """Build a network from its config, if given one. Any, to satisfy the type checker."""
     return build(given, nn.Module) if isinstance(given, Mapping) else given

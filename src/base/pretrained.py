@@ -1,7 +1,7 @@
-"""A LightningModule from and to files that are passed on: checkpoints, folders, the hub.
+"""Load and save a LightningModule: checkpoints, folders to share, the Hugging Face Hub.
 
-A folder holds `model.safetensors`, `config.json` and a model card. Neither it nor a checkpoint can
-make code run that is not ours, since a config may name only our classes and torch's optimizers.
+A folder holds `model.safetensors`, `config.json` and a model card. Neither a folder nor a
+checkpoint can run foreign code: a config may name only classes of this project and of torch.optim.
 """
 
 import json
@@ -236,8 +236,9 @@ def restore(
         stored = content["hyper_parameters"]
         arguments = {**cls.legacy_arguments, **stored, **(overrides or {})}
         weights = content["state_dict"]
-        # A config can ask for a network that no memory holds. Without memory it shows whether the
-        # weights are there; layers are counted first, since each takes time even so.
+        # A config can ask for a network larger than any memory. So build it on the meta device
+        # first, which takes no memory, and see whether the weights fit. Since each layer takes
+        # time even there, compare the number of layers with the number of weights before that.
         for part in cls.networks:
             config = arguments[part]
             if isinstance(config, Mapping) and config.get("num_layers", 0) > len(weights):

@@ -1,4 +1,4 @@
-"""What callbacks share that do something every so many epochs or steps."""
+"""Shared code of callbacks that act every few epochs or steps."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ NEVER = "every_n_epochs=0 switches this callback off"
 
 
 def look_every_n_steps(trainer: Trainer) -> int:
-    """How many steps pass between those at which processes and devices are waited for."""
+    """The number of steps after which to synchronize with the device and the other processes."""
     return trainer.log_every_n_steps or 20  # type: ignore[attr-defined]  # 0: nothing is logged
 
 
@@ -24,7 +24,7 @@ class EveryNEpochs(Callback):
         self._next_epoch = every_n_epochs  # the first validation from there on is due
 
     def is_due(self, trainer: Trainer) -> bool:
-        """Whether this validation is; to be asked once in each, in all processes."""
+        """Whether to act in this validation. Call this once per validation, in all processes."""
         epoch = trainer.current_epoch + 1
         due = self.every_n_epochs > 0 and epoch >= self._next_epoch
         if trainer.sanity_checking or not due:

@@ -29,12 +29,12 @@ class LastCheckpoint(Checkpoint):
     exits with 128 plus the number of the signal, as the shell has it (143 and 138). Under SLURM,
     SIGUSR1 (`sbatch --signal=USR1@120`) also puts the job back into the queue.
 
-    What a run logged before a checkpoint is on disk before the checkpoint is. Place it after the
-    callbacks whose state it is to keep, other checkpoints among them.
+    Loggers are flushed to disk before the checkpoint is written. Place this callback after all
+    callbacks whose state the checkpoint should contain, including other checkpoint callbacks.
 
     Args:
         dirpath: the folder of `last.ckpt`.
-        every_n_steps: how many steps a killed run can lose at most; 0: all since a validation.
+        every_n_steps: the most steps that a killed run can lose; 0: all since the last validation.
     """
 
     def __init__(self, dirpath: str | Path, every_n_steps: int = 1000) -> None:
@@ -78,11 +78,12 @@ class LastCheckpoint(Checkpoint):
         if trainer.global_step == self._step or trainer.is_last_batch:
             return  # in the middle of accumulating gradients, or the end of the epoch follows
         self._step = trainer.global_step
-        # Processes ask each other where they wait for each other anyway.
+        # Exchange signals only at steps where processes wait for each other anyway.
         asks = trainer.world_size == 1 or self._step % look_every_n_steps(trainer) == 0
         told = asks and self._is_told(trainer)
         if told or self._is_due(trainer) or self._is_ending(trainer):
-            # This step is logged only later. Until the next one begins, nothing else changes.
+            # Lightning logs this step after this hook, so write when the next step begins; only the
+            # state of the loops has changed by then.
             self._loops = trainer._checkpoint_connector._get_loops_state_dict()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -175,7 +176,7 @@ class StopWhenTold:
     is sure to end: it finds the checkpoint of its last step, takes no further one, and has all the
     time of a new job for the matching. The matching that was done so far is lost.
 
-    Only handlers that nobody has replaced are, and only in the main thread.
+    Only default handlers are replaced, and only in the main thread.
 
     Args:
         active: whether the run can go on later at all.

@@ -27,7 +27,7 @@ class MatchRate(EveryNEpochs):
         timeout: seconds that one pair may take.
 
     Raises:
-        UserError: if `num_crystals` is none.
+        UserError: if `num_crystals` is less than 1.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class MatchRate(EveryNEpochs):
     ) -> None:
         super().__init__(every_n_epochs)
         if num_crystals < 1:
-            raise UserError(f"num_crystals is at least 1, not {num_crystals}; {NEVER}")
+            raise UserError(f"num_crystals must be at least 1, not {num_crystals}; {NEVER}")
         self.num_crystals = num_crystals
         self.pool = MatcherPool(num_workers, timeout=timeout)
 

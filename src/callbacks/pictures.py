@@ -27,13 +27,13 @@ class ReconstructionPictures(EveryNEpochs):
         num_crystals: how many, at least 1.
 
     Raises:
-        UserError: if `num_crystals` is none.
+        UserError: if `num_crystals` is less than 1.
     """
 
     def __init__(self, every_n_epochs: int = 50, num_crystals: int = 6) -> None:
         super().__init__(every_n_epochs)
         if num_crystals < 1:
-            raise UserError(f"num_crystals is at least 1, not {num_crystals}; {NEVER}")
+            raise UserError(f"num_crystals must be at least 1, not {num_crystals}; {NEVER}")
         self.num_crystals = num_crystals
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -20,13 +20,13 @@ class NonFiniteError(UserError):
 class StopAtNaN(Callback):
     """Stops a run whose loss, a term of it, or norm of the gradient is not finite.
 
-    On a CPU each step is looked at. Elsewhere that would make the host wait for the device, so the
-    steps since the last look are looked at together every `log_every_n_steps`, where it waits
-    anyway (20 in a run that logs no steps). Either way none comes into a checkpoint without having
-    been looked at. The error names the first step at fault, and its batch is saved in the folder of
-    the run, for `CrystalDataset.load`.
+    On a CPU, every step is checked when it ends. On other devices that would make the host wait, so
+    steps are checked together every `log_every_n_steps`, when the host waits anyway (every 20 if
+    the run logs no steps). In either case, all steps are checked before a checkpoint is written.
+    The error names the first bad step, whose batch is saved in the folder of the run, for
+    `CrystalDataset.load`.
 
-    The norm of the gradient is known where it is clipped.
+    The norm of the gradient is checked only if gradients are clipped.
     """
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ class Throughput(Callback):
 
     Logs `train/crystals_per_second` every `log_every_n_steps` (0: never), over the steps since the
     last time.
-    In a run that was continued, what came before counts.
+    A resumed run includes the steps from before it was resumed.
     """
 
     def __init__(self) -> None:

@@ -13,12 +13,12 @@ NEVER = 10**9
 class ValidationBudget(Callback):
     """Keeps validation, with the checkpoints and figures that go with it, to a share of the time.
 
-    The first epoch ends with a validation, and so does each later one by whose start the training
-    since the last validation has paid for it; the run ends with one, whichever limit ends it. So
-    the same config suits epochs of a minute and of a tenth of a second. All processes of a
-    distributed run do as the first one says.
+    The first epoch ends with a validation. A later epoch does if, when it starts, enough time has
+    passed since the last validation for its cost to stay within `max_share`. The run also ends with
+    a validation, whichever limit ends it. So the same config suits epochs of a minute and of a
+    tenth of a second. In a distributed run, the first process decides for all.
 
-    A Trainer that was given `check_val_every_n_epoch` keeps to that but for the end of the run.
+    If the Trainer has its own `check_val_every_n_epoch`, only the validation at the end is added.
 
     Args:
         max_share: of the time of the run; None: after every epoch.
@@ -26,7 +26,7 @@ class ValidationBudget(Callback):
 
     def __init__(self, max_share: float | None = 0.04) -> None:
         if max_share is not None and not 0 < max_share < 1:
-            raise UserError(f"max_share is between 0 and 1, not {max_share}")
+            raise UserError(f"max_share must be between 0 and 1, not {max_share}")
         self.max_share = max_share
         self._decides = True
         self._began: float | None = None  # of a validation that has not been accounted for

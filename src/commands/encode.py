@@ -1,4 +1,4 @@
-"""Splits of a data set to files of latents, for models that are built on them."""
+"""Encode the splits of a data set, and write files of latents to train other models on."""
 
 import logging
 import time
@@ -29,8 +29,8 @@ def encode(cfg: DictConfig) -> dict[str, Any]:
         The content of `stats.json`: `checkpoint`, `checkpoint_sha256`, `data_dir`, `read_options`,
         `latent_dim`; `mean`, `std` and `posterior_std` of the training split's channels (see
         `LatentDataset.moments`; None if it is not among the splits); `splits`, with the number of
-        crystals and atoms, seconds of encoding and crystals per second of each; and `total`, the
-        same of all.
+        crystals and atoms, the encoding time in seconds and the crystals per second of each
+        split; and `total`, the same over all splits.
 
     Raises:
         UserError: for a checkpoint, data or an output that cannot be used; the message says why.
@@ -38,7 +38,7 @@ def encode(cfg: DictConfig) -> dict[str, Any]:
     """
     splits = [cfg.splits] if isinstance(cfg.splits, str) else cfg.splits
     if not splits:
-        raise UserError("splits is empty: name one at least of train, val, test")
+        raise UserError("splits is empty: name at least one of train, val and test")
     with new_folder(cfg.output, "stats.json", cfg.overwrite) as folder:
         vae = load_vae(cfg)
         data = load_data(cfg, vae)
@@ -66,7 +66,7 @@ def encode(cfg: DictConfig) -> dict[str, Any]:
         stats["total"] = _cost("all", *sums)
         write_json(folder / "stats.json", stats)
     if "train" not in datasets:
-        log.warning("Without the split train there are no moments to normalise latents by")
+        log.warning("The train split was not encoded, so stats.json has no mean and std of latents")
     log.info("The latents are in %s", cfg.output)
     return stats
 

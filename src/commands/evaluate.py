@@ -1,4 +1,4 @@
-"""The evaluation of a checkpoint, to files."""
+"""Evaluate a checkpoint and write the results to files."""
 
 import dataclasses
 import logging
@@ -38,8 +38,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     The folder `cfg.output_dir` (`eval_SPLIT` beside the checkpoint's folder, unless given) has
     `metrics.json`, `per_crystal.csv`, `original.extxyz`, `reconstruction.extxyz`,
     `latents.safetensors` (`pooled`), `training.csv` where the run's curves were found, and
-    `report.html` with `figures/`. Crystals are in the same order in all of them; ids tell them
-    apart but for readers of extxyz that take "007" for a number.
+    `report.html` with `figures/`. All of them list the crystals in the same order and
+    with their ids, but some readers of extxyz turn an id such as "007" into a number.
 
     Returns:
         The content of `metrics.json`.
@@ -51,7 +51,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     checkpoint = Path(cfg.ckpt_path)
     vae = load_vae(cfg)
     if cfg.num_crystals is not None and cfg.num_crystals < 1:
-        raise UserError(f"num_crystals is at least 1 (null: all), not {cfg.num_crystals}")
+        raise UserError(f"num_crystals must be at least 1 (null: all), not {cfg.num_crystals}")
     run_dir = run_folder(checkpoint)
     output_dir = Path(cfg.output_dir or run_dir / f"eval_{cfg.split}")
     with new_folder(output_dir, marker="metrics.json", overwrite=cfg.overwrite) as folder:
@@ -83,7 +83,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         write_evaluation(dataclasses.replace(evaluation, metrics=metrics), folder)
         if (run_dir / "metrics.csv").is_file():
             shutil.copy(run_dir / "metrics.csv", folder / "training.csv")
-    if cfg.report:  # of a folder that is there, whatever becomes of the report
+    if cfg.report:  # written last: if it fails, the other results are kept
         write_report(output_dir)
     Console().print(evaluation_table(metrics))
     log.info("The evaluation is in %s", output_dir)

@@ -1,4 +1,4 @@
-"""Crystals of files through a VAE and back into files."""
+"""Read crystals from files, reconstruct them with a VAE and write the results to files."""
 
 import logging
 from collections.abc import Sequence
@@ -41,9 +41,10 @@ ANGLES = ("alpha", "beta", "gamma")
 def reconstruct(cfg: DictConfig) -> dict[str, Any]:
     """Reconstruct the crystals of files as `configs/reconstruct.yaml` says.
 
-    The new folder `cfg.output` gets files of the names and formats of the input (`.extxyz` for a
-    format that is only read; the content of an archive as a folder), `changes.csv` with what
-    became of each crystal, and `skipped.csv` with what was left out, and why. In `changes.csv`,
+    The new folder `cfg.output` contains files with the names and formats of the input files
+    (`.extxyz` if a format can be read but not written; a folder for an archive), `changes.csv`,
+    which compares each crystal with its reconstruction, and `skipped.csv`, which lists what was
+    left out and why. In `changes.csv`,
     `cell` is `given` for a reconstruction in the cell of its file; if it could not be converted
     back to that, it is the name of the cell that was encoded.
 
@@ -109,7 +110,7 @@ def reconstruct(cfg: DictConfig) -> dict[str, Any]:
 
 
 def changes_table(changes: pd.DataFrame) -> Table:
-    """What became of the first crystals, for the terminal; the largest change of three."""
+    """A table for the terminal: the largest changes of length and angle of the first crystals."""
     table = Table(
         title="Reconstruction minus original",
         caption=f"the first {MAX_ROWS} of {len(changes):,}" if len(changes) > MAX_ROWS else None,

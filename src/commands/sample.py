@@ -1,4 +1,4 @@
-"""Samples of a model to files."""
+"""Sample crystals from a model and write them to files."""
 
 import logging
 import tempfile
@@ -23,11 +23,12 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     """Sample crystals as `configs/sample_vae.yaml` says, into the new folder `cfg.output`
     (`samples` in the folder of the checkpoint's run, unless given).
 
-    It gets `cifs/` or `cifs.zip`, `samples.extxyz`, and `samples.json`: what was asked for, the
-    counts, and under `samples` for each its `id`, `formula`, `num_atoms`, `valid_structure`,
-    `valid_composition` (see `src.metrics.generation.validity`), `written`
-    (false where no file can hold it, as with numbers that are not finite), and `reason`, why its
-    structure is not valid. Samples are written as they come and not kept in memory.
+    The folder contains `cifs/` or `cifs.zip`, `samples.extxyz` and `samples.json`. The latter has
+    the options, the counts, and under `samples`, for each sample, `id`, `formula`, `num_atoms`,
+    `valid_structure`, `valid_composition` (see `src.metrics.generation.validity`), `written`
+    (false if it cannot be written to a file, for example because a number is not finite), and
+    `reason`, why its structure is not valid. Each batch is written as soon as it is decoded, so
+    that memory does not limit the number of samples.
 
     Returns:
         `samples.json` without `samples`.
@@ -54,7 +55,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     ):
         counts = write_samples(batches, cfg.num_samples, folder, cfg.format, rows)
         if not counts["written"]:
-            raise UserError(f"none of {cfg.num_samples} samples has a cell that a file can hold")
+            raise UserError(f"none of the {cfg.num_samples} samples can be written to a file")
         header = {
             "checkpoint": str(cfg.ckpt_path),
             "checkpoint_sha256": sha256_of(cfg.ckpt_path),
@@ -70,5 +71,5 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         counts["written"], output, *list(counts.values())[1:],
     )  # fmt: skip
     if missing := cfg.num_samples - counts["written"]:
-        log.warning("%d samples have a cell that no file can hold: see samples.json", missing)
+        log.warning("%d samples could not be written: see samples.json", missing)
     return header

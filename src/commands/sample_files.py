@@ -65,7 +65,7 @@ def _describe(id: str, crystal: Crystal) -> dict[str, Any]:
 
 @contextmanager
 def _cif_writer(folder: Path, format: str) -> Iterator[Callable[[str, str], Any]]:
-    """A function of a file's name and text that writes it to `cifs/` or `cifs.zip`."""
+    """Yield a function that writes a file, given its name and text, to `cifs/` or `cifs.zip`."""
     if format == "zip":
         with zipfile.ZipFile(folder / "cifs.zip", "w", zipfile.ZIP_DEFLATED) as archive:
             yield archive.writestr
@@ -75,7 +75,7 @@ def _cif_writer(folder: Path, format: str) -> Iterator[Callable[[str, str], Any]
 
 
 def join_rows(path: Path, header: dict[str, Any], rows: TextIO) -> None:
-    """One JSON object of a header and, under `samples`, of rows that may not fit in memory."""
+    """Write one JSON object: the header and, under `samples`, the rows, copied as a stream."""
     rows.seek(0)
     with path.open("w", encoding="utf-8") as file:
         file.write(json_text(header).removesuffix("\n}"))

@@ -1,7 +1,7 @@
 """Bayesian search over the config with Optuna: each trial is a training run in its own folder.
 
-Hydra's own sweeper for Optuna is not used: its stable release (1.2.0) needs Optuna 2, the one to
-come needs a Hydra that is not released, and neither can stop a trial early.
+Hydra's own sweeper for Optuna is not used: its stable release (1.2.0) needs Optuna 2, the next
+one needs an unreleased version of Hydra, and neither can stop a trial early.
 """
 
 import gc
@@ -53,7 +53,7 @@ MAY_CHANGE = (
 )  # fmt: skip
 
 
-# How the names of figures end that are better the larger, or the smaller, they are
+# Endings of the names of figures of which larger, or smaller, values are better
 LARGER = ("match_rate", "accuracy", "per_second")
 SMALLER = ("loss", "rmse", "rmsd", "mae", "mape", "timeouts", "time_s", "steps_s")
 
@@ -63,13 +63,14 @@ class SearchError(UserError):
 
 
 def search(cfg: DictConfig) -> optuna.Study:
-    """Run what is missing of the trials that `cfg.hparams_search` asks for.
+    """Run the trials that `cfg.hparams_search` asks for, except those that have already been run.
 
     The folder of the search (`paths.output_dir`) holds a folder per trial (`trial_007/`, a run as
     `train` leaves it), `sweep.csv` and `sweep.png` over all of them, and `best.yaml`, the best
     trial's overrides. The study lives in `hparams_search.storage`; a search that was interrupted
-    or that is given a larger `n_trials` continues there. The trial that an interruption cut off
-    is marked as failed and takes none of the places of `n_trials`; one that failed by itself does.
+    or that is given a larger `n_trials` continues there. A trial that
+    was interrupted is marked as failed and does not count towards `n_trials`; a trial that failed
+    with an error does.
 
     Raises:
         SearchError: if the search space does not fit the config, the study was begun with other
@@ -90,7 +91,7 @@ def search(cfg: DictConfig) -> optuna.Study:
     with lock_folder(folder):
         study = _open_study(cfg)
         missing = cfg.hparams_search.n_trials - sum(map(_counts, study.trials))
-        log.info("%s: %d trials are missing", study.study_name, max(missing, 0))
+        log.info("%s: %d trials left to run", study.study_name, max(missing, 0))
         for _ in range(missing):
             if time.monotonic() - start >= (cfg.hparams_search.timeout or math.inf):
                 break
@@ -100,7 +101,7 @@ def search(cfg: DictConfig) -> optuna.Study:
 
 
 def direction_of(figure: str) -> str | None:
-    """Whether one would `minimize` or `maximize` a figure of a run, as its name tells; else None.
+    """Whether to `minimize` or `maximize` a figure of a run, by its name; None if that is unclear.
 
     Args:
         figure: a key of `summary.json`, or what is logged, such as `val/coords_rmsd`.
@@ -131,13 +132,14 @@ def _check_direction(cfg: DictConfig) -> None:
 
 
 class Pruning(Callback):
-    """Tells a trial the figure to watch after each validation, and stops it where its pruner says.
+    """Reports a figure to Optuna after each validation, and stops the trial if the pruner says so.
 
     Args:
-        trial: that is told.
-        monitor: what is logged at validations.
-        sign: -1 for a figure that goes the other way than the study. Pruners compare trials in the
-            direction of the study: if it maximizes, they stop those with the smaller figures.
+        trial: the trial that this run belongs to.
+        monitor: the logged figure to report.
+        sign: -1 if the figure is better in the opposite direction to the study's objective. Pruners
+            compare trials in the direction of the study: if it maximizes, they stop those with the
+            smaller figures.
     """
 
     def __init__(self, trial: optuna.Trial, monitor: str, sign: int = 1) -> None:
@@ -194,7 +196,7 @@ def _distribution(cfg: DictConfig, name: str, options: Mapping[str, Any]) -> Bas
         except ConfigKeyError:
             present = None
         if present is None:
-            raise SearchError(f"hparams_search.space: {key} is no value of the config")
+            raise SearchError(f"hparams_search.space: {key} is not in the config, or has no value")
     given = {key: value for key, value in options.items() if key != "also"}
     try:
         if given.keys() == {"choices"}:
@@ -212,7 +214,7 @@ def _distribution(cfg: DictConfig, name: str, options: Mapping[str, Any]) -> Bas
 
 
 def _open_study(cfg: DictConfig) -> optuna.Study:
-    """The study of the config, new or as it was left, without trials that look as if they ran."""
+    """Create or load the study, and mark trials that were interrupted as failed."""
     settings = cfg.hparams_search
     pruner = instantiate(settings.pruner) or optuna.pruners.NopPruner()
     try:
@@ -233,7 +235,7 @@ def _open_study(cfg: DictConfig) -> optuna.Study:
             f"{cfg.paths.output_dir} holds trials of another study than {settings.study_name}: "
             "choose another folder with hydra.run.dir"
         )
-    # the same seed again would draw again what the trials before an interruption have drawn
+    # with the same seed, a continued search would draw the values of the first trials again
     study.sampler = instantiate(settings.sampler, seed=settings.seed + len(study.trials))
     now = _flatten({name: to_plain(cfg[name]) for name in SETTINGS})
     if _monitor_sign(settings, pruner) < 0:
@@ -312,7 +314,7 @@ def _objective(summary: Mapping[str, Any], name: str) -> float:
     value = summary.get(name)
     if value is None or math.isnan(value):
         raise SearchError(
-            f"hparams_search.objective: the run has no {name}, but a value for "
+            f"hparams_search.objective: the run's summary has no {name}; choose one of "
             f"{[key for key, given in summary.items() if isinstance(given, float)]}"
         )
     return float(value)
@@ -320,7 +322,9 @@ def _objective(summary: Mapping[str, Any], name: str) -> float:
 
 def _report(study: optuna.Study, folder: Path, objective: str) -> None:
     if not study.trials:
-        raise SearchError("no trial of the search has begun: hparams_search.n_trials or .timeout")
+        raise SearchError(
+            "no trial was started: raise hparams_search.n_trials or hparams_search.timeout"
+        )
     complete = study.get_trials(states=[TrialState.COMPLETE])
     importances = None
     if len(complete) >= 10:  # it compares the best tenth with all

@@ -1,4 +1,4 @@
-"""What a sweep came to: a table and a picture of its jobs, read from their folders.
+"""The results of a sweep: a table and a picture of its jobs, read from their folders.
 
 Hydra's multiruns, the searches of `src.commands.search` and arrays on a cluster all leave one
 folder per job, with the job's `.hydra/overrides.yaml`, its `summary.json` if it finished, and a
@@ -49,7 +49,7 @@ class Job:
 
     Attributes:
         name: of its folder.
-        overrides: what it was given; a number where it was one, else as it was written.
+        overrides: its overrides; numbers as numbers, other values as they were written.
         status: `done`, `failed`, `pruned`, or `missing`: running, killed, or never begun.
         message: why, where that is known.
         summary: the content of its `summary.json`.
@@ -140,7 +140,7 @@ def write_status(
 
 
 def swept(jobs: Sequence[Job]) -> list[str]:
-    """The overrides in which the jobs differ; of several that go together, the first."""
+    """The overrides that differ between jobs; of several that always change together, the first."""
     values: dict[tuple[str, ...], str] = {}
     for name in dict.fromkeys(name for job in jobs for name in job.overrides):
         values.setdefault(tuple(str(job.overrides.get(name)) for job in jobs), name)
@@ -210,7 +210,7 @@ def plot_sweep(
 ) -> None:
     """Draw the objective over each swept parameter, one panel each.
 
-    A line joins the medians where a parameter's values come again, or where it is the only one.
+    A line joins the medians if a parameter has repeated values or is the only parameter.
     An axis whose values span a factor of ten or more is logarithmic. Jobs without a result are
     crosses on the axis.
     """
@@ -243,7 +243,7 @@ def _plot_parameter(
     frame = frame.sort_values("x", kind="stable") if numeric else frame
     done, lost = frame.dropna(), frame[frame["y"].isna()]
     medians = done.groupby("x", sort=numeric)["y"].median()
-    # a category takes its place on the axis when it is first drawn, so all of them at once
+    # categories are placed in the order in which they are first drawn, so draw all at once
     axis.plot(frame["x"], [math.nan] * len(frame))
     if numeric and (alone or len(medians) < len(done)):
         axis.plot(medians.index, medians, color="C0", alpha=0.5)
@@ -266,7 +266,7 @@ def _plot_parameter(
 
 
 def _few_ticks(axis: Any) -> None:
-    """Of a logarithmic axis, in plain numbers and so few that they find room."""
+    """Label a logarithmic axis with plain numbers, few enough to fit."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1, 3)))
@@ -297,7 +297,7 @@ class SweepReport(Callback):
         atexit.register(self._report_what_there_is, config.hydra.sweep.dir)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        # joblib's workers have a start method that processes which the job starts do not know
+        # joblib sets a start method, "loky", that processes started by the job do not know
         if multiprocessing.get_start_method(allow_none=True) == "loky":
             multiprocessing.set_start_method(None, force=True)
         (Path(config.hydra.runtime.output_dir) / STATUS_FILE).unlink(missing_ok=True)

@@ -31,7 +31,7 @@ class VAETraining(TrainingTask[VAEModule]):
     def check(self, cfg: DictConfig) -> None:
         if cfg.eval.num_crystals is not None and cfg.eval.num_crystals < 1:
             raise UserError(
-                f"eval.num_crystals is at least 1 (null: all), not {cfg.eval.num_crystals}"
+                f"eval.num_crystals must be at least 1 (null: all), not {cfg.eval.num_crystals}"
             )
         try:
             MatcherPool(cfg.eval.num_workers, timeout=cfg.eval.timeout)  # starts no process yet

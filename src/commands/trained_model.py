@@ -21,7 +21,7 @@ from src.vae_module.input import log_as_in_training, name_of
 
 log = logging.getLogger(__name__)
 
-SPLITS_FILE = "splits.csv"  # of a run: its crystals, where their files are in no split
+SPLITS_FILE = "splits.csv"  # in a run's folder: its splits, if the data came without any
 
 
 def load_vae(cfg: DictConfig) -> VAEModule:
@@ -64,7 +64,7 @@ def load_data(cfg: DictConfig, vae: VAEModule | None = None) -> DataModule:
         vae: the model of `cfg.ckpt_path`, if it is already loaded.
 
     Raises:
-        DataError: if `cfg.data` leaves the folder open and there is no such file, or no config.
+        DataError: if `cfg.data` names no folder and the run has no valid `config.yaml`.
         FileNotFoundError, CheckpointError: if the checkpoint cannot be read.
     """
     given = {
@@ -103,7 +103,7 @@ def _load(checkpoint: Path) -> VAEModule:
 
 
 def kept_splits(folder: Path) -> dict[str, Any]:
-    """Options of data that deal them out as the run in `folder` did, whatever was added since."""
+    """Data options that restore the splits of the run in `folder`, even if data was added since."""
     path = folder / SPLITS_FILE
     if not path.is_file():
         return {}
@@ -114,7 +114,7 @@ def _data_of_run(checkpoint: Path) -> dict[str, Any]:
     path = run_folder(checkpoint) / "config.yaml"
     if not path.is_file():
         raise DataError(
-            f"{checkpoint} does not lie in the folder of a run (there is no {path}), so say which "
+            f"{checkpoint} is not in the folder of a run (there is no {path}), so name the "
             "data: data=prototypes, or data=default data.data_dir=FOLDER"
         )
     try:

@@ -103,7 +103,7 @@ def run_training(
     callbacks = [*_instantiate_all(cfg.callbacks), *callbacks]
     goes_on = any(isinstance(c, LastCheckpoint) for c in callbacks)
     with at_most_threads(cfg.get("num_threads")), StopWhenTold(goes_on) as signals:
-        if not _is_first_process():  # the first speaks and writes for all
+        if not _is_first_process():  # only the first one logs and writes
             logging.getLogger().setLevel(logging.ERROR)
             return _train(cfg, task, output_dir, callbacks, signals)
         with lock_folder(output_dir), own_wandb_run():
@@ -120,7 +120,7 @@ def _train(
     signals: StopWhenTold,
 ) -> dict[str, Any]:
     if not 0 <= cfg.seed < 2**32:
-        raise UserError(f"seed is at least 0 and less than 2^32, not {cfg.seed}")
+        raise UserError(f"seed must be at least 0 and less than 2^32, not {cfg.seed}")
     task.check(cfg)
     seed_everything(cfg.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
@@ -184,7 +184,7 @@ def _train(
 
 
 def _keep_splits(datamodule: DataModule, output_dir: Path) -> None:
-    """Leave in the run's folder which crystals it trains on, if that was dealt out here."""
+    """Save the splits to the run's folder, if they were made here and not given with the data."""
     source, target = datamodule.splits_file, output_dir / SPLITS_FILE
     # it is not there where the cache cannot be written
     if _is_first_process() and source is not None and source.is_file() and source != target:
@@ -222,7 +222,7 @@ def _summarize(
         "crystals_per_second": throughput.crystals_per_second * trainer.world_size,
         "time_s": throughput.total_seconds or time_s,
         "training_steps_s": throughput.seconds,  # the rest: start, validation, checkpoints
-        # begun; of a run that is continued at its end, the last one is not counted as completed
+        # begun, not completed: a run resumed at its end does not complete its last epoch again
         "epochs": trainer.fit_loop.epoch_progress.current.ready,
         "steps": trainer.global_step,
         "best_val_loss": math.nan if best_score is None else float(best_score),
@@ -245,11 +245,11 @@ def _find_resume(
 ) -> tuple[str | None, int]:
     """The checkpoint that `resume_from` means, a path or `last`, and its step.
 
-    `last` is that of this run folder; where there is none the run starts anew, so that a job that
-    is requeued can always be given it.
+    `last` means the last checkpoint in this run folder. If there is none, a new run starts, so a
+    job that may be requeued can always use `last`.
 
     Raises:
-        CheckpointError: if it is of another model or optimizer than the run that is to go on.
+        CheckpointError: if the checkpoint belongs to another model or optimizer than this run.
     """
     if resume_from is None:
         return None, 0
@@ -259,7 +259,8 @@ def _find_resume(
         found = Path(resume_from), load_resumable(resume_from)
     if found is None:
         log.warning(
-            "resume_from=last: there is no run to continue in %s (hydra.run.dir), so one starts",
+            "resume_from=last: there is no run to continue in %s (hydra.run.dir), so a new one "
+            "starts",
             output_dir,
         )
         return None, 0

@@ -418,13 +418,16 @@ def _check_rejected(folder: Path, reader: Reader, num_crystals: int, max_rejecte
         raise DataError(f"{reader.source} contains no crystals")
     if not num_rejected:
         return
-    counts = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common(4))
+    counts = ", ".join(f"{reason}: {n}" for reason, n in reasons.most_common(4))
     message = f"{num_rejected:,} of {total:,} crystals rejected ({counts}); see {path}"
     if num_crystals and num_rejected <= max_rejected * total:
         log.warning("%s", message)
         return
-    select = "select other files with data.files, " if reader.source.is_dir() else ""
-    raise DataError(
-        f"{reader.source}: {message}.{first}\nFix or remove them, {select}or raise "
-        f"data.max_rejected (now {max_rejected}) if so many crystals may be left out."
-    )
+    advice = ["fix or remove them"]
+    if reader.source.is_dir():
+        advice.append("select other files with data.files")
+    if num_crystals:
+        advice.append(
+            f"raise data.max_rejected (now {max_rejected}) if so many crystals may be left out"
+        )
+    raise DataError(f"{reader.source}: {message}.{first}\nTo continue, {', or '.join(advice)}.")

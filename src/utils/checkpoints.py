@@ -53,10 +53,10 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+        # without PyTorch's own text, which advises to load it unsafely
         raise CheckpointError(
-            f"{path} holds more than plain tensors and types, or is damaged, and is not opened, "
-            f"since that could run code from it: {reason}"
+            f"{path} cannot be opened safely: it is not a checkpoint, is damaged, or holds more "
+            "than tensors and plain types, which could run code when loaded"
         ) from error
     except Exception as error:  # in a damaged file torch stumbles over almost anything
         raise CheckpointError(f"{path} is damaged or no checkpoint: {error}") from error
@@ -91,15 +91,16 @@ def check_weights(module: LightningModule, content: Mapping[str, Any], path: str
         for name, values in differences(hparams or {}, module.hparams).items()
         if name.partition(".")[0] in _OF_NETWORKS
     }
-    named = ", ".join(f"{key} is {old} there and {new} here" for key, (old, new) in differ.items())
+    named = ", ".join(f"{key} {old} / {new}" for key, (old, new) in differ.items())
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise CheckpointError(
-            f"{path} has the weights of another model: {named or 'its settings are not known'}. "
-            f"Of its weights, {faults[0]}{more}. Choose the settings that it was trained with"
+            f"{path} has the weights of another model. "
+            + (f"Settings (there / here): {named}. " if named else "")
+            + f"Of its weights, {faults[0]}{more}. Use the settings that it was trained with"
         )
     if named:
-        log.warning("%s was trained with other settings: %s", path, named)
+        log.warning("%s was trained with other settings (there / here): %s", path, named)
 
 
 def _shape(weight: Any) -> tuple[int, ...] | None:

@@ -43,12 +43,20 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
         except Exception as error:
             if not is_user_error(error) or os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
-            log.error("%s\n(HYDRA_FULL_ERROR=1 shows where)", error)
+            log.error("%s\n(set HYDRA_FULL_ERROR=1 to see the stack trace)", _message(error))
             if in_multirun():
                 raise
             sys.exit(1)
 
     return wrapped
+
+
+def _message(error: Exception) -> str:
+    from omegaconf import MissingMandatoryValue
+
+    if isinstance(error, MissingMandatoryValue) and error.full_key:
+        return f"{error.full_key} is not set: add {error.full_key}=VALUE to the command"
+    return str(error)
 
 
 def is_user_error(error: BaseException) -> bool:

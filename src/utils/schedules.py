@@ -56,7 +56,7 @@ class WarmupCosine(Schedule):
 
 def _checked(warmup_steps: int) -> int:
     if warmup_steps < 0:
-        raise UserError(f"warmup_steps is at least 0, not {warmup_steps}")
+        raise UserError(f"warmup_steps must be at least 0, not {warmup_steps}")
     return warmup_steps
 
 

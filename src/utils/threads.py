@@ -1,4 +1,4 @@
-"""How the threads of this process share the CPUs with all else that runs there.
+"""How the threads of this process share the CPUs with other work.
 
 This module does not import torch, which reads the environment only once, when it is loaded.
 """
@@ -11,19 +11,22 @@ from src.utils.errors import UserError
 
 # What says how threads wait: the standard's own, and those of GNU's and of LLVM's OpenMP
 WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+SPIN_COUNT = "5000"  # iterations, some tens of microseconds; the default of GNU's is 300,000
 
 
-def wait_passively() -> None:
-    """Let threads that wait for others sleep; to be called before torch is loaded.
+def limit_spinning() -> None:
+    """Let threads that wait for each other sleep soon; to be called before torch is loaded.
 
-    By default those of OpenMP go round in circles for a while, in case it does not take long. That
-    is quick as long as each thread has a core of its own. Beside any other work they take the core
-    from the very thread that they wait for, and training slows down several times over.
+    By default, a waiting thread of GNU's OpenMP, which torch uses on Linux, spins for milliseconds.
+    That is fast as long as each thread has a core to itself. Next to any other work, the spinning
+    threads take the core from the very thread that they wait for, and training slows down more than
+    tenfold. Threads that sleep at once cost a third of the speed of an otherwise idle machine. A
+    short spin costs next to nothing there (`scripts/benchmark.py busy`).
 
-    Processes that this one starts inherit it. What the user's environment says is left as it is.
+    Processes that this one starts inherit the setting. What the user's environment says is kept.
     """
     if not any(name in os.environ for name in WAIT_VARIABLES):
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
 
 
 @contextmanager
@@ -43,7 +46,9 @@ def at_most_threads(number: int | None) -> Iterator[None]:
         yield
         return
     if number < 1:
-        raise UserError(f"num_threads is at least 1 (null: as many as torch has), not {number}")
+        raise UserError(
+            f"num_threads must be at least 1 (null: as many as torch has), not {number}"
+        )
     import torch
 
     threads, variable = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")

@@ -57,7 +57,7 @@ def build_trainer(
     """
     for name, smallest in SMALLEST.items():
         if kwargs.get(name) is not None and kwargs[name] < smallest:
-            raise UserError(f"trainer.{name} is at least {smallest}, not {kwargs[name]}")
+            raise UserError(f"trainer.{name} must be at least {smallest}, not {kwargs[name]}")
     if isinstance(max_time, (int, float)) and max_time:
         raise UserError(f"trainer.max_time is DD:HH:MM:SS, such as 00:08:00:00, not {max_time}")
     if precision == "auto":

@@ -1,4 +1,4 @@
-"""Whole data sets to latents and back."""
+"""Encode whole data sets to latents, and decode them."""
 
 import torch
 from rich.progress import track

@@ -45,8 +45,8 @@ class Evaluation:
     Attributes:
         metrics: figures, as `evaluate_vae` says.
         crystals: a row for each crystal, in the order of the data set.
-        originals, reconstructions: the crystals, in that order. The numbers of a reconstruction
-            need make no structure: its row has the reason.
+        originals, reconstructions: the crystals, in that order. A reconstruction
+            may not be a valid structure; its row then has the reason.
         pooled: (B, latent_dim) mean of the posterior means of each crystal's atoms.
     """
 
@@ -89,10 +89,10 @@ def evaluate_vae(
     - `noise`: match rates by `levels`, the standard deviation of noise added to the latent in
       units of each channel's, and the `area` under the curve (see `noise_area`), also with
       `UNREDUCED` settings;
-    - `symmetry`: by the names of `TRANSFORMATIONS`, how far the reconstruction of crystals that are
-      written in another way, taken back, is from that of the same crystals as they stand
-      (`coords_rmsd` in Å and so on), and their `match_rate`. A model that was trained on Niggli
-      cells has never seen what `cell` makes of them.
+    - `symmetry`: for each of `TRANSFORMATIONS`, the errors (`coords_rmsd` in Å and so on) between
+      the reconstructions of the crystals as given and those of the transformed crystals, after
+      undoing the transformation; and the `match_rate` of the latter. A model trained on Niggli
+      cells has never seen cells like those that the transformation `cell` makes.
 
     Args:
         noise_levels: ascending, from 0; with fewer than two there is no such curve.
@@ -106,9 +106,9 @@ def evaluate_vae(
     """
     levels = [float(level) for level in noise_levels]
     if len(levels) > 1 and (levels[0] != 0 or levels != sorted(set(levels))):
-        raise UserError(f"noise_levels ascend from 0, unlike {levels}")
+        raise UserError(f"noise_levels must ascend from 0, unlike {levels}")
     if num_probed is not None and num_probed < 0:
-        raise UserError(f"num_probed is at least 0 (None: all), not {num_probed}")
+        raise UserError(f"num_probed must be at least 0 (None: all), not {num_probed}")
     originals = dataset.batch(torch.arange(len(dataset)))
     latents = encode_dataset(vae, dataset, batch_size, "Encoding" if progress else None)
     noise = torch.randn(latents.mean.shape, generator=_generator(seed, 0))
@@ -157,7 +157,7 @@ def evaluate_vae(
 
 
 def _generator(seed: int, part: int) -> torch.Generator:
-    """Of each part of the evaluation, so that leaving one out changes no other."""
+    """A random generator for one part of the evaluation, so that no part depends on another."""
     return torch.Generator().manual_seed(seed * 1_000_003 + part)
 
 

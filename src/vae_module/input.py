@@ -117,6 +117,8 @@ def pack(crystals: Sequence[Crystal]) -> CrystalBatch:
 
 
 def _to_crystals(structures: Sequence[Structure] | Sequence[Atoms]) -> list[Crystal]:
+    if isinstance(structures, (Structure, Atoms)):
+        raise UserError("give a list of crystals: [structure] for a single one")
     if not len(structures):
         raise UserError("there are no crystals: give a list of pymatgen Structure or ASE Atoms")
     kind = Atoms if isinstance(structures[0], Atoms) else Structure
@@ -125,7 +127,7 @@ def _to_crystals(structures: Sequence[Structure] | Sequence[Atoms]) -> list[Crys
         if not isinstance(structure, kind):
             raise UserError(
                 f"structure {i} is a {type(structure).__name__}: give a list of pymatgen "
-                "Structure, or one of ASE Atoms"
+                "Structure or a list of ASE Atoms"
             )
         if isinstance(structure, Atoms):
             structure = structure.copy()

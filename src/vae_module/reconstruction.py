@@ -104,7 +104,7 @@ def reconstruct_crystals(
         For each the result of `CellChange.undo`, or None if the model predicts no valid cell.
     """
     if batch_size < 1:
-        raise UserError(f"batch_size is at least 1, not {batch_size}")
+        raise UserError(f"batch_size must be at least 1, not {batch_size}")
     _warn_of_large(vae, changes)
     _warn_of_unrelated(changes)
     done: list[Crystal | None] = [None] * len(changes)

@@ -1,4 +1,4 @@
-"""New crystals: sizes or compositions, then latents, then the decoder."""
+"""Sample crystals: draw sizes or choose compositions, draw latents, and decode them."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +18,8 @@ from src.vae_module.vae_module import VAEModule
 # atom types (n,) of a sample by its index, 0 where the model is to predict them
 ContentSampler = Callable[[int, np.random.Generator], np.ndarray]
 
-# latents (N, latent_dim), float32, of the crystals that a batch asks for, from a source of
-# randomness for each crystal
+# draws the latents (N, latent_dim), float32, of the crystals in a batch, with one random generator
+# per crystal
 LatentSampler = Callable[[CrystalBatch, Sequence[np.random.Generator]], Tensor]
 
 
@@ -53,20 +53,21 @@ def sample_crystals(
         An iterator over batches on the CPU, in the order of the samples.
 
     Raises:
-        UserError: for numbers below one, more compositions than samples, `compositions` that
-            cannot be used, or are missing, or are given to a model that predicts atom types, and
-            for `num_atoms` that are missing where the checkpoint does not know its training set.
+        UserError: if a number is less than 1 or `seed` is negative; if there are more compositions
+            than samples; if `compositions` is invalid, missing, or given to a model that predicts
+            atom types; or if `num_atoms` is given to a model that takes compositions, or missing
+            while the checkpoint does not record its training set.
     """
     for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
         if value < 1:
-            raise UserError(f"{name} is at least 1, not {value}")
+            raise UserError(f"{name} must be at least 1, not {value}")
     if seed < 0:
-        raise UserError(f"seed is not negative; it is {seed}")
+        raise UserError(f"seed must not be negative, but is {seed}")
     if vae.atom_type_predict:
         if compositions is not None:
             raise UserError(
                 "this model predicts atom types and takes no compositions: leave them out, or use "
-                "a model that is given atom types (an experiment .../vae_csp)"
+                "a model trained with an experiment .../vae_csp"
             )
         draw_content = _size_sampler(vae, num_atoms)
     else:
@@ -88,9 +89,7 @@ def _size_sampler(vae: VAEModule, num_atoms: int | Sequence[int] | None) -> Cont
             "give num_atoms, a number or a list"
         )
     if not counts or any(not isinstance(n, int) or n < 1 for n in counts):
-        raise UserError(
-            f"num_atoms is a whole number from 1 on, or a list of them, not {num_atoms}"
-        )
+        raise UserError(f"num_atoms must be a positive integer or a list of them, not {num_atoms}")
     sizes = np.array(list(counts))
     shares = np.array(list(counts.values())) / sum(counts.values())
 

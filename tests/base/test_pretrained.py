@@ -360,8 +360,11 @@ def test_revision_and_token_are_passed_on(hub):
         ({"name": "group/unknown"}, r"no folder group/unknown, and no repository .* token"),
         ({"name": "private/vae"}, r"no folder private/vae, and no repository .* token"),
         ({"revision": "v9"}, "group/vae has no revision 'v9'"),
-        ({"name": "some/folder/that/is/not/there"}, "no folder some/folder"),
-        ({"name": "../vae"}, r"no folder \.\./vae"),
+        (
+            {"name": "some/folder/that/is/not/there"},
+            "some/folder/that/is/not/there is neither a folder nor a valid name",
+        ),
+        ({"name": "../vae"}, r"\.\./vae is neither a folder nor a valid name"),
         ({"local_files_only": True}, "nor has it been downloaded before"),
         ({"endpoint": "http://127.0.0.1:9"}, "cannot be reached"),
     ],

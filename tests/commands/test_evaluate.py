@@ -616,7 +616,7 @@ def test_metre_is_left_out_where_it_takes_too_long(pool, monkeypatch, caplog):
 
 @pytest.mark.parametrize("levels", [(0.1, 0.2), (0, 0.2, 0.1), (0, 0.1, 0.1)])
 def test_levels_of_noise_that_make_no_curve(pool, levels):
-    with pytest.raises(ValueError, match="noise_levels ascend from 0"):
+    with pytest.raises(ValueError, match="noise_levels must ascend from 0"):
         evaluate_vae(FakeVAE(), make_dataset(), pool, noise_levels=levels)
 
 
@@ -805,9 +805,9 @@ def test_a_failure_leaves_the_evaluation_that_was_there(make_config, run_dir, mo
         (["ckpt_path=nowhere.ckpt"], FileNotFoundError, r"no checkpoint nowhere\.ckpt"),
         (["split=holdout"], DataError, "no split 'holdout'"),
         (["data.data_dir=nowhere"], DataError, "There is no folder nowhere"),
-        (["noise_levels=[0.1,0.2]"], ValueError, "noise_levels ascend from 0"),
-        (["num_crystals=0"], ValueError, "num_crystals is at least 1"),
-        (["num_probed=-1"], ValueError, "num_probed is at least 0"),
+        (["noise_levels=[0.1,0.2]"], ValueError, "noise_levels must ascend from 0"),
+        (["num_crystals=0"], ValueError, "num_crystals must be at least 1"),
+        (["num_probed=-1"], ValueError, "num_probed must be at least 0"),
     ],
 )
 def test_input_that_cannot_be_used_leaves_nothing_behind(

@@ -238,7 +238,7 @@ def test_what_the_model_cannot_take_is_named():
         reconstruct_structures(make_vae(max_num_elements=20), [bulk("C"), good])
     with pytest.raises(ValueError, match="structure 1: partial occupancies"):
         reconstruct_structures(make_vae(), [good, half])
-    with pytest.raises(ValueError, match="batch_size is at least 1"):
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
         reconstruct_structures(make_vae(), [good], batch_size=0)
 
 

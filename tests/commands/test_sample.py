@@ -150,12 +150,12 @@ def test_what_is_no_composition(formula):
     ("atom_type_predict", "arguments", "message"),
     [
         (True, {}, "does not know how many atoms"),
-        (True, {"num_atoms": 0}, "num_atoms is a whole number from 1"),
-        (True, {"num_atoms": []}, "num_atoms is a whole number from 1"),
-        (True, {"num_atoms": [2, 2.5]}, "num_atoms is a whole number from 1"),
-        (True, {"num_atoms": 3, "num_samples": 0}, "num_samples is at least 1"),
-        (True, {"num_atoms": 3, "batch_size": 0}, "batch_size is at least 1"),
-        (True, {"num_atoms": 3, "seed": -1}, "seed is not negative"),
+        (True, {"num_atoms": 0}, "num_atoms must be a positive integer"),
+        (True, {"num_atoms": []}, "num_atoms must be a positive integer"),
+        (True, {"num_atoms": [2, 2.5]}, "num_atoms must be a positive integer"),
+        (True, {"num_atoms": 3, "num_samples": 0}, "num_samples must be at least 1"),
+        (True, {"num_atoms": 3, "batch_size": 0}, "batch_size must be at least 1"),
+        (True, {"num_atoms": 3, "seed": -1}, "seed must not be negative"),
         (True, {"compositions": ["NaCl"]}, "predicts atom types and takes no compositions"),
         (False, {}, "is given atom types: say compositions"),
         (False, {"compositions": ["NaCl"], "num_atoms": 2}, "say how many atoms"),
@@ -269,7 +269,7 @@ def test_wild_samples_are_said_to_be_invalid_and_not_written(config, monkeypatch
     assert counts["written"] == 7
     assert len(list((tmp_path / "out" / "cifs").iterdir())) == 7
     assert len(ase.io.read(tmp_path / "out" / "samples.extxyz", ":")) == 7
-    assert "5 samples have a cell that no file can hold" in caplog.text
+    assert "5 samples could not be written" in caplog.text
 
 
 def test_a_model_of_which_nothing_can_be_written(config, monkeypatch, tmp_path):
@@ -277,7 +277,7 @@ def test_a_model_of_which_nothing_can_be_written(config, monkeypatch, tmp_path):
     with torch.no_grad():
         vae.decoder.lattice_head.bias.fill_(math.nan)
     monkeypatch.setattr(src.commands.sample, "load_vae", lambda _: vae)
-    with pytest.raises(ValueError, match="none of 12 samples"):
+    with pytest.raises(ValueError, match="none of the 12 samples"):
         sample(config("num_atoms=2"))
     assert list(tmp_path.iterdir()) == []
 

@@ -114,8 +114,8 @@ def test_a_space_is_read(make_config, key, options, expected):
     ("space", "message"),
     [
         ({}, "names nothing"),
-        ({"vae_module.optimiser.lr": {"low": 0, "high": 1}}, "optimiser.lr is no value"),
-        ({"seed": {"low": 0, "high": 1, "also": ["seeds"]}}, "seeds is no value"),
+        ({"vae_module.optimiser.lr": {"low": 0, "high": 1}}, "optimiser.lr is not in the config"),
+        ({"seed": {"low": 0, "high": 1, "also": ["seeds"]}}, "seeds is not in the config"),
         ({"seed": {"low": 0}}, "space.seed is .*it needs low and high"),
         ({"seed": {"low": 5, "high": 1}}, "space.seed"),
         ({"seed": {"low": 0, "high": 1, "stepp": 2}}, "stepp"),
@@ -215,7 +215,7 @@ def test_a_trial_that_fails_is_counted_and_says_why(make_config, monkeypatch, fo
     assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.FAIL]
     jobs = read_jobs(folder)
     assert jobs[1].message == "ValueError: no room"
-    assert "the run has no crmse" in jobs[2].message
+    assert "the run's summary has no crmse" in jobs[2].message
     assert "no room" in json.loads((folder / "trial_001" / "status.json").read_text())["traceback"]
     search(make_config("hparams_search.n_trials=3"))
     assert len(read_jobs(folder)) == 3
@@ -239,7 +239,7 @@ def test_other_settings_are_another_study(make_config, fake_train, folder):
 
 
 def test_no_trial_starts_after_the_time_limit(make_config, fake_train):
-    with pytest.raises(SearchError, match="no trial of the search has begun"):
+    with pytest.raises(SearchError, match="no trial was started"):
         search(make_config("hparams_search.timeout=1e-9", "hparams_search.n_trials=2"))
     assert fake_train == []
 
@@ -453,7 +453,7 @@ def test_a_search_that_is_killed_goes_on(tmp_path):
         process.send_signal(signal.SIGKILL)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
-    assert "2 trials are missing" in done.stdout
+    assert "2 trials left to run" in done.stdout
     storage = module._storage(f"sqlite:///{folder}/study.db")
     study = optuna.load_study(study_name="default", storage=storage)
     states = [trial.state for trial in study.trials]

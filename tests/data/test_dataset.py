@@ -487,7 +487,7 @@ def test_too_many_rejected(tmp_path, cache_dir):
 
 def test_the_error_lists_only_the_first_few(tmp_path, cache_dir):
     reader = write_table(tmp_path / "train.csv", num=2, bad=("empty",) * 9)
-    with pytest.raises(DataError, match=r"9 of 11 .* rejected \(9 incomplete file\)") as error:
+    with pytest.raises(DataError, match=r"9 of 11 .* rejected \(incomplete file: 9\)") as error:
         load_split(reader, ReadOptions(), cache_dir)
     assert str(error.value).count("empty CIF") == 5
 

@@ -206,5 +206,5 @@ def test_processes_agree_on_the_time(rank):
 
 @pytest.mark.parametrize("cls", [Constant, WarmupCosine])
 def test_a_negative_warm_up_is_refused(cls):
-    with pytest.raises(UserError, match="warmup_steps is at least 0, not -1"):
+    with pytest.raises(UserError, match="warmup_steps must be at least 0, not -1"):
         cls(warmup_steps=-1)

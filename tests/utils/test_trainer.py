@@ -95,9 +95,15 @@ def test_an_unknown_argument_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ({"accumulate_grad_batches": 0}, "trainer.accumulate_grad_batches is at least 1, not 0"),
-        ({"check_val_every_n_epoch": 0}, "trainer.check_val_every_n_epoch is at least 1, not 0"),
-        ({"log_every_n_steps": -1}, "trainer.log_every_n_steps is at least 0, not -1"),
+        (
+            {"accumulate_grad_batches": 0},
+            "trainer.accumulate_grad_batches must be at least 1, not 0",
+        ),
+        (
+            {"check_val_every_n_epoch": 0},
+            "trainer.check_val_every_n_epoch must be at least 1, not 0",
+        ),
+        ({"log_every_n_steps": -1}, "trainer.log_every_n_steps must be at least 0, not -1"),
         ({"max_time": 3600}, "trainer.max_time is DD:HH:MM:SS"),
     ],
 )
