@@ -5,7 +5,7 @@
 compares so many pairs, of all families in turn, and goes on where it stopped if it is called again
 with a larger number. A pair is made from the seed, its family and its number alone. Each is
 compared four times, with NumPy's arrays and with Numba's loops: `get_rms_dist` with CDVAE's
-tolerances on primitive cells and on cells as they are, in one order, and with either in the other
+tolerances with and without reduction to primitive cells, in one order, and with either in the other
 order; and `fit` with pymatgen's default tolerances.
 
 `--out` gets `counts.json`, and `disagreements.jsonl` with a line for each verdict or rms (to 1e-6)
@@ -33,10 +33,14 @@ from pymatgen.core import Lattice, Structure
 from rich.console import Console
 from rich.table import Table
 
-from src.metrics import PreparedCrystals, match
-from src.metrics.matching import CDVAE, PYMATGEN, UNREDUCED, MatcherSettings
-from src.metrics.structure_matching.reduction import Cell
-from src.metrics.structure_matching.search import Tolerances, has_numba, search
+from src.utils.threads import limit_spinning
+
+limit_spinning()  # before torch is loaded
+
+from src.metrics import PreparedCrystals, match  # noqa: E402
+from src.metrics.matching import CDVAE, PYMATGEN, UNREDUCED, MatcherSettings  # noqa: E402
+from src.metrics.structure_matching.reduction import Cell  # noqa: E402
+from src.metrics.structure_matching.search import Tolerances, has_numba, search  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 CHUNK = 50

@@ -29,7 +29,7 @@ def run(dataset: CrystalDataset, rounds: int) -> list[Row]:
         frac_coords=batch.frac_coords + noise, lattices=batch.lattices * (1 + strain)
     ).to_structure()
     rows = []
-    for name, settings in (("primitive cells", CDVAE), ("cells as they are", UNREDUCED)):
+    for name, settings in (("primitive cells", CDVAE), ("no primitive reduction", UNREDUCED)):
         rows += _against_pymatgen(name, predictions, targets, settings, rounds)
     return rows + _pools(predictions, targets, rounds)
 

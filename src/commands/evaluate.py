@@ -148,7 +148,7 @@ def evaluation_table(metrics: dict[str, Any]) -> Table:
         for level, cdvae, default, unreduced in zip(noise["levels"], *curves, strict=True):
             if level:
                 row(f"match rate, noise {level:g} std", "{:.2%}", cdvae, default)
-                row("  cells as they are", "{:.2%}", unreduced)
+                row("  without reduction to primitive cells", "{:.2%}", unreduced)
         both("  area under that curve", "{:.3f}", noise, "area")
     table.add_section()
     latent, kl = metrics["latent"], metrics["latent"]["kl_per_channel"]

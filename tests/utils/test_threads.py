@@ -1,5 +1,6 @@
 """Every command tells its threads how to wait before torch is loaded, and how many there are."""
 
+import ast
 import json
 import os
 import subprocess
@@ -88,6 +89,24 @@ print(json.dumps(found))
 """
 
 
+def test_every_command_says_so_before_it_imports_ours():
+    """All that loads torch is behind the modules of ours."""
+    for path in COMMANDS:
+        names = [
+            node.module if isinstance(node, ast.ImportFrom) else ast.unparse(node)
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, (ast.ImportFrom, ast.Expr))
+        ]
+        if path.name in WITHOUT_TORCH:
+            assert "limit_spinning()" not in names, path
+        else:
+            before = names[: names.index("limit_spinning()")]
+            ours = [name for name in before if name.startswith("src.")]
+            assert "src.utils.threads" in ours
+            assert all(name.startswith("src.utils.") for name in ours), path
+
+
+@pytest.mark.slow
 def test_every_command_says_so_before_torch_is_loaded():
     assert len(COMMANDS) > 10
     done = subprocess.run(

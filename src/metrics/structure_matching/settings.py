@@ -23,7 +23,7 @@ class MatcherSettings:
 
 @dataclass(frozen=True, slots=True)
 class UnreducedSettings(MatcherSettings):
-    """Tolerances for cells as they are."""
+    """Tolerances for matching without reduction to primitive cells."""
 
     primitive_cell: ClassVar[bool] = False
 
@@ -35,8 +35,9 @@ PYMATGEN = MatcherSettings(stol=0.3, ltol=0.2, angle_tol=5.0)
 """pymatgen's defaults, stricter."""
 
 UNREDUCED = UnreducedSettings(**asdict(CDVAE))
-"""CDVAE's, for cells as they are. Where a cell is a multiple of the primitive one, its copy with
-displaced atoms may not reduce to the same, and then does not match however small they are."""
+"""CDVAE's, without reduction to primitive cells. A copy of a non-primitive cell with displaced atoms
+may reduce to another cell than the original. Then it does not match, however small the displacements
+are."""
 
 Status = Literal["matched", "unmatched", "timeout", "crashed", "error"]
 
