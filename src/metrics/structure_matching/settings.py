@@ -35,8 +35,8 @@ PYMATGEN = MatcherSettings(stol=0.3, ltol=0.2, angle_tol=5.0)
 """pymatgen's defaults, stricter."""
 
 UNREDUCED = UnreducedSettings(**asdict(CDVAE))
-"""CDVAE's, without reduction to primitive cells: a copy of a non-primitive cell with displaced atoms
-may reduce to another cell than the original. Then it does not match, however small the
+"""CDVAE's, without reduction to primitive cells: a copy of a non-primitive cell with displaced
+atoms may reduce to another cell than the original. Then it does not match, however small the
 displacements are."""
 
 Status = Literal["matched", "unmatched", "timeout", "crashed", "error"]
