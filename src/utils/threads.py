@@ -19,8 +19,8 @@ def limit_spinning() -> None:
 
     By default, a waiting thread of GNU's OpenMP, which torch uses on Linux, spins for milliseconds.
     That is fast as long as each thread has a core to itself. Next to any other work, the spinning
-    threads take the core from the very thread that they wait for, and training slows down more than
-    tenfold. Threads that sleep at once cost a third of the speed of an otherwise idle machine. A
+    threads take the core from the very thread that they wait for, and training slows down several
+    times. Threads that sleep at once cost a third of the speed of an otherwise idle machine. A
     short spin costs next to nothing there (`scripts/benchmark.py busy`).
 
     Processes that this one starts inherit the setting. What the user's environment says is kept.
