@@ -1,4 +1,4 @@
-"""Compare our structure matcher with pymatgen's, pair by pair, on as many pairs as one likes.
+"""Compare our structure matcher with pymatgen's on any number of pairs.
 
     python scripts/compare_matchers.py --pairs 20000 --out compare
 
@@ -33,6 +33,7 @@ from pymatgen.core import Lattice, Structure
 from rich.console import Console
 from rich.table import Table
 
+from src.utils.strict_json import json_text
 from src.utils.threads import limit_spinning
 
 limit_spinning()  # before torch is loaded
@@ -398,9 +399,11 @@ def main(argv: list[str] | None = None) -> None:
         clock["disagreements"] += len(found)
         clock["unexplained"] += sum(item["cause"] == "unexplained" for item in found)
         with (args.out / "disagreements.jsonl").open("a") as lines:
-            lines.writelines(json.dumps({"family": name, **item}) + "\n" for item in found)
+            lines.writelines(
+                json_text({"family": name, **item}, indent=None) + "\n" for item in found
+            )
         state[name] = dict(clock)
-        state_path.write_text(json.dumps(state, indent=1) + "\n")
+        state_path.write_text(json_text(state) + "\n")
     _print(state)
 
 

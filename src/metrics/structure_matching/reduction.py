@@ -15,6 +15,7 @@ import numpy as np
 
 from src.metrics.structure_matching.arrays import Booleans, Floats, Integers, rows_times, slices
 from src.metrics.structure_matching.lattices import count_images, lll_reduce, niggli_reduce
+from src.utils.errors import UserError
 
 TOLERANCE = 0.25  # Å, pymatgen's default
 MAX_IMAGES = 500_000
@@ -71,7 +72,7 @@ class Cell:
         return np.searchsorted(np.array(self.composition[0]), self.kinds)
 
 
-class ReductionError(ValueError):
+class ReductionError(UserError):
     """A cell that cannot be reduced; the message says why."""
 
 
