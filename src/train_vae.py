@@ -22,8 +22,7 @@ from src.utils.errors import exit_on_user_error  # noqa: E402
 def main(cfg: DictConfig) -> float:
     """Train, or search with `hparams_search=optuna`.
 
-    Returns:
-        What a sweep minimises: cRMSE, which no loss weight changes.
+    Returns what a sweep minimizes: cRMSE, which does not depend on the loss weights.
     """
     if "hparams_search" in cfg:
         from src.commands.search import search  # which needs an extra

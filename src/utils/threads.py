@@ -11,7 +11,7 @@ from src.utils.errors import UserError
 
 # What says how threads wait: the standard's own, and those of GNU's and of LLVM's OpenMP
 WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-SPIN_COUNT = "5000"  # iterations, some tens of microseconds; the default of GNU's is 300,000
+SPIN_COUNT = "5000"  # iterations of the waiting loop
 
 
 def limit_spinning() -> None:
