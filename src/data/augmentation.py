@@ -43,6 +43,17 @@ def random_translation(
     return batch.replace(frac_coords=moved - moved.floor())
 
 
+def half_translation(batch: CrystalBatch, generator: torch.Generator | None = None) -> CrystalBatch:
+    """Shift each crystal by 0 or 1/2 at random along each lattice vector.
+
+    If there is an inversion center at the origin, there is one at all of these points. So atoms on
+    special positions keep simple fractions as coordinates.
+    """
+    shift = draw_per_crystal(torch.rand, batch, 3, generator).round() / 2
+    moved = batch.frac_coords + shift[batch.batch]
+    return batch.replace(frac_coords=moved - moved.floor())
+
+
 def quaternions_to_rotations(quaternions: Tensor) -> Tensor:
     """Convert quaternions (num, 4) to rotation matrices (num, 3, 3).
 

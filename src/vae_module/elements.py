@@ -95,8 +95,13 @@ def check_dataset(dataset: CrystalDataset, where: str, *networks: Any) -> None:
     raise UserError(f"{where}: crystal {dataset.ids[crystal]}: {found[1]}{hint}")
 
 
+def element_networks(module: LightningModule) -> tuple[Any, ...]:
+    """The networks that limit which elements a module can be trained on."""
+    return module.element_networks  # type: ignore[return-value]
+
+
 class ElementCheck(Callback):
-    """Refuses data with elements that the encoder or decoder of a VAE does not know.
+    """Refuses data with elements that a module's `element_networks` do not know.
 
     It does so before the first step. On a GPU, looking up an unknown element would end the process
     with an error that does not name it.
@@ -114,7 +119,7 @@ class ElementCheck(Callback):
             datasets = {split: datamodule.dataset(split)}
         for split, dataset in datasets.items():
             where = f"split {split} of {datamodule.data_dir}"
-            check_dataset(dataset, where, pl_module.encoder, pl_module.decoder)
+            check_dataset(dataset, where, *element_networks(pl_module))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._check_loaders(trainer, pl_module, trainer.train_dataloader)
@@ -132,4 +137,4 @@ class ElementCheck(Callback):
         for loader in loaders if isinstance(loaders, (list, tuple)) else [loaders]:
             dataset = getattr(loader, "dataset", None)
             if isinstance(dataset, CrystalDataset):
-                check_dataset(dataset, "in the loader's data", pl_module.encoder, pl_module.decoder)
+                check_dataset(dataset, "in the loader's data", *element_networks(pl_module))

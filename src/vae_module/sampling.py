@@ -31,6 +31,7 @@ def sample_crystals(
     seed: int = 0,
     batch_size: int = 512,
     draw_latents: LatentSampler | None = None,
+    indices: range | None = None,
 ) -> Iterator[CrystalBatch]:
     """Draw sizes or compositions, draw a latent for each atom, and decode.
 
@@ -48,6 +49,7 @@ def sample_crystals(
         seed: not negative.
         batch_size: crystals that are decoded at a time.
         draw_latents: None: `standard_normal`.
+        indices: which of the samples to draw; None: all of them.
 
     Returns:
         An iterator over batches on the CPU, in the order of the samples.
@@ -75,7 +77,8 @@ def sample_crystals(
             raise UserError("this model is given compositions, which say how many atoms there are")
         draw_content = _composition_sampler(vae, compositions, num_samples)
     draw_latents = draw_latents or standard_normal(vae.latent_dim)
-    return _sample(vae, num_samples, draw_content, draw_latents, seed, batch_size)
+    indices = range(num_samples) if indices is None else indices
+    return _sample(vae, indices, draw_content, draw_latents, seed, batch_size)
 
 
 def _size_sampler(vae: VAEModule, num_atoms: int | Sequence[int] | None) -> ContentSampler:
@@ -132,14 +135,14 @@ def standard_normal(latent_dim: int) -> LatentSampler:
 
 def _sample(
     vae: VAEModule,
-    num_samples: int,
+    wanted: range,
     draw_content: ContentSampler,
     draw_latents: LatentSampler,
     seed: int,
     batch_size: int,
 ) -> Iterator[CrystalBatch]:
-    for start in range(0, num_samples, batch_size):
-        indices = range(start, min(start + batch_size, num_samples))
+    for start in range(0, len(wanted), batch_size):
+        indices = wanted[start : start + batch_size]
         sources = [np.random.default_rng([seed, index]) for index in indices]
         contents = [draw_content(*pair) for pair in zip(indices, sources, strict=True)]
         request = CrystalBatch.for_sampling(

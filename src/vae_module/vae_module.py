@@ -25,6 +25,8 @@ from src.vae_module.losses import COORDS_DELTA, LENGTHS_DELTA, vae_loss
 from src.vae_module.outputs import SplitFigures, decoded
 from src.vae_module.settings import LOSS_WEIGHTS, check_settings, complete_loss_weights
 
+TRANSLATIONS = {True: augment.random_translation, "half": augment.half_translation}
+
 
 class VAEModule(CrystalModule):
     """A variational autoencoder (VAE) for crystals with one latent vector per atom.
@@ -41,7 +43,8 @@ class VAEModule(CrystalModule):
         loss_weights: weights of the terms of `vae_loss`; the others keep their defaults.
         coords_delta: see `frac_coords_loss`; None: quadratic.
         lengths_delta: in Å, see `lengths_loss`; None: quadratic.
-        translate: shift the origin of each training crystal at random.
+        translate: shift the origin of each training crystal: True for anywhere, `half` by halves
+            of the lattice vectors, each at random.
         rotate: rotate each training crystal at random, for an encoder that sees the lattice matrix.
         mask_ratio: share of atom types hidden from the encoder in training.
         jitter_ratio: share of atoms displaced before encoding in training.
@@ -49,7 +52,8 @@ class VAEModule(CrystalModule):
         latent_noise: largest noise on the latents in training, in standard deviations of each
             channel, from which atom types are predicted nonetheless. No effect if they are given.
         noise_share: share of training crystals with such noise. The level of each is uniform up to
-            `latent_noise`, and its geometry is not part of the loss.
+            `latent_noise`.
+        noise_geometry: whether the geometry of crystals with such noise is part of the loss.
         optimizer: config of a `torch.optim.Optimizer`, which is given the named parameters.
         scheduler: config of a `src.utils.schedules.Schedule`.
         quant_bias: use biases in the linear maps to and from the latent.
@@ -73,13 +77,14 @@ class VAEModule(CrystalModule):
         loss_weights: Mapping[str, float] | None = None,
         coords_delta: float | None = COORDS_DELTA,
         lengths_delta: float | None = LENGTHS_DELTA,
-        translate: bool = True,
+        translate: bool | str = True,
         rotate: bool = False,
         mask_ratio: float = 0.0,
         jitter_ratio: float = 0.0,
         jitter_std: float = 0.1,
         latent_noise: float = 0.2,
         noise_share: float = 0.125,
+        noise_geometry: bool = False,
         optimizer: Mapping[str, Any] | None = None,
         scheduler: Mapping[str, Any] | None = None,
         quant_bias: bool = True,
@@ -105,6 +110,7 @@ class VAEModule(CrystalModule):
         self.jitter_std = jitter_std
         self.latent_noise = latent_noise
         self.noise_share = noise_share
+        self.noise_geometry = noise_geometry
         self.quant_bias = quant_bias
 
         self.quant_conv = nn.Linear(self.encoder.d_model, 2 * latent_dim, bias=quant_bias)
@@ -116,6 +122,11 @@ class VAEModule(CrystalModule):
     def card_rows(self) -> list[tuple[str, str]]:
         task = "de novo generation" if self.atom_type_predict else "crystal structure prediction"
         return [("for", task), ("latent", f"{self.latent_dim} numbers per atom")]
+
+    @property
+    def element_networks(self) -> tuple[nn.Module, ...]:
+        """The networks that limit which elements it can be trained on."""
+        return self.encoder, self.decoder
 
     # Public calls
 
@@ -294,6 +305,8 @@ class VAEModule(CrystalModule):
         if self.latent_noise and self.atom_type_predict:
             how = (self.latent_noise, self.noise_share, self.all_gather, generator)
             x, geometry_weights = add_noise(x, posterior.mean, target, *how)  # type: ignore[arg-type]
+            if self.noise_geometry:
+                geometry_weights = None
         prediction = self._predict({**encoded, "x": x})
         loss, terms = self._loss(prediction, posterior, target, geometry_weights=geometry_weights)
         self.last_step = {f"{name}_loss": term.detach() for name, term in terms.items()}
@@ -316,7 +329,7 @@ class VAEModule(CrystalModule):
 
     def _augment(self, batch: CrystalBatch, generator: torch.Generator) -> CrystalBatch:
         if self.translate:
-            batch = augment.random_translation(batch, generator)
+            batch = TRANSLATIONS[self.translate](batch, generator)
         if self.rotate:
             batch = augment.random_rotation(batch, generator)
         return batch
