@@ -89,9 +89,8 @@ class CrystalModule(PretrainedModule):
             self.log(f"{stage}/{name}", value, prog_bar=name == "loss", **how)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = build(
-            self.optimizer, torch.optim.Optimizer, self.named_parameters(), allow=TRUSTED_MODULES
-        )
+        trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        optimizer = build(self.optimizer, torch.optim.Optimizer, trained, allow=TRUSTED_MODULES)
         schedule = build(self.scheduler, Schedule, allow=TRUSTED_MODULES)  # type: ignore[type-abstract]
 
         def factor(step: int) -> float:

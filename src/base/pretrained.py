@@ -5,7 +5,7 @@ checkpoint can run foreign code: a config may name only classes of this project 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -240,9 +240,9 @@ def restore(
         # first, which takes no memory, and see whether the weights fit. Since each layer takes
         # time even there, compare the number of layers with the number of weights before that.
         for part in cls.networks:
-            config = arguments[part]
-            if isinstance(config, Mapping) and config.get("num_layers", 0) > len(weights):
-                raise ValueError(f"{part}.num_layers={config['num_layers']} but fewer weights")
+            for layers in _layer_counts(arguments[part]):
+                if layers > len(weights):
+                    raise ValueError(f"{part} has num_layers={layers} but fewer weights")
         with torch.device("meta"):
             module = make()
             # a copy, since torch notes in the metadata of `weights` that they are to be assigned
@@ -258,6 +258,16 @@ def restore(
             f"{source} is not a checkpoint of {cls.__name__}: {reason}"
         ) from error
     return module.eval() if device == module.device else module.eval().to(device)
+
+
+def _layer_counts(config: Any) -> Iterator[int]:
+    """The numbers of layers that a config asks for, in networks within networks too."""
+    if isinstance(config, Mapping):
+        for name, value in config.items():
+            if name == "num_layers":
+                yield value
+            else:
+                yield from _layer_counts(value)
 
 
 def _check_device(device: Any) -> None:

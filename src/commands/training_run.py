@@ -60,6 +60,10 @@ class TrainingTask(ABC, Generic[M]):
     def check(self, cfg: DictConfig) -> None:
         """Raise a `UserError` for settings that would end the run only after the training."""
 
+    def build(self, cfg: DictConfig) -> M:
+        """The module to train."""
+        return instantiate(cfg[self.group])
+
     @abstractmethod
     def evaluate(self, module: M, datamodule: DataModule, cfg: DictConfig) -> dict[str, Any]:
         """Figures of the trained module, for `summary.json`.
@@ -132,7 +136,7 @@ def _train(
     )
     datamodule.prepare_data()
     _keep_splits(datamodule, output_dir)
-    module: CrystalModule = instantiate(cfg[task.group])
+    module: CrystalModule = task.build(cfg)
     if cfg.ckpt_path:
         weights = load_checkpoint(cfg.ckpt_path)
         check_weights(module, weights, cfg.ckpt_path)
@@ -149,6 +153,7 @@ def _train(
 
     start = time.monotonic()
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # a frozen VAE
         if resume_from is not None:
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
         trainer.fit(module, datamodule, ckpt_path=resume_from, weights_only=True)

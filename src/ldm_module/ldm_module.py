@@ -1,0 +1,303 @@
+"""The LightningModule: its public calls, steps and logging."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from ase import Atoms
+from lightning import Callback
+from pymatgen.core import Structure
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from src.base.module import CrystalModule, make_network
+from src.data import DataModule
+from src.data import augmentation as augment
+from src.data.schema import CrystalBatch
+from src.ldm_module.conditions import Conditions, drop
+from src.ldm_module.flow import denoising_loss, draw_times, interpolate, precondition
+from src.ldm_module.origins import ORIGINS
+from src.ldm_module.solver import solve
+from src.ldm_module.statistics import fit_statistics
+from src.utils.config import to_plain
+from src.utils.errors import UserError
+from src.utils.precision import full_precision
+from src.vae_module.datasets import decode_latents
+from src.vae_module.elements import ElementCheck, check_types
+from src.vae_module.vae_module import VAEModule
+
+
+class LDMModule(CrystalModule):
+    """A prior over the latents of a VAE, learned by flow matching.
+
+    A checkpoint also holds the VAE, which is not trained.
+
+    Args:
+        vae: the VAE.
+        denoiser: predicts latents from noisy ones, see `src.ldm_module.denoisers`. In a config,
+            `latent_dim` and `atom_type_input` are taken from the VAE.
+        conditions: what can be asked for, see `src.ldm_module.conditions`. In a config, `d_model`
+            is taken from the denoiser. None: nothing.
+        origins: one of `ORIGINS`.
+        time_mean, time_std: distribution of the time in training, see `draw_times`.
+        condition_dropout: how often conditions are hidden in training, see `conditions.drop`.
+        optimizer: config of a `torch.optim.Optimizer`, which is given the named parameters.
+        scheduler: config of a `src.utils.schedules.Schedule`.
+
+    Raises:
+        UserError: for an argument that cannot be used; the message names it.
+    """
+
+    networks = ("vae", "denoiser", "conditions")
+    title = "A latent diffusion model of crystals"
+    tags = ("latent-diffusion", "flow-matching")
+
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(
+        self,
+        vae: VAEModule | Mapping[str, Any],
+        denoiser: nn.Module | Mapping[str, Any],
+        conditions: nn.Module | Mapping[str, Any] | None = None,
+        origins: str = "half",
+        time_mean: float = 1.0,
+        time_std: float = 1.4,
+        condition_dropout: float = 0.2,
+        optimizer: Mapping[str, Any] | None = None,
+        scheduler: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(optimizer, scheduler)
+        if origins not in ORIGINS:
+            raise UserError(f"ldm_module.origins must be one of {list(ORIGINS)}, not {origins!r}")
+        self.vae: VAEModule = make_network(vae).requires_grad_(False).eval()
+        if isinstance(denoiser, Mapping):
+            given = not self.vae.atom_type_predict
+            of_vae = {"latent_dim": self.vae.latent_dim, "atom_type_input": given}
+            denoiser = {**to_plain(denoiser), **of_vae}
+        self.denoiser = make_network(denoiser)
+        d_model = self.denoiser.d_model
+        if isinstance(conditions, Mapping):
+            conditions = {**to_plain(conditions), "d_model": d_model}
+        self.conditions: Conditions = make_network(conditions or Conditions(d_model))
+        self.origins = origins
+        self.time_mean = time_mean
+        self.time_std = time_std
+        self.condition_dropout = condition_dropout
+        # of each latent channel over the training set; a std of 0: not yet known
+        self.register_buffer("latent_mean", torch.zeros(self.vae.latent_dim))
+        self.register_buffer("latent_std", torch.zeros(self.vae.latent_dim))
+        self.val_loss, self.val_latent_mse = MeanMetric(), MeanMetric()
+        self.save_config()
+
+    @property
+    def atom_type_predict(self) -> bool:
+        """Whether it makes up atom types (de novo generation) or is given them."""
+        return self.vae.atom_type_predict
+
+    @property
+    def element_networks(self) -> tuple[nn.Module, ...]:
+        """The networks that limit which elements it can be trained on."""
+        return *self.vae.element_networks, self.denoiser
+
+    def card_rows(self) -> list[tuple[str, str]]:
+        asked = ", ".join(["number of atoms", *self.conditions.names])
+        return [*self.vae.card_rows(), ("conditions", asked)]
+
+    def train(self, mode: bool = True) -> "LDMModule":
+        super().train(mode)
+        self.vae.eval()
+        return self
+
+    # Public calls
+
+    @torch.no_grad()
+    def sample(
+        self,
+        batch: CrystalBatch,
+        sampling_steps: int = 50,
+        cfg_scale: float = 1.0,
+        conditions: Mapping[str, Any] | None = None,
+        return_atoms: bool = False,
+        return_structures: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> CrystalBatch | list[Atoms] | list[Structure]:
+        """Generate crystals.
+
+        Args:
+            batch: `num_atoms` (and `atom_types`, if they are not predicted) of the crystals, as
+                from `CrystalBatch.for_sampling`.
+            sampling_steps: steps of the solver.
+            cfg_scale: guidance: 1 follows the conditions as in the training data, more exaggerates
+                them, 0 ignores them. No effect without conditions.
+            conditions: what is asked for, by name, for all crystals or a list of one for each.
+            return_atoms: return a list of ASE `Atoms`.
+            return_structures: return a list of pymatgen `Structure`.
+            generator: source of randomness, on the module's device.
+
+        Returns:
+            A `CrystalBatch`, or such a list.
+
+        Raises:
+            UserError: for atom types that are needed and missing, or that the model does not know,
+                or for a condition that it does not know.
+        """
+        atom_types = None if self.atom_type_predict else batch.atom_types
+        ask = CrystalBatch.for_sampling(batch.num_atoms, atom_types)
+        if atom_types is not None:
+            check_types(atom_types, ask.batch, self.vae.decoder, self.denoiser)
+        ask = ask.to(self.device)
+        shape = (len(ask.batch), self.vae.latent_dim)
+        noise = torch.randn(shape, generator=generator, device=self.device)
+        latents = self.sample_latents(ask, noise, sampling_steps, cfg_scale, conditions)
+        crystals = decode_latents(self.vae, latents, ask)
+        if return_structures:
+            return crystals.to_structure()
+        return crystals.to_atoms() if return_atoms else crystals
+
+    @torch.no_grad()
+    def sample_latents(
+        self,
+        batch: CrystalBatch,
+        noise: Tensor,
+        sampling_steps: int = 50,
+        cfg_scale: float = 1.0,
+        conditions: Mapping[str, Any] | None = None,
+        shift: float = 1.0,
+    ) -> Tensor:
+        """Turn noise (N, latent_dim) into latents, (N, latent_dim), that the VAE can decode.
+
+        Args:
+            batch: `num_atoms` and, if they are not predicted, `atom_types`, on the module's device.
+            sampling_steps, cfg_scale, conditions: as for `sample`.
+            shift: see `src.ldm_module.solver.time_grid`.
+
+        Raises:
+            UserError: if the module has not been trained, or for an unknown condition.
+        """
+        num_crystals = len(batch.num_atoms)
+        asked = self.check_request(sampling_steps, conditions or {}, num_crystals)
+        guided = self.conditions(asked) if conditions else None
+        free = self.conditions(self.conditions.nothing(num_crystals))
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            times = t.expand(num_crystals)
+            if guided is None or cfg_scale == 0:
+                return self._predict(x, times, batch, free)
+            predicted = self._predict(x, times, batch, guided)
+            if cfg_scale == 1:
+                return predicted
+            without = self._predict(x, times, batch, free)
+            return without + cfg_scale * (predicted - without)
+
+        return solve(denoise, noise, sampling_steps, shift) * self.latent_std + self.latent_mean
+
+    def check_request(
+        self, sampling_steps: int, conditions: Mapping[str, Any], num_crystals: int = 1
+    ) -> list[Tensor]:
+        """The values of conditions, see `Conditions.parse`.
+
+        Raises:
+            UserError: for a request that cannot be met.
+        """
+        if not bool((self.latent_std > 0).all()):
+            raise UserError("this latent diffusion model has not been trained")
+        if sampling_steps < 1:
+            raise UserError(f"sampling_steps must be at least 1, not {sampling_steps}")
+        return self.conditions.parse(conditions, num_crystals)
+
+    def _predict(
+        self,
+        x: Tensor,
+        t: Tensor,
+        batch: CrystalBatch,
+        condition: Tensor | None,
+    ) -> Tensor:
+        """Predict clean, normalized latents (N, Z) from noisy ones at times `t` (B,)."""
+        with full_precision(x):
+            skip, out, scale = precondition(t[batch.batch, None])
+            scaled = scale * x
+        network = self.denoiser(
+            scaled,
+            t,
+            batch.num_atoms,
+            batch.batch,
+            condition=condition,
+            atom_types=None if self.atom_type_predict else batch.atom_types,
+            max_num_atoms=batch.max_num_atoms,
+        )
+        with full_precision(x):
+            return skip * x + out * network
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.vae.training_set, self.vae.read_options = self.training_set, self.read_options
+
+    # Training
+
+    def configure_callbacks(self) -> list[Callback]:
+        there = any(isinstance(callback, ElementCheck) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [] if there else [ElementCheck()]  # a trainer keeps it from one call to the next
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self.vae.training_set, self.vae.read_options = self.training_set, self.read_options
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if isinstance(datamodule, DataModule) and not bool((self.latent_std > 0).all()):
+            dataset = datamodule.dataset("train")
+            mean, std = fit_statistics(self.vae, self.conditions, self.origins, dataset)
+            self.latent_mean.copy_(mean)
+            self.latent_std.copy_(std)
+
+    def training_step(self, batch: CrystalBatch, batch_idx: int) -> Tensor:
+        generator = self.step_generator(batch_idx)
+        self.seed_dropout(generator)
+        loss, squared = self._losses(batch, generator, self.condition_dropout)
+        loss = loss.sum() / batch.part.mean_num_atoms
+        self.last_step = {"latent_mse": squared.detach().mean()}
+        if self.is_logged_step():
+            figures = {"loss": loss.detach(), **self.last_step}
+            self.log_figures("train", figures, sync_dist=True, batch_size=len(batch.num_atoms))
+        return loss
+
+    def validation_step(self, batch: CrystalBatch, batch_idx: int) -> None:
+        # the same noise every time, so that the loss of one epoch can be compared with another's
+        generator = torch.Generator(self.device).manual_seed(batch_idx)
+        loss, squared = self._losses(batch, generator, 0.0)
+        self.val_loss.update(loss)
+        self.val_latent_mse.update(squared)
+
+    def on_validation_epoch_end(self) -> None:
+        figures = {"loss": self.val_loss, "latent_mse": self.val_latent_mse}
+        self.log_figures("val", {name: metric.compute() for name, metric in figures.items()})
+        for metric in figures.values():
+            metric.reset()
+
+    def encode(self, batch: CrystalBatch, generator: torch.Generator) -> Tensor:
+        """Draw normalized latents (N, Z) of crystals from their posteriors.
+
+        Args:
+            batch: crystals as in training, with their origins.
+            generator: source of randomness, on the module's device.
+        """
+        with torch.no_grad():
+            posterior = self.vae.encode(batch)["posterior"]
+            noise = augment.draw_per_atom(torch.randn, batch, self.vae.latent_dim, generator)
+            return (posterior.sample(noise=noise) - self.latent_mean) / self.latent_std
+
+    def _losses(
+        self, batch: CrystalBatch, generator: torch.Generator, dropout: float
+    ) -> tuple[Tensor, Tensor]:
+        """See `denoising_loss`."""
+        batch = ORIGINS[self.origins](batch, generator)
+        x_1 = self.encode(batch, generator)
+        uniform = augment.draw_per_crystal(
+            torch.rand, batch, 2 + len(self.conditions.names), generator
+        )
+        t = draw_times(uniform[:, 0], self.time_mean, self.time_std)
+        noise = augment.draw_per_atom(torch.randn, batch, self.vae.latent_dim, generator)
+        values = drop(self.conditions.values(batch), uniform[:, 1:], dropout)
+        t_atoms = t[batch.batch, None]
+        x_t = interpolate(x_1, noise, t_atoms)
+        predicted = self._predict(x_t, t, batch, self.conditions(values))
+        return denoising_loss(predicted, x_1, t_atoms)

@@ -1,0 +1,57 @@
+"""Sample crystals: draw sizes or choose compositions, solve the flow from noise, and decode."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from src.data.schema import CrystalBatch
+from src.ldm_module.ldm_module import LDMModule
+from src.vae_module.sampling import LatentSampler, sample_crystals, standard_normal
+
+
+def generate_crystals(
+    ldm: LDMModule,
+    num_samples: int,
+    num_atoms: int | Sequence[int] | None = None,
+    compositions: Sequence[str] | None = None,
+    conditions: Mapping[str, Any] | None = None,
+    sampling_steps: int = 50,
+    cfg_scale: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 512,
+    indices: range | None = None,
+) -> Iterator[CrystalBatch]:
+    """Generate crystals, each of which depends on the seed and its index alone.
+
+    Args:
+        ldm: the model.
+        num_samples, num_atoms, compositions, seed, batch_size, indices: see `sample_crystals`.
+        conditions, sampling_steps, cfg_scale: see `LDMModule.sample`; one request for all.
+
+    Returns:
+        An iterator over batches on the CPU, in the order of the samples.
+
+    Raises:
+        UserError: as `sample_crystals`; if `sampling_steps` is less than 1, for a condition that
+            the model does not know, or for a model that has not been trained.
+    """
+    ldm.check_request(sampling_steps, conditions or {})
+    draw = noise_to_latents(ldm, sampling_steps, cfg_scale, conditions)
+    given = (num_atoms, compositions, seed, batch_size, draw, indices)
+    return sample_crystals(ldm.vae, num_samples, *given)
+
+
+def noise_to_latents(
+    ldm: LDMModule, sampling_steps: int, cfg_scale: float, conditions: Mapping[str, Any] | None
+) -> LatentSampler:
+    """Latents that the model makes of standard normal noise; see `LDMModule.sample_latents`."""
+    draw_noise = standard_normal(ldm.vae.latent_dim)
+
+    def draw(request: CrystalBatch, sources: Sequence[np.random.Generator]) -> Tensor:
+        noise = draw_noise(request, sources).to(ldm.device)
+        asked = request.to(ldm.device)
+        return ldm.sample_latents(asked, noise, sampling_steps, cfg_scale, conditions)
+
+    return draw

@@ -1,0 +1,66 @@
+"""Solve the flow from noise to latents."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""Predicts x_1 (N, Z) from x_t (N, Z) and the time, a scalar."""
+
+
+def time_grid(num_steps: int, shift: float = 1.0) -> list[float]:
+    """The times at which the denoiser is called, from 0, and 1 at the end: `num_steps` + 1 of them.
+
+    Args:
+        num_steps: at least 1.
+        shift: 1: equal steps. Above 1: smaller steps near the end, where positions are settled;
+            below 1: smaller ones near the beginning (Esser et al. 2024, equation 23).
+    """
+    equal = [step / num_steps for step in range(num_steps + 1)]
+    return [t * shift / (1 + (shift - 1) * t) for t in equal]
+
+
+def solve(
+    denoise: Denoise,
+    noise: Tensor,
+    num_steps: int,
+    shift: float = 1.0,
+    heun: bool = False,
+    on_step: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """Follow the flow from noise at time 0 to latents at time 1.
+
+    The velocity at time t is (x_1 - x_t) / (1 - t) with the predicted x_1, so the last step ends at
+    the last prediction.
+
+    Args:
+        denoise: see `Denoise`.
+        noise: (N, Z).
+        num_steps: steps, each of which calls `denoise` once.
+        shift: see `time_grid`.
+        heun: correct each step but the last with the velocity at its end (Heun's method), which
+            takes a second call.
+        on_step: called with each prediction of x_1.
+
+    Returns:
+        (N, Z).
+    """
+    times = time_grid(num_steps, shift)
+    x = noise
+    for t, t_next in pairwise(times):
+        predicted = denoise(x, torch.as_tensor(t, device=x.device, dtype=x.dtype))
+        if on_step is not None:
+            on_step(predicted)
+        if t_next >= 1:
+            return predicted
+        velocity = (predicted - x) / (1 - t)
+        stepped = x + (t_next - t) * velocity
+        if heun:
+            end = torch.as_tensor(t_next, device=x.device, dtype=x.dtype)
+            predicted = denoise(stepped, end)
+            velocity = 0.5 * (velocity + (predicted - stepped) / (1 - t_next))
+            stepped = x + (t_next - t) * velocity
+        x = stepped
+    return x
