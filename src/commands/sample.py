@@ -1,15 +1,20 @@
 """Sample crystals from a model and write them to files."""
 
 import logging
+import re
 import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from src.commands.sample_files import join_rows, write_samples
-from src.commands.trained_model import load_vae, run_folder
+from src.commands.trained_model import load_vae, move_to, run_folder
 from src.data.compositions import read_compositions
+from src.data.schema import CrystalBatch
+from src.ldm_module import LDMModule
+from src.ldm_module.sampling import generate_crystals
 from src.utils.checksum import sha256_of
 from src.utils.config import to_plain
 from src.utils.errors import UserError
@@ -20,8 +25,44 @@ log = logging.getLogger(__name__)
 
 
 def sample(cfg: DictConfig) -> dict[str, Any]:
-    """Sample crystals as `configs/sample_vae.yaml` says, into the new folder `cfg.output`
-    (`samples` in the folder of the checkpoint's run, unless given).
+    """Sample crystals from a VAE as `configs/sample_vae.yaml` says; see `write_to_folder`."""
+    _check_format(cfg)
+    vae = load_vae(cfg)
+    return write_to_folder(cfg, lambda **asked: sample_crystals(vae, **asked), {})
+
+
+def sample_ldm(cfg: DictConfig) -> dict[str, Any]:
+    """Sample crystals from a latent diffusion model as `configs/sample_ldm.yaml` says.
+
+    Besides what `write_to_folder` says, `samples.json` has `conditions`, `sampling_steps` and
+    `cfg_scale`.
+    """
+    _check_format(cfg)
+    ldm = move_to(load_ldm(cfg.ckpt_path), cfg.device)
+    how = {
+        "conditions": to_plain(cfg.conditions),
+        "sampling_steps": cfg.sampling_steps,
+        "cfg_scale": cfg.cfg_scale,
+    }
+    return write_to_folder(cfg, lambda **asked: generate_crystals(ldm, **asked, **how), how)
+
+
+def load_ldm(source: str) -> LDMModule:
+    """The model in a checkpoint, in a folder written by `save_pretrained`, or on the hub.
+
+    Raises:
+        FileNotFoundError, CheckpointError: if it cannot be loaded; the message says why.
+    """
+    if source.endswith(".ckpt") or Path(source).expanduser().is_file():
+        return LDMModule.load_from_checkpoint(source)
+    return LDMModule.from_pretrained(source)
+
+
+def write_to_folder(
+    cfg: DictConfig, draw: Callable[..., Iterator[CrystalBatch]], how: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write samples to the new folder `cfg.output` (`samples` in the folder of the checkpoint's
+    run, unless given; with a shard, its number is appended).
 
     The folder contains `cifs/` or `cifs.zip`, `samples.extxyz` and `samples.json`. The latter has
     the options, the counts, and under `samples`, for each sample, `id`, `formula`, `num_atoms`,
@@ -30,6 +71,11 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     `reason`, why its structure is not valid. Each batch is written as soon as it is decoded, so
     that memory does not limit the number of samples.
 
+    Args:
+        cfg: a composed `configs/sample_vae.yaml` or `configs/sample_ldm.yaml`.
+        draw: gives the samples; takes the arguments of `sample_crystals` by name.
+        how: what else `samples.json` says of how they were made.
+
     Returns:
         `samples.json` without `samples`.
 
@@ -37,32 +83,34 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         UserError: for a checkpoint, a request or an output that cannot be used, or if none of
             the samples can be written.
     """
-    if cfg.format not in ("folder", "zip"):
-        raise UserError(f"format is folder or zip, not {cfg.format!r}")
+    indices, shard = shard_of(cfg.get("shard"), cfg.num_samples)
     output = Path(cfg.output or run_folder(cfg.ckpt_path) / "samples")
-    vae = load_vae(cfg)
-    batches = sample_crystals(
-        vae,
-        cfg.num_samples,
-        to_plain(cfg.num_atoms),
-        read_compositions(cfg.compositions),
-        cfg.seed,
-        cfg.batch_size,
+    if shard:
+        output = output.with_name(f"{output.name}_{shard.replace('/', '_of_')}")
+    batches = draw(
+        num_samples=cfg.num_samples,
+        num_atoms=to_plain(cfg.num_atoms),
+        compositions=read_compositions(cfg.compositions),
+        seed=cfg.seed,
+        batch_size=cfg.batch_size,
+        indices=indices,
     )
     with (
         new_folder(output, marker="samples.json", overwrite=cfg.overwrite) as folder,
         tempfile.TemporaryFile("w+", dir=folder, encoding="utf-8") as rows,
     ):
-        counts = write_samples(batches, cfg.num_samples, folder, cfg.format, rows)
+        counts = write_samples(batches, indices, folder, cfg.format, rows)
         if not counts["written"]:
-            raise UserError(f"none of the {cfg.num_samples} samples can be written to a file")
+            raise UserError(f"none of the {len(indices)} samples can be written to a file")
         header = {
             "checkpoint": str(cfg.ckpt_path),
-            "checkpoint_sha256": sha256_of(cfg.ckpt_path),
+            "checkpoint_sha256": _checksum(Path(cfg.ckpt_path)),
             "seed": cfg.seed,
             "num_samples": cfg.num_samples,
             "num_atoms": to_plain(cfg.num_atoms),
             "compositions": to_plain(cfg.compositions),
+            **how,
+            **({"shard": shard} if shard else {}),
             "counts": counts,
         }
         join_rows(folder / "samples.json", header, rows)
@@ -70,6 +118,39 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         "%d samples are in %s; valid: %s structures, %s compositions, %s both",
         counts["written"], output, *list(counts.values())[1:],
     )  # fmt: skip
-    if missing := cfg.num_samples - counts["written"]:
+    if missing := len(indices) - counts["written"]:
         log.warning("%d samples could not be written: see samples.json", missing)
     return header
+
+
+def shard_of(shard: str | None, num_samples: int) -> tuple[range, str | None]:
+    """The indices of one part of the samples, and its name, such as 03/16.
+
+    Args:
+        shard: the number of the part and of all parts, such as 3/16; None: all samples.
+        num_samples: in all parts together.
+
+    Raises:
+        UserError: if there is no such part.
+    """
+    if shard is None:
+        return range(num_samples), None
+    found = re.fullmatch(r"(\d+)/(\d+)", str(shard).strip())
+    number, parts = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= number <= parts <= num_samples:
+        raise UserError(
+            f"shard={shard} is no part of {num_samples} samples: write shard=1/16 to shard=16/16 "
+            "for sixteen parts"
+        )
+    start, stop = num_samples * (number - 1) // parts, num_samples * number // parts
+    return range(start, stop), f"{number:0{len(str(parts))}d}/{parts}"
+
+
+def _check_format(cfg: DictConfig) -> None:
+    if cfg.format not in ("folder", "zip"):
+        raise UserError(f"format is folder or zip, not {cfg.format!r}")
+
+
+def _checksum(source: Path) -> str | None:
+    """Of a checkpoint; None for a folder or a name on the hub."""
+    return sha256_of(source) if source.is_file() else None

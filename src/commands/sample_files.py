@@ -22,22 +22,28 @@ from src.utils.strict_json import json_text
 
 
 def write_samples(
-    batches: Iterator[CrystalBatch], num_samples: int, folder: Path, format: str, rows: TextIO
+    batches: Iterator[CrystalBatch], indices: range, folder: Path, format: str, rows: TextIO
 ) -> dict[str, Any]:
-    """Write crystals to `folder` and a line of JSON for each to `rows`; give the counts."""
+    """Write crystals to `folder` and a line of JSON for each to `rows`; give the counts.
+
+    Args:
+        batches: the samples.
+        indices: of the samples, in the same order.
+        format: of the CIF files: `folder` or `zip`.
+    """
     counts = dict.fromkeys(("written", "valid_structure", "valid_composition", "valid"), 0)
     crystals = (crystal for batch in batches for crystal in split_batch(batch))
     with (
         (folder / "samples.extxyz").open("w", encoding="utf-8") as extxyz,
         _cif_writer(folder, format) as write,
     ):
-        bar = track(crystals, "Sampling", total=num_samples, transient=True)
-        for index, crystal in enumerate(bar):
+        bar = track(crystals, "Sampling", total=len(indices), transient=True)
+        for number, (index, crystal) in enumerate(zip(indices, bar, strict=True)):
             row = _describe(f"sample-{index:06d}", crystal)
             if row["written"]:
                 write(f"{row['id']}.cif", write_cif(crystal, row["id"]))
                 ase.io.write(extxyz, to_atoms(crystal, row["id"]), format="extxyz")
-            rows.write(f"{',' if index else ''}\n    {json_text(row, indent=None)}")
+            rows.write(f"{',' if number else ''}\n    {json_text(row, indent=None)}")
             for name in ("written", "valid_structure", "valid_composition"):
                 counts[name] += bool(row[name])
             counts["valid"] += bool(row["valid_structure"] and row["valid_composition"])

@@ -3,11 +3,12 @@
 import logging
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 from yaml import YAMLError
 
 from src.base.pretrained import checked_options
@@ -20,6 +21,8 @@ from src.vae_module import VAEModule
 from src.vae_module.input import log_as_in_training, name_of
 
 log = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=nn.Module)
 
 SPLITS_FILE = "splits.csv"  # in a run's folder: its splits, if the data came without any
 
@@ -34,13 +37,20 @@ def load_vae(cfg: DictConfig) -> VAEModule:
         FileNotFoundError, CheckpointError: if it cannot be used; the message says why.
         UserError: if there is no such device.
     """
-    device = cfg.device
+    return move_to(_load(Path(cfg.ckpt_path)), cfg.device)
+
+
+def move_to(module: M, device: str) -> M:
+    """The module on a device; `auto`: a GPU if there is one.
+
+    Raises:
+        UserError: if there is no such device.
+    """
     if device == "auto":
         mps = "mps" if torch.backends.mps.is_available() else "cpu"
         device = "cuda" if torch.cuda.is_available() else mps
-    vae = _load(Path(cfg.ckpt_path))
     try:
-        return vae.to(device)
+        return module.to(device)
     except (RuntimeError, AssertionError) as error:  # the latter in a torch without CUDA
         raise UserError(
             f"device={device} cannot be used, choose auto, cpu, cuda or mps: {error}"
