@@ -33,20 +33,20 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Evaluate a checkpoint as `configs/eval_vae.yaml` says, and write what was found.
+    """Evaluate a checkpoint as configured in `configs/eval_vae.yaml` and write the results.
 
-    The folder `cfg.output_dir` (`eval_SPLIT` beside the checkpoint's folder, unless given) has
+    The folder `cfg.output_dir` (by default `eval_SPLIT` in the run folder) contains
     `metrics.json`, `per_crystal.csv`, `original.extxyz`, `reconstruction.extxyz`,
-    `latents.safetensors` (`pooled`), `training.csv` where the run's curves were found, and
-    `report.html` with `figures/`. All of them list the crystals in the same order and
-    with their ids, but some readers of extxyz turn an id such as "007" into a number.
+    `latents.safetensors` (`pooled`), `training.csv` if the run has a `metrics.csv`, and
+    `report.html` with `figures/`. The crystals have the same order and IDs in all files, but some
+    extxyz readers turn an ID such as "007" into a number.
 
     Returns:
         The content of `metrics.json`.
 
     Raises:
-        UserError: for a checkpoint, data or a folder that cannot be used; the message says why.
-        FileNotFoundError: for a checkpoint that is not there.
+        UserError: if the checkpoint, data or output folder cannot be used; the message says why.
+        FileNotFoundError: if the checkpoint does not exist.
     """
     checkpoint = Path(cfg.ckpt_path)
     vae = load_vae(cfg)
@@ -86,12 +86,12 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     if cfg.report:  # written last: if it fails, the other results are kept
         write_report(output_dir)
     Console().print(evaluation_table(metrics))
-    log.info("The evaluation is in %s", output_dir)
+    log.info("Wrote the evaluation to %s", output_dir)
     return metrics
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
-    """Write an evaluation's files, as `evaluate` lists them, to a folder that exists."""
+    """Write the files listed in `evaluate` to an existing folder."""
     write_json(folder / "metrics.json", evaluation.metrics)
     evaluation.crystals.to_csv(folder / "per_crystal.csv", index=False, float_format="%.6g")
     (folder / "latents.safetensors").write_bytes(save({"pooled": evaluation.pooled}))
@@ -101,7 +101,7 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
 
 
 def _to_atoms(crystals: CrystalBatch, ids: Iterable[str]) -> list[Atoms]:
-    """ASE `Atoms` with `info["id"]`; zeros for numbers that are not finite."""
+    """ASE `Atoms` with `info["id"]`; numbers that are not finite become 0."""
     lattices = crystals.lattices.double()
     positions = transform(crystals.frac_coords.double(), lattices[crystals.batch])
     sizes = crystals.num_atoms.tolist()
@@ -119,7 +119,7 @@ def _to_atoms(crystals: CrystalBatch, ids: Iterable[str]) -> list[Atoms]:
 
 
 def evaluation_table(metrics: dict[str, Any]) -> Table:
-    """The figures of a `metrics.json` that matter most, for the terminal."""
+    """The most important metrics of a `metrics.json`, for the terminal."""
     table = Table(
         title=f"{metrics['crystals_evaluated']:,} crystals of {metrics['split']}",
         caption="matcher: CDVAE's 0.5, 0.3, 10° and pymatgen's 0.3, 0.2, 5°",

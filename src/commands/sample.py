@@ -20,25 +20,25 @@ log = logging.getLogger(__name__)
 
 
 def sample(cfg: DictConfig) -> dict[str, Any]:
-    """Sample crystals as `configs/sample_vae.yaml` says, into the new folder `cfg.output`
-    (`samples` in the folder of the checkpoint's run, unless given).
+    """Sample crystals as configured in `configs/sample_vae.yaml` and write them to `cfg.output`
+    (by default `samples` in the run folder).
 
     The folder contains `cifs/` or `cifs.zip`, `samples.extxyz` and `samples.json`. The latter has
-    the options, the counts, and under `samples`, for each sample, `id`, `formula`, `num_atoms`,
+    the options, the counts, and `samples`: for each sample, `id`, `formula`, `num_atoms`,
     `valid_structure`, `valid_composition` (see `src.metrics.generation.validity`), `written`
     (false if it cannot be written to a file, for example because a number is not finite), and
-    `reason`, why its structure is not valid. Each batch is written as soon as it is decoded, so
-    that memory does not limit the number of samples.
+    `reason` (why the structure is invalid). Each batch is written as soon as it is decoded, so
+    memory does not limit the number of samples.
 
     Returns:
         `samples.json` without `samples`.
 
     Raises:
-        UserError: for a checkpoint, a request or an output that cannot be used, or if none of
-            the samples can be written.
+        UserError: if the checkpoint, options or output folder cannot be used, or if none of the
+            samples can be written.
     """
     if cfg.format not in ("folder", "zip"):
-        raise UserError(f"format is folder or zip, not {cfg.format!r}")
+        raise UserError(f"format must be folder or zip, not {cfg.format!r}")
     output = Path(cfg.output or run_folder(cfg.ckpt_path) / "samples")
     vae = load_vae(cfg)
     batches = sample_crystals(
@@ -67,7 +67,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         }
         join_rows(folder / "samples.json", header, rows)
     log.info(
-        "%d samples are in %s; valid: %s structures, %s compositions, %s both",
+        "Wrote %d samples to %s; valid: %s structures, %s compositions, %s both",
         counts["written"], output, *list(counts.values())[1:],
     )  # fmt: skip
     if missing := cfg.num_samples - counts["written"]:

@@ -17,12 +17,12 @@ from src.vae_module import VAEModule
 
 
 def train(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
-    """Train a VAE as `configs/train_vae.yaml` says; see `run_training`."""
+    """Train a VAE as configured in `configs/train_vae.yaml`; see `run_training`."""
     return run_training(cfg, VAETraining(), callbacks)
 
 
 class VAETraining(TrainingTask[VAEModule]):
-    """Training a VAE, judged by how it reconstructs the validation split."""
+    """Trains a VAE and evaluates how well it reconstructs the validation split."""
 
     group = "vae_module"
     objective = "crmse"

@@ -323,7 +323,7 @@ def test_what_is_no_checkpoint(config, checkpoints, tmp_path, content):
 
 
 def test_an_unknown_format(config):
-    with pytest.raises(ValueError, match="format is folder or zip, not 'tar'"):
+    with pytest.raises(ValueError, match="format must be folder or zip, not 'tar'"):
         sample(config("format=tar"))
 
 
@@ -360,7 +360,7 @@ def test_the_command(checkpoints, tmp_path):
     dng, csp = (f"ckpt_path={checkpoints}/{name}.ckpt" for name in ("dng", "csp"))
     done = run(dng, "format=zip")
     assert done.returncode == 0, done.stderr
-    assert "20 samples are in" in done.stdout + done.stderr
+    assert "Wrote 20 samples to" in done.stdout + done.stderr
     with zipfile.ZipFile(tmp_path / "out" / "cifs.zip") as archive:
         assert len(archive.namelist()) == 20
         assert read_cif(archive.read("sample-000019.cif").decode()).num_atoms in (2, 6)

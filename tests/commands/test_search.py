@@ -119,7 +119,7 @@ def test_a_space_is_read(make_config, key, options, expected):
         ({"seed": {"low": 0}}, "space.seed is .*it needs low and high"),
         ({"seed": {"low": 5, "high": 1}}, "space.seed"),
         ({"seed": {"low": 0, "high": 1, "stepp": 2}}, "stepp"),
-        ({"seed": {"choices": [[1, 2], [3, 4]]}}, "choices are numbers, words"),
+        ({"seed": {"choices": [[1, 2], [3, 4]]}}, "choices must be numbers, strings"),
         ({"seed": {"choices": [1], "low": 1, "high": 2}}, "space.seed"),
     ],
 )

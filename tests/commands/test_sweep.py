@@ -116,10 +116,10 @@ def test_the_terminal_shows_what_differs_and_why_a_job_failed(sweep_folder):
 
 
 def test_a_folder_without_jobs_is_an_error(tmp_path, capsys):
-    with pytest.raises(SweepError, match="no folder of a sweep"):
+    with pytest.raises(SweepError, match="not a sweep folder"):
         read_jobs(tmp_path)
     assert collect_sweep.main([str(tmp_path)]) == 1
-    assert "no folder of a sweep" in capsys.readouterr().err
+    assert "not a sweep folder" in capsys.readouterr().err
 
 
 def test_the_script_reports_again(sweep_folder, capsys):

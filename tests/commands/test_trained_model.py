@@ -242,7 +242,7 @@ def test_a_checkpoint_outside_of_a_run_has_no_data(make_config, run_dir, tmp_pat
     alone.parent.mkdir()
     alone.write_bytes((run_dir / "checkpoints" / "best.ckpt").read_bytes())
     for more in ([], ["data.data_dir=mine"]):
-        with pytest.raises(DataError, match=r"best\.ckpt .* name the data: data=prototypes, or"):
+        with pytest.raises(DataError, match=r"best\.ckpt .* specify the data: data=prototypes, or"):
             load_data(make_config(f"ckpt_path={alone}", *more))
 
 
