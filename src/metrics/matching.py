@@ -2,7 +2,7 @@
 
 StructureMatcher can loop for hours inside compiled code on a badly shaped cell, and can take the
 process down with it. So pairs are matched in worker processes that can be killed: a pair that
-exceeds its limit, or kills its worker, is charged alone and by name, and the run goes on.
+exceeds its limit or kills its worker is logged and counts as failed, and the run continues.
 
 This module imports neither torch nor, at its top, pymatgen: workers stay small and start quickly.
 """
@@ -71,15 +71,15 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS
 
 @dataclass(frozen=True, slots=True)
 class MatchSummary:
-    """Figures over all pairs; every pair counts, whatever its status.
+    """Metrics over all pairs; every pair counts, whatever its status.
 
     Attributes:
         match_rate: Fraction of pairs that matched, 0 to 1; NaN if there are no pairs.
         rmse: Mean rms over the matched pairs only; NaN if none matched.
         crmse: Mean over all pairs of the rms, or `stol` where the pair did not match
             (arXiv:2509.12178), so that failing on hard crystals does not pay; NaN if no pairs.
-            A crystal is charged its own pair here, where that paper takes the best match among
-            all predictions; see `src.metrics.reconstruction.tables.metre` for that share.
+            Each crystal is compared only with its own reconstruction, while that paper takes the
+            best match among all predictions; see `src.metrics.reconstruction.tables.metre`.
         num_pairs: Count of all pairs.
         num_timeouts: Of those that ran out of time.
         num_crashed: Of those whose worker died.

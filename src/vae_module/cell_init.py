@@ -13,7 +13,7 @@ from torch import nn
 
 from src.nn.embedding import MLPEmbedding
 
-# of lengths_scaled (Å) and angles (radians), rounded from the values of common data sets
+# statistics of lengths_scaled (Å) and angles (radians), rounded values from common data sets
 MEAN = [2.5] * 3 + [math.pi / 2] * 3
 SPREAD = [0.8] * 3 + [0.35] * 3
 

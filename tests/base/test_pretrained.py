@@ -1,4 +1,4 @@
-"""Folders and repositories of the hub, which a local server plays; no test needs a network."""
+"""Pretrained folders and Hub repositories; a local server replaces the Hub."""
 
 import json
 import struct
@@ -224,7 +224,7 @@ def test_a_damaged_folder_is_named(reason, damage, folder):
 
 
 def test_a_network_that_no_memory_holds_takes_none(folder):
-    """The weights that such a config names would take 16 GB for each layer."""
+    """The weights of such a config would take 16 GB per layer."""
     edit(folder, lambda c: c["hyper_parameters"]["encoder"].update(d_model=2**15, num_layers=5))
     with pytest.raises(CheckpointError):
         VAEModule.from_pretrained(folder)
@@ -243,7 +243,7 @@ COMMIT = "f" * 40
 
 
 class Hub(BaseHTTPRequestHandler):
-    """What the hub's client asks for to download a file: its head, and its content."""
+    """Answers the two requests with which the Hub client downloads a file: HEAD and GET."""
 
     def do_HEAD(self) -> None:
         self.answer(body=False)
@@ -407,7 +407,7 @@ def test_a_config_from_the_hub_names_only_our_classes(hub):
 
 
 def test_publishing(monkeypatch):
-    """The client is replaced: its upload is a protocol of several servers."""
+    """The client is replaced, because its upload protocol involves several servers."""
     calls = []
 
     def upload_folder(self, repo_id, folder_path, revision):
@@ -435,7 +435,7 @@ def test_publishing_without_a_hub():
 
 @pytest.mark.filterwarnings("ignore:The .*dataloader. does not have many workers")
 def test_checkpoints_of_lightning_need_nothing_but_themselves(tmp_path):
-    """The states of optimizer, loops and callbacks in them are plain, too."""
+    """The states of optimizer, loops and callbacks in them consist of plain types, too."""
     vae = make_vae().train()
     loader = DataLoader([make_batch()] * 2, batch_size=None)
     callbacks = [

@@ -1,4 +1,4 @@
-"""Structure matching within real runs of a tiny VAE on rocksalts."""
+"""Structure matching in real runs of a tiny VAE on rocksalt crystals."""
 
 import csv
 import logging
@@ -23,7 +23,7 @@ ROCKSALT = np.array([[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]])
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """32 rocksalts with cells of 4 to 6 Å: 24 to train on, 8 to validate with."""
+    """32 rocksalt crystals with cells of 4 to 6 Å: 24 for training, 8 for validation."""
     folder = tmp_path_factory.mktemp("rocksalts")
     cifs = [
         write_cif(
@@ -86,7 +86,7 @@ def test_every_so_many_epochs(data_dir, tmp_path, caplog):
 
 
 def test_an_untrained_model_in_bfloat16_matches_nothing(data_dir, tmp_path):
-    """More crystals than there are, in mixed precision, after a sanity check that is not logged."""
+    """Asks for more crystals than exist, in mixed precision, after an unlogged sanity check."""
     callback = MatchRate(every_n_epochs=1, num_crystals=1000, num_workers=0)
     _, logged = fit(
         VAEModule,
@@ -133,7 +133,7 @@ def test_it_can_be_sent_to_spawned_processes():
 
 
 def test_a_run_that_goes_on_matches_when_it_would_have(data_dir, tmp_path):
-    """Every three epochs, of a run that ends after four: the sixth is due then."""
+    """Every three epochs, in a run that stops after four and is resumed: the sixth is due next."""
     first = MatchRate(every_n_epochs=3, num_crystals=2, num_workers=0)
     assert fit(Echo, data_dir, tmp_path / "first", first, max_epochs=4)[1].keys() == {5}
     state = pickle.loads(pickle.dumps(first.state_dict()))

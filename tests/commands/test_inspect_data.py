@@ -82,7 +82,7 @@ def inspect(tmp_path, monkeypatch):
 
 @pytest.fixture
 def planted(tmp_path):
-    """Two duplicates within train, two of test and one of val in train; three invalid crystals."""
+    """Two duplicates within train, two test and one val crystal in train, three invalid ones."""
     folder = tmp_path / "mine"
     train = {
         "salt": ROCKSALT, "cscl": CSCL, "part-1": PARTIAL, "salt-again": redescribed(ROCKSALT),

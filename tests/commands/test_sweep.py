@@ -1,4 +1,4 @@
-"""Sweeps: the table and the picture of their folders, and real ones with each launcher."""
+"""Sweeps: the table and plot of a folder, and real sweeps with each launcher."""
 
 import csv
 import io
@@ -40,7 +40,7 @@ def make_job(folder: Path, overrides: list[str], summary: dict | None = None) ->
 
 @pytest.fixture
 def sweep_folder(tmp_path) -> Path:
-    """Three values of one parameter: done, failed after an attempt that was done, killed."""
+    """Three values of one parameter: one done, one failed after an earlier success, one killed."""
     folder = tmp_path / "sweep"
     common = ["experiment=prototypes/vae_dng", "seed=1"]
     figures = {"match_rate": 0.5, "crmse": 0.25, "rmse": None, "seed": 1, "time_s": 12.34}
