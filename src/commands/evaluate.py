@@ -135,10 +135,10 @@ def evaluation_table(metrics: dict[str, Any]) -> Table:
 
     both("match rate, posterior mean", "{:.2%}", metrics, "match_rate")
     both("  RMSE of matched pairs", "{:.4f}", metrics, "rmse")
-    both("  cRMSE, unmatched charged", "{:.4f}", metrics, "crmse")
+    both("  cRMSE, unmatched count as stol", "{:.4f}", metrics, "crmse")
     both("  METRe", "{:.2%}", metrics, "metre")
     both("match rate, one sample", "{:.2%}", metrics["sampled"], "match_rate")
-    both("match rate, valid ones", "{:.2%}", metrics["gated"], "match_rate")
+    both("matched and valid", "{:.2%}", metrics["gated"], "match_rate")
     for name, figures in (metrics.get("rare") or {}).items():
         if figures["crystals"]:
             kind = f"match rate, {figures['crystals']:,} of rare {name}"
@@ -149,18 +149,19 @@ def evaluation_table(metrics: dict[str, Any]) -> Table:
             if level:
                 row(f"match rate, noise {level:g} std", "{:.2%}", cdvae, default)
                 row("  without reduction to primitive cells", "{:.2%}", unreduced)
-        both("  area under that curve", "{:.3f}", noise, "area")
+        both("  area under the noise curve", "{:.3f}", noise, "area")
     table.add_section()
     latent, kl = metrics["latent"], metrics["latent"]["kl_per_channel"]
-    row("atom types right", "{:.2%}", metrics["atom_type_accuracy"])
-    row("distance of atoms, RMSD", "{:.4f} Å", metrics["coords_rmsd"])
+    row("atom type accuracy", "{:.2%}", metrics["atom_type_accuracy"])
+    row("atom displacement, RMSD", "{:.4f} Å", metrics["coords_rmsd"])
     row("lengths, mean error", "{:.4f} Å", metrics["lengths_mae"])
     row("angles, mean error", "{:.3f}°", metrics["angles_mae"])
     row("volume, mean error", "{:.2%}", metrics["volume_mape"])
     row("space group kept", "{:.2%}", metrics["space_group"]["kept"])
     for name, drift in metrics.get("symmetry", {}).items():
-        row(f"moves with another {TRANSFORMATIONS[name].changes}", "{:.1e} Å", drift["coords_rmsd"])
+        change = f"change with another {TRANSFORMATIONS[name].changes}"
+        row(change, "{:.1e} Å", drift["coords_rmsd"])
     row("active units", "{}", latent["active_units"])
     row("KL per atom", "{:.2f} nats", None if None in kl else sum(kl))
-    row("matcher time-outs", "{}", metrics["match_timeouts"])
+    row("matcher timeouts", "{}", metrics["match_timeouts"])
     return table

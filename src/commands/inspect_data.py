@@ -68,7 +68,7 @@ def inspect_data(cfg: DictConfig) -> dict[str, Any]:
         datasets = data.datasets()
         crystals, rejected = crystal_table(datasets), rejected_table(data.rejected())
         if crystals.empty and rejected.empty:
-            raise DataError(f"{data.data_dir} holds no crystals")
+            raise DataError(f"{data.data_dir} contains no crystals")
 
         selected = _select(crystals["split"], cfg.max_crystals, cfg.seed)
         load = _Loader(list(datasets.values()))

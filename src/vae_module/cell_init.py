@@ -20,7 +20,7 @@ SPREAD = [0.8] * 3 + [0.35] * 3
 
 @torch.no_grad()
 def init_cell_input(embedder: MLPEmbedding) -> None:
-    """Make a new embedding map cells to what it mapped standardized cells to before."""
+    """Make a new embedding treat cells as if they were standardized."""
     linear = embedder[0]
     assert isinstance(linear, nn.Linear)
     linear.weight.div_(linear.weight.new_tensor(SPREAD))

@@ -338,7 +338,7 @@ def test_no_data(inspect, tmp_path):
     with pytest.raises(DataError, match="no folder"):
         inspect()
     write_split(tmp_path / "mine", "train", {})
-    with pytest.raises(DataError, match="holds no crystals"):
+    with pytest.raises(DataError, match="contains no crystals"):
         inspect()
     assert not (tmp_path / "out").exists()
 
