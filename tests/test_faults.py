@@ -53,7 +53,7 @@ ENVIRONMENT = {"PYTHONWARNINGS": "ignore", "COLUMNS": "500", "OMP_NUM_THREADS": 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """More threads only slow down a model this small."""
+    """More only get into each other's way in a model as small as this."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -96,7 +96,7 @@ def name(combination: Mapping[str, str]) -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """More threads only slow down a model this small."""
+    """More only get into each other's way in a model as small as this."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -105,7 +105,7 @@ class PretrainedModule(LightningModule):
             overwrite: replace an existing folder that this method wrote.
 
         Raises:
-            OutputError: if `folder` exists and is not to be replaced.
+            OutputError: if there is something at `folder` that is not to be replaced.
             CheckpointError: if a weight is not finite.
         """
         weights = {name: weight.detach().contiguous() for name, weight in self.state_dict().items()}

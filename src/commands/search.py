@@ -184,7 +184,7 @@ def parse_space(cfg: DictConfig) -> dict[str, BaseDistribution]:
     """
     space = to_plain(cfg.hparams_search.space)
     if not space:
-        raise SearchError("hparams_search.space is empty: name at least one key to search over")
+        raise SearchError("hparams_search.space names nothing to search over")
     return {name: _distribution(cfg, name, options) for name, options in space.items()}
 
 
@@ -200,7 +200,7 @@ def _distribution(cfg: DictConfig, name: str, options: Mapping[str, Any]) -> Bas
     try:
         if given.keys() == {"choices"}:
             if not all(isinstance(c, (bool, int, float, str)) for c in given["choices"]):
-                raise ValueError("choices must be numbers, strings or booleans")
+                raise ValueError("choices are numbers, words or booleans")
             return CategoricalDistribution(given["choices"])
         if any(isinstance(value, float) for value in (present, given["low"], given["high"])):
             return FloatDistribution(**given)
@@ -331,7 +331,7 @@ def _report(study: optuna.Study, folder: Path, objective: str) -> None:
         importances = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
     report_sweep(folder, objective, importances)
     if not complete:
-        raise SearchError(f"no trial of the search in {folder} completed; its table says why")
+        raise SearchError(f"no trial of the search in {folder} came to its end; its table says why")
     best = folder / f"trial_{study.best_trial.number:03d}"
     with new_file(folder / "best.yaml", overwrite=True) as path:
         path.write_text((best / ".hydra" / "overrides.yaml").read_text())
