@@ -15,16 +15,16 @@ log = logging.getLogger(__name__)
 
 
 class MatchRate(EveryNEpochs):
-    """Matches the first validation crystals with their reconstructions every few epochs.
+    """Every so many epochs, match reconstructions of the first validation crystals.
 
     Logs `val/match_rate` and `val/rmse` (CDVAE's settings). Matching runs in worker processes with
-    a time limit per pair. In a distributed run, only the first process does it.
+    a time limit per pair, from the first process of a distributed run alone.
 
     Args:
         every_n_epochs: how often; 0 for never.
         num_crystals: how many, at least 1.
-        num_workers: processes; None: one per CPU, 0: in this process without a time limit.
-        timeout: time limit per pair, in seconds.
+        num_workers: processes; None: one per CPU, 0: in this process and without a limit.
+        timeout: seconds that one pair may take.
 
     Raises:
         UserError: if `num_crystals` is less than 1.
@@ -70,4 +70,4 @@ class MatchRate(EveryNEpochs):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        self.pool.close()  # Lightning will not call teardown
+        self.pool.close()  # there will be no teardown

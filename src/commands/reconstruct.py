@@ -111,7 +111,7 @@ def reconstruct(cfg: DictConfig) -> dict[str, Any]:
 
 
 def changes_table(changes: pd.DataFrame) -> Table:
-    """A table for the terminal: the largest length and angle changes of the first crystals."""
+    """A table for the terminal: the largest changes of length and angle of the first crystals."""
     table = Table(
         title="Reconstruction minus original",
         caption=f"the first {MAX_ROWS} of {len(changes):,}" if len(changes) > MAX_ROWS else None,

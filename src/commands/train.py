@@ -52,7 +52,7 @@ class VAETraining(TrainingTask[VAEModule]):
     def table(self, summary: dict[str, Any]) -> Table:
         table = Table(
             title=f"Reconstruction of {summary['crystals_evaluated']:,} validation crystals",
-            caption="decoded from the posterior mean, with the best checkpoint",
+            caption="decoded from the posterior's mean, with the best checkpoint",
         )
         table.add_column("metric")
         table.add_column("value", justify="right")

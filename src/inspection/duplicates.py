@@ -155,7 +155,7 @@ def find_duplicates(
             not compared.
         splits: (n,) number of each crystal's split, ascending.
         load: returns the crystals at given indices.
-        selected: (n,) bool, the crystals to search for duplicates of; None for all.
+        selected: (n,) bool, the crystals to search duplicates of; None for all.
         settings: tolerances of StructureMatcher, which scales both crystals to the same volume.
         max_compared: largest number of comparisons in one search. A crystal with more candidates is
             compared with the nearest ones by fingerprint.

@@ -2,7 +2,7 @@
 
 StructureMatcher can loop for hours inside compiled code on a badly shaped cell, and can take the
 process down with it. So pairs are matched in worker processes that can be killed: a pair that
-exceeds its limit or kills its worker is logged and counts as failed, and the run continues.
+exceeds its limit, or kills its worker, is charged alone and by name, and the run goes on.
 
 This module imports neither torch nor, at its top, pymatgen: workers stay small and start quickly.
 """
@@ -71,19 +71,19 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS
 
 @dataclass(frozen=True, slots=True)
 class MatchSummary:
-    """Metrics over all pairs; every pair counts, whatever its status.
+    """Figures over all pairs; every pair counts, whatever its status.
 
     Attributes:
         match_rate: Fraction of pairs that matched, 0 to 1; NaN if there are no pairs.
         rmse: Mean rms over the matched pairs only; NaN if none matched.
-        crmse: Mean over all pairs, where an unmatched pair counts as `stol` (arXiv:2509.12178), so
-            that failing on hard crystals does not pay off; NaN if there are no pairs.
-            Each crystal is compared only with its own reconstruction, while that paper takes the
-            best match among all predictions; see `src.metrics.reconstruction.tables.metre`.
-        num_pairs: Number of pairs.
-        num_timeouts: Number of pairs that ran out of time.
-        num_crashed: Number of pairs whose worker died.
-        num_errors: Number of pairs that are missing or invalid, or for which the matcher raised.
+        crmse: Mean over all pairs of the rms, or `stol` where the pair did not match
+            (arXiv:2509.12178), so that failing on hard crystals does not pay; NaN if no pairs.
+            A crystal is charged its own pair here, where that paper takes the best match among
+            all predictions; see `src.metrics.reconstruction.tables.metre` for that share.
+        num_pairs: Count of all pairs.
+        num_timeouts: Of those that ran out of time.
+        num_crashed: Of those whose worker died.
+        num_errors: Of those that are missing or invalid, or on which the matcher raised.
     """
 
     match_rate: float
@@ -144,9 +144,9 @@ def rms_distance(
 def fast_rms_distance(
     prediction: Structure, target: Structure, settings: MatcherSettings
 ) -> float | None:
-    """Like `rms_distance`, but with `src.metrics.match` instead of pymatgen's matcher.
+    """The same by `src.metrics.match`, without pymatgen's matcher.
 
-    As the `matcher` of a `MatcherPool`, it matches all pairs together in this process. It is many
+    As the `matcher` of a `MatcherPool`, it matches all pairs together in this process: it is many
     times as fast, and cannot hang or crash. A pair that would take too long is a `timeout`.
 
     Raises:
@@ -413,7 +413,7 @@ def _match_job(
         return PairResult("error", message="the prediction could not be built")
     try:
         rms = matcher(prediction, target, settings)
-    except Exception as error:  # an absurd prediction can raise anything; only its pair fails
+    except Exception as error:  # whatever a wild prediction provokes is that pair's failure
         return PairResult("error", message=_describe(error))
     return PairResult("unmatched") if rms is None else PairResult("matched", rms)
 
@@ -437,7 +437,7 @@ def _start_worker(matcher: bytes) -> None:
     # pebble asks a worker to end by SIGTERM and waits three seconds for Python to react, which it
     # cannot do inside compiled code. There is nothing to tidy up: end at once.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # Slurm may send it to all processes of a job; the parent handles it.
+    # SLURM may send it to all processes of a job; what follows from it is for the parent to say.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # Read when numpy is loaded, so before pymatgen and the matcher's module are.
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))

@@ -72,9 +72,9 @@ def evaluate_vae(
 
     The result's `metrics` contains the following, for reconstructions from the posterior mean:
 
-    - `match_rate`, `rmse` (over matched pairs), `crmse` (unmatched pairs count as `stol`:
-      arXiv:2509.12178) and `metre` (a crystal also counts if it matches another crystal's
-      reconstruction), with CDVAE's matcher settings; the same with the suffix `_default` for
+    - `match_rate`, `rmse` (of matched pairs), `crmse` (a pair that does not match is charged
+      `stol`: arXiv:2509.12178) and `metre` (a crystal also counts if it matches the reconstruction
+      of another one) with CDVAE's matcher settings; the same with `_default` at the end for
       pymatgen's; `match_timeouts`, counted as failures;
     - `atom_type_accuracy`, `frac_coords_rmse`, `coords_rmsd` (Å), `lengths_mae` (Å), `angles_mae`
       (degrees), `volume_mape`; `crystals_evaluated`, and `crystals_without_structure`, whose
@@ -174,9 +174,9 @@ def noise_curve(
     """Match rates with noise on the latents, using the same noise, scaled, at every level.
 
     Args:
-        mean: (N, latent_dim) posterior means of the atoms in the data set.
-        noise: (N, latent_dim) noise at level 1.
-        levels: noise levels, ascending.
+        mean: (N, latent_dim) of the posteriors of the data set's atoms.
+        noise: (N, latent_dim), of the standard deviation that is level 1.
+        levels: ascending.
     """
     crystals = dataset.batch(torch.arange(len(dataset)))
     settings, found = (*SETTINGS, UNREDUCED), []
@@ -212,7 +212,7 @@ def invariance_errors(
     """How much reconstructions change when the same crystals are described differently.
 
     Args:
-        reconstructions: the reconstructions of the untransformed crystals.
+        reconstructions: of the data set in its own description.
         name: one of `TRANSFORMATIONS`.
     """
     if progress:

@@ -86,7 +86,7 @@ def test_every_so_many_epochs(data_dir, tmp_path, caplog):
 
 
 def test_an_untrained_model_in_bfloat16_matches_nothing(data_dir, tmp_path):
-    """Asks for more crystals than exist, in mixed precision, after an unlogged sanity check."""
+    """More crystals than there are, in mixed precision, after a sanity check that is not logged."""
     callback = MatchRate(every_n_epochs=1, num_crystals=1000, num_workers=0)
     _, logged = fit(
         VAEModule,
@@ -133,7 +133,7 @@ def test_it_can_be_sent_to_spawned_processes():
 
 
 def test_a_run_that_goes_on_matches_when_it_would_have(data_dir, tmp_path):
-    """Every three epochs, in a run that stops after four and is resumed: the sixth is due next."""
+    """Every three epochs, of a run that ends after four: the sixth is due then."""
     first = MatchRate(every_n_epochs=3, num_crystals=2, num_workers=0)
     assert fit(Echo, data_dir, tmp_path / "first", first, max_epochs=4)[1].keys() == {5}
     state = pickle.loads(pickle.dumps(first.state_dict()))
