@@ -159,8 +159,7 @@ def evaluation_table(metrics: dict[str, Any]) -> Table:
     row("volume, mean error", "{:.2%}", metrics["volume_mape"])
     row("space group kept", "{:.2%}", metrics["space_group"]["kept"])
     for name, drift in metrics.get("symmetry", {}).items():
-        change = f"change with another {TRANSFORMATIONS[name].changes}"
-        row(change, "{:.1e} Å", drift["coords_rmsd"])
+        row(f"change, other {TRANSFORMATIONS[name].changes}", "{:.1e} Å", drift["coords_rmsd"])
     row("active units", "{}", latent["active_units"])
     row("KL per atom", "{:.2f} nats", None if None in kl else sum(kl))
     row("matcher timeouts", "{}", metrics["match_timeouts"])
