@@ -70,7 +70,7 @@ def _run(args: argparse.Namespace) -> list:
     if args.bench in ("data", "prepare"):
         path = find_split(args.data_dir, "train")
         if path is None:
-            raise SystemExit(f"{args.data_dir} holds no train.csv")
+            raise SystemExit(f"{args.data_dir} contains no train.csv")
         if args.bench == "prepare":
             return prepare.run(path, args.crystals)
         return data.run(path, args.rounds)

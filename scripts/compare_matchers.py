@@ -2,17 +2,18 @@
 
     python scripts/compare_matchers.py --pairs 20000 --out compare
 
-compares so many pairs, of all families in turn, and goes on where it stopped if it is called again
-with a larger number. A pair is made from the seed, its family and its number alone. Each is
-compared four times, with NumPy's arrays and with Numba's loops: `get_rms_dist` with CDVAE's
-tolerances with and without reduction to primitive cells, in one order, and with either in the other
-order; and `fit` with pymatgen's default tolerances.
+compares this number of pairs, from all families in turn. Call it again with a larger number to
+continue. A pair depends only on the seed, its family and its number. Each pair is compared four
+times, with NumPy's arrays and with Numba's loops: `get_rms_dist` with CDVAE's tolerances, with and
+without reduction to primitive cells, in one order, and with either in the other order; and `fit`
+with pymatgen's default tolerances.
 
-`--out` gets `counts.json`, and `disagreements.jsonl` with a line for each verdict or rms (to 1e-6)
-that differs. There pymatgen is asked again, for the same crystals with coordinates that differ by
-about 1e-12, half of the times with the atoms in another order: where its own answer varies, the
-order of the atoms or rounding is the cause. To tell how often they change its answer at all, it is
-asked so for some pairs of each family, too (`asked again`, `order`, `rounding`).
+`--out` is the folder for `counts.json`, and for `disagreements.jsonl` with a line for each match or
+rms (to 1e-6) that differs. For these pairs, pymatgen is run again on the same crystals with
+coordinates that differ by about 1e-12, half of the times with the atoms in another order: if its
+result varies, the order of the atoms or rounding is the cause. To measure how often these change
+its result at all, the same is done for some pairs of each family (`asked again`, `order`,
+`rounding`).
 """
 
 import argparse
@@ -53,7 +54,7 @@ Family = Callable[[np.random.Generator], Pair]
 
 
 class Families:
-    """Ways to make a pair from random numbers; the public methods, by name.
+    """Ways to make a pair from random numbers; each public method is one family.
 
     Args:
         data: Folder with mp_20, perov_5, carbon_24 and mpts_52.
@@ -64,7 +65,7 @@ class Families:
         self.names = [name for name in vars(Families) if not name.startswith("_")]
 
     def mp_20(self, rng: np.random.Generator) -> Pair:
-        """A crystal and what might be its reconstruction; so the next three."""
+        """A crystal and a simulated reconstruction; also in the next three methods."""
         return self._reconstruction("mp_20", rng)
 
     def perov_5(self, rng: np.random.Generator) -> Pair:
@@ -77,13 +78,13 @@ class Families:
         return self._reconstruction("mpts_52", rng)
 
     def carbon_pairs(self, rng: np.random.Generator) -> Pair:
-        """Two of Carbon-24's crystals with as many atoms."""
+        """Two Carbon-24 crystals with the same number of atoms."""
         texts = _by_number_of_atoms(self.data / "carbon_24")
         group = texts[rng.choice(list(texts))]
         return _read(rng.choice(group)), _read(rng.choice(group))
 
     def polymorphs(self, rng: np.random.Generator) -> Pair:
-        """Two of MP-20's crystals of one formula, as novelty compares them."""
+        """Two MP-20 crystals with the same formula, as compared for novelty."""
         groups = _polymorphs(self.data / "mp_20")
         first, second = rng.choice(groups[rng.integers(len(groups))], 2, replace=False)
         return _read(first), _read(second)
@@ -120,7 +121,7 @@ class Families:
         return crystal, _shaken(mirror, rng, rng.choice([0, 0.03]))
 
     def single(self, rng: np.random.Generator) -> Pair:
-        """One atom each, in cells that resemble each other more or less."""
+        """Two crystals of one atom, in more or less similar cells."""
         lengths, angles = rng.uniform(2.5, 5, 3), rng.choice([60.0, 90.0, 109.47, 75.0], 3)
         if rng.random() < 0.7:
             lengths[:], angles[:] = lengths[0], angles[0]
@@ -140,7 +141,7 @@ class Families:
         return cells[0], cells[1]
 
     def skewed(self, rng: np.random.Generator) -> Pair:
-        """A crystal, and the same in a skewed cell, somewhat distorted."""
+        """A crystal, and the same crystal in a skewed cell, slightly distorted."""
         crystal = self._crystal(rng, most=20)
         matrix = np.eye(3, dtype=int)
         for _ in range(int(rng.integers(1, 4))):
@@ -155,7 +156,7 @@ class Families:
         return crystal, _shaken(skewed, rng, rng.choice([0, 1e-4, 0.05]))
 
     def nearly_symmetric(self, rng: np.random.Generator) -> Pair:
-        """Cells that are cubic or hexagonal but for 1e-7 to 1e-2, about where tolerances end."""
+        """Cells that are cubic or hexagonal up to 1e-7 to 1e-2, a range around the tolerances."""
         crystal = self._crystal(rng, most=8)
         a = (crystal.volume) ** (1 / 3)
         cell = (
@@ -171,7 +172,7 @@ class Families:
         return pair[0], _shaken(pair[1], rng, rng.choice([0, 0.02]))
 
     def exact(self, rng: np.random.Generator) -> Pair:
-        """A crystal and itself, moved, with its atoms in another order."""
+        """A crystal and a shifted copy of it, with its atoms in another order."""
         crystal = self._crystal(rng, most=30)
         moved = crystal.copy()
         moved.translate_sites(range(len(moved)), rng.choice([0, 0.5, rng.random()]) * np.ones(3))
@@ -255,7 +256,7 @@ def _same_numbers(folder: Path) -> list[list[str]]:
 
 
 def pymatgen_rms(pair: Pair, settings: MatcherSettings) -> float | None:
-    """Without its cache, in which crystals count as one that differ by less than 1e-5 Å."""
+    """Without pymatgen's cache, which treats crystals that differ by less than 1e-5 Å as one."""
     StructureMatcher._get_reduced_istructure.cache_clear()
     matcher = StructureMatcher(**asdict(settings), primitive_cell=settings.primitive_cell)
     found = matcher.get_rms_dist(*pair)
@@ -263,7 +264,7 @@ def pymatgen_rms(pair: Pair, settings: MatcherSettings) -> float | None:
 
 
 def pymatgen_fit(pair: Pair, settings: MatcherSettings) -> float | None:
-    """As a number: 1 for a fit."""
+    """The result of `fit` as a number: 1 if the crystals match."""
     StructureMatcher._get_reduced_istructure.cache_clear()
     matcher = StructureMatcher(**asdict(settings), primitive_cell=settings.primitive_cell)
     return 1.0 if matcher.fit(*pair) else None
@@ -291,7 +292,7 @@ def agree(ours: float | None, theirs: float | None) -> bool:
 
 
 def compare_chunk(pairs: list[Pair], numbers: list[int], clock: dict[str, float]) -> list[dict]:
-    """The disagreements among some pairs."""
+    """The disagreements in a chunk of pairs."""
     found = []
     swapped = [(b, a) for a, b in pairs]
     parity = numbers[0] // CHUNK % 2
@@ -347,7 +348,7 @@ def compare_chunk(pairs: list[Pair], numbers: list[int], clock: dict[str, float]
 def variants(
     pair: Pair, settings: MatcherSettings, oracle: Callable, count: int = 8
 ) -> list[float | None]:
-    """What pymatgen says to the same pair, all but rounding."""
+    """The results of pymatgen for the same pair, changed only by rounding and order."""
     rng = np.random.default_rng(0)
     results: list[float | None] = []
     for _ in range(count):

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path as Curve
-from PIL import Image  # which matplotlib needs, too
+from PIL import Image  # a dependency of matplotlib
 from PIL.PngImagePlugin import PngInfo
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -247,7 +247,7 @@ Place = str | Corridor  # what stands on a floor: a room or a corridor
 
 @dataclass(frozen=True)
 class Box:
-    """Where a place is."""
+    """The position and size of a room or corridor."""
 
     left: float
     right: float
@@ -261,7 +261,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Text:
-    """What is written in a room.
+    """The text in a room.
 
     Attributes:
         size: of the room's name, so that it fits.
@@ -292,7 +292,7 @@ class Ruler:
         return self._renderer.get_text_width_height_descent(text, font, False)[0] / 720
 
     def text(self, name: str, room: Room, width: float) -> Text:
-        """What to write in a room of this width."""
+        """Lay out the text of a room of this width."""
         free = max(width - 2 * PAD, 0.1)
         size = TITLE * min(1.0, free / self.width(name, TITLE, "bold"))
         counts = f"{_number(room.num_lines)} line{'s' * (room.num_lines != 1)}"
@@ -320,13 +320,13 @@ def _number(number: int) -> str:
 
 
 class Layout:
-    """Where rooms and arrows go.
+    """The positions of rooms and arrows.
 
     Attributes:
-        boxes: of rooms and corridors.
-        texts: of rooms.
-        curves: of arrows.
-        height: of the picture.
+        boxes: the boxes of rooms and corridors.
+        texts: the texts of rooms.
+        curves: the curves of arrows.
+        height: the height of the picture.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -412,7 +412,7 @@ class Layout:
                 return
 
     def _cost(self, index: int) -> float:
-        """Of the arrows between a floor and the one above it."""
+        """The cost of the arrows between a floor and the one above it."""
         if index < 0:
             return 0.0
         cost, ends = 0.0, []

@@ -1,4 +1,4 @@
-"""Latent representations of crystals. `docs/where.md` says what is where."""
+"""Latent representations of crystals. `docs/where.md` describes the code layout."""
 
 from src.utils import moved_modules
 

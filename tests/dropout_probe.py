@@ -1,4 +1,4 @@
-"""A callback for runs in processes of their own, which tell what their dropout did by files."""
+"""A callback that records the dropout masks of a run in files, for runs in separate processes."""
 
 import os
 import signal
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 
 class DropoutProbe(Callback):
-    """Writes a line per training step and process: which of the first numbers were dropped.
+    """Writes one line per training step and process: which of the first values were dropped.
 
     Args:
-        folder: gets `RANK.txt`, to which a run that is continued appends.
-        stop_after: tell the first process to stop after this step, as a cluster would.
+        folder: where to write `RANK.txt`; a resumed run appends to it.
+        stop_after: send the first process a signal to stop after this step, as a cluster would.
     """
 
     def __init__(self, folder: str, stop_after: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Every config composes, its parts can be made, and it says what the code says."""
+"""Every config composes, its parts can be built, and its defaults agree with the code."""
 
 import inspect
 import re
@@ -32,7 +32,7 @@ SMALL = [
 
 
 def choices(group: str) -> list[str]:
-    """The names in a config group, as one selects them."""
+    """The names in a config group, as used to select them."""
     folder = CONFIGS / group
     return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
 
@@ -51,7 +51,7 @@ def make_config(tmp_path, monkeypatch):
 
 
 def make_parts(cfg) -> tuple:
-    """What `src.commands.train.train` makes of a config."""
+    """Build what `src.commands.train.train` builds from a config."""
     OmegaConf.resolve(cfg)
     callbacks = [instantiate(c) for c in cfg.callbacks.values() if "_target_" in c]
     loggers = [instantiate(c) for c in cfg.logger.values()]
@@ -193,7 +193,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_commands(name):
-    """What a command cannot do without is asked for; the rest has values."""
+    """Only the fields that a command cannot do without are required; all others have values."""
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = compose(name, overrides=["++paths.output_dir=."])
     assert OmegaConf.missing_keys(cfg) == COMMANDS[name]
@@ -287,9 +287,9 @@ FIELD = re.compile(r"^(?P<indent> *)(?P<key>\w+): *(?P<value>[^#]*?) *(?P<commen
 
 
 def unexplained(path: Path) -> list[str]:
-    """Fields with a value and no comment, on their line or above it.
+    """Fields with a value but without a comment on their line or above it.
 
-    Not those that a file takes from its defaults, targets, or pointers to another field.
+    Excludes fields that are inherited from a default, targets, and references to another field.
     """
     defaults = (yaml.safe_load(path.read_text()) or {}).get("defaults", [])
     inherited = set()

@@ -1,4 +1,4 @@
-"""What the README and the documentation show works, and the site builds without a warning."""
+"""The code and commands in the README and docs work, and the site builds without warnings."""
 
 import argparse
 import ast
@@ -47,13 +47,13 @@ def name_of(page: Path) -> str:
 
 
 def blocks(page: Path, language: str) -> list[tuple[str | None, str]]:
-    """Title, if there is one, and text of the code blocks of a page."""
+    """The title, if any, and the text of each code block on a page."""
     found = FENCE.findall(page.read_text())
     return [(title or None, text) for kind, title, text in found if kind == language]
 
 
 def commands(page: Path) -> list[str]:
-    """The lines of its bash blocks, continued ones in one, without comments."""
+    """The lines of the page's bash blocks, with continuation lines joined and without comments."""
     text = "\n".join(text for _, text in blocks(page, "bash")).replace("\\\n", " ")
     lines = (re.sub(r"(^|\s)#.*", "", line).strip() for line in text.splitlines())
     return [" ".join(line.split()) for line in lines if line]
@@ -76,7 +76,7 @@ def test_code_blocks_are_of_languages_that_are_checked():
 
 @pytest.fixture
 def place(tmp_path, monkeypatch) -> Path:
-    """The working folder, with the paths that pages use in examples."""
+    """The working folder, with the paths that the examples use."""
     data, run = tmp_path / "data", tmp_path / "path" / "to"
     write_crystals(data / "prototypes")
     for other in (*(data / name for name in SETS[1:]), run / "mp_20"):
@@ -118,7 +118,7 @@ def rocksalt() -> Structure:
 
 
 def make_vae() -> VAEModule:
-    """Untrained, but its cells are about cubes of 3 Å for an atom."""
+    """An untrained VAE whose cells are roughly cubes of 3 Å per atom."""
     torch.manual_seed(0)
     vae = VAEModule(TransformerEncoder(**SIZES), TransformerDecoder(**SIZES))
     with torch.no_grad():
@@ -129,7 +129,7 @@ def make_vae() -> VAEModule:
 
 
 def write_titled(page: Path, folder: Path) -> None:
-    """Write the blocks that have a path for a title there, below `folder`."""
+    """Write the blocks whose title is a path to that path below `folder`."""
     for language in ("python", "yaml"):
         for title, text in blocks(page, language):
             if title:
@@ -142,7 +142,7 @@ def write_titled(page: Path, folder: Path) -> None:
 
 @parametrize_pages("python")
 def test_python_runs(page, place, monkeypatch):
-    """The blocks of a page share their names; those with a title are files of the project."""
+    """The blocks of a page share variables; those with a title are files of the project."""
     torch.manual_seed(0)
     write_titled(page, place)
     encoders = src.vae_module.encoders
@@ -168,7 +168,7 @@ def test_an_encoder_takes_fifty_lines():
 
 
 def compose_with(name: str, arguments: list[str], folder: Path) -> None:
-    """Compose a config with a command line's overrides; of a sweep, with the first values."""
+    """Compose a config with the overrides of a command line; for a sweep, with the first values."""
     overrides = [argument for argument in arguments if "=" in argument]
     flags = {argument for argument in arguments if "=" not in argument}
     assert flags <= {"-m", "--cfg", "job", "--info", "defaults-tree"}, flags
@@ -196,7 +196,7 @@ def check_make(arguments: list[str], folder: Path) -> None:
 
 
 def check_python(arguments: list[str], folder: Path) -> None:
-    """One of Hydra's commands is composed, another is asked what it makes of its arguments."""
+    """Compose the config of a Hydra command; let other commands parse their arguments."""
     script = ROOT / arguments[0]
     assert script.is_file(), script
     if config := re.search(r'config_name="(\w+)"', script.read_text()):
@@ -241,7 +241,7 @@ def check_wandb_sweep(arguments: list[str], folder: Path) -> None:
 
 
 def check_nothing(arguments: list[str], folder: Path) -> None:
-    """What belongs to others, and what there is nothing to check about."""
+    """For commands of other programs, and commands with nothing to check."""
 
 
 CHECKS: dict[str, Callable[[list[str], Path], None]] = {
@@ -308,7 +308,7 @@ for name, arguments in json.loads(sys.argv[1]):
 
 
 def runnable(page: Path) -> list[tuple[str, list[str]]]:
-    """Names and arguments of the commands of a page that can be run here."""
+    """Names and arguments of the commands on a page that can be run in a test."""
     found = []
     for line in commands(page):
         match = re.match(r"(?:\.venv/bin/)?python src/(\w+)\.py", line)

@@ -62,7 +62,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def common(tmp_path_factory) -> list[str]:
-    """Overrides for the first of the embedded crystals: 64 to train on, 8 to validate with."""
+    """Overrides for a few of the included crystals: 64 for training, 8 for validation."""
     folder = tmp_path_factory.mktemp("data")
     for split, size in (("train", 64), ("val", 8)):
         table = pd.read_csv(ROOT / "data" / "prototypes" / f"{split}.csv", nrows=size)
@@ -80,7 +80,7 @@ def run_here(folder: Path, overrides: list[str], *callbacks: Callback) -> dict[s
 def start(
     folder: Path, overrides: list[str], env: dict[str, str] | None = None
 ) -> subprocess.Popen[str]:
-    """The real command, in a process of its own."""
+    """Start the real command in a separate process."""
     return subprocess.Popen(
         [sys.executable, ROOT / "src" / "train_vae.py", *overrides, f"hydra.run.dir={folder}"],
         cwd=ROOT,
@@ -102,7 +102,7 @@ def last(folder: Path, name: str = "last") -> dict[str, Any]:
 
 
 def metrics(folder: Path) -> list[dict[str, str]]:
-    """What the run logged, but for how fast it was and where it lies."""
+    """What the run logged, except for speeds and paths."""
     clock = ("crystals_per_second", "time_s", "training_steps_s")
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -110,7 +110,7 @@ def metrics(folder: Path) -> list[dict[str, str]]:
 
 
 def assert_same_run(folder: Path, expected: Path) -> None:
-    """Bit for bit: what was logged, weights, optimizer and schedule, of the last and the best."""
+    """Compare bit for bit: logs, and weights, optimizer and schedule of both checkpoints."""
     assert metrics(folder) == metrics(expected)
     for name in ("last", "best"):
         ours, theirs = last(folder, name), last(expected, name)
@@ -137,7 +137,7 @@ def assert_equal(ours: Any, theirs: Any) -> None:
 
 
 class At(Callback):
-    """Does something when a hook is called after so many steps."""
+    """Calls a function when a hook is called after the given number of steps."""
 
     def __init__(self, hook: str, step: int, action: Callable[[], Any]) -> None:
         def act(trainer, *args, **kwargs) -> None:
@@ -148,7 +148,7 @@ class At(Callback):
 
 
 class Crash(Exception):
-    """A mistake in code."""
+    """A bug."""
 
 
 def crash() -> None:
@@ -160,7 +160,7 @@ def crash() -> None:
 
 @pytest.fixture(scope="module")
 def whole(common, tmp_path_factory) -> Path:
-    """A run that nothing interrupts."""
+    """An uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     run_here(folder, common)
     return folder
@@ -170,7 +170,7 @@ def whole(common, tmp_path_factory) -> Path:
     ("hook", "step"), [("on_before_optimizer_step", 3), ("on_validation_batch_start", 4)]
 )
 def test_a_run_that_crashes_goes_on_as_if_it_had_not(common, whole, tmp_path, hook, step):
-    """Within an epoch, and in the validation at the end of one."""
+    """Within an epoch, and in the validation at the end of an epoch."""
     with pytest.raises(Crash):
         run_here(tmp_path, common, At(hook, step, crash))
     assert last(tmp_path)["global_step"] == 3
@@ -231,7 +231,7 @@ def test_ten_kills_at_any_moment(common, tmp_path):
 
 
 def test_a_finished_run_stays_as_it_is(common, whole, tmp_path, caplog):
-    """Also where it was moved to another folder."""
+    """Even if it was moved to another folder."""
     folder = shutil.copytree(whole, tmp_path / "copy")
     path = folder / "metrics.csv"
     before = path.read_text(), (folder / "summary.json").read_text()
@@ -243,7 +243,7 @@ def test_a_finished_run_stays_as_it_is(common, whole, tmp_path, caplog):
 
 @pytest.mark.slow
 def test_a_run_can_be_given_more_steps(common, tmp_path):
-    """It stopped within an epoch, and goes on there."""
+    """It stopped within an epoch, and continues there."""
     common = [*common, "scheduler=constant", "trainer.max_epochs=3"]
     run_here(tmp_path / "whole", [*common, "trainer.max_steps=11"])
     run_here(tmp_path / "parts", [*common, "trainer.max_steps=6"])
@@ -282,7 +282,7 @@ SLURM = {
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch) -> Callable[[], list[str]]:
-    """This process as a job of SLURM; returns what `scontrol` was called with."""
+    """Make this process look like a Slurm job; returns the arguments of `scontrol`."""
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "scontrol").write_text(FAKE_SCONTROL)
@@ -294,7 +294,7 @@ def slurm(tmp_path, monkeypatch) -> Callable[[], list[str]]:
 
 
 def tell(monkeypatch, owner: Any, name: str, number: signal.Signals) -> None:
-    """Let this process receive a signal when a function is called, which then does its work."""
+    """Send this process a signal when a function is called, before the function does its work."""
     function = getattr(owner, name)
 
     def told(*args, **kwargs):
@@ -343,7 +343,7 @@ def test_a_run_that_ended_with_an_epoch_has_its_figures_later(common, tmp_path, 
 
 
 def test_a_signal_while_lightning_tidies_up_is_heeded(common, tmp_path, slurm):
-    """After the last look of the callback, and before the fit returns."""
+    """After the callback's last check, and before the fit returns."""
     late = At("on_fit_end", 2 * STEPS, lambda: os.kill(os.getpid(), signal.SIGUSR1))
     with pytest.raises(SystemExit) as stopped:
         run_here(tmp_path / "run", common, late)
@@ -361,7 +361,7 @@ def test_a_run_that_has_its_results_is_not_queued_again(common, tmp_path, monkey
 
 
 def test_a_run_that_keeps_no_state_leaves_signals_alone(common, tmp_path, monkeypatch):
-    """Ended and queued again it would lose all its steps; Lightning has a way of its own."""
+    """If requeued, it would lose all its steps. Lightning has its own signal handlers."""
     handlers = []
     evaluate = training.evaluate_reconstruction
     monkeypatch.setattr(
@@ -379,7 +379,7 @@ def test_a_run_that_keeps_no_state_leaves_signals_alone(common, tmp_path, monkey
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", ["trainer.max_epochs=2", "trainer.max_time=00:00:00:04"])
 def test_a_signal_to_the_real_command_as_it_matches(common, tmp_path, limit):
-    """A job of SLURM whose time is up in the last of its work, twice."""
+    """A Slurm job that runs out of time during the final matching, twice."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "scontrol").write_text(FAKE_SCONTROL)
     (tmp_path / "bin" / "scontrol").chmod(0o755)
@@ -420,7 +420,7 @@ def test_a_signal_to_the_real_command_as_it_matches(common, tmp_path, limit):
     ids=["term", "usr1", "slurm term", "slurm usr1", "slurm array"],
 )
 def test_signals_to_the_real_command(common, tmp_path, number, env, calls):
-    """Far from any checkpoint, so that it is the signal that writes one."""
+    """Far from any checkpoint, so that only the signal can cause one."""
     common = [*common, "trainer.max_epochs=60", "callbacks.last_checkpoint.every_n_steps=0"]
     common += ["trainer.check_val_every_n_epoch=20"]
     (tmp_path / "bin").mkdir()
@@ -450,7 +450,7 @@ def test_signals_to_the_real_command(common, tmp_path, number, env, calls):
 
 @pytest.mark.slow
 def test_a_signal_to_one_of_two_processes_stops_both(common, tmp_path):
-    """They agree on the step, so that the run goes on exactly here too."""
+    """They agree on the step, so that the run resumes exactly here too."""
     common = [
         *common, "trainer.devices=2", "trainer.strategy=ddp", "trainer.max_epochs=12",
         "data.batch_size=8", "trainer.log_every_n_steps=5",
@@ -481,12 +481,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(common, tmp_p
     assert f"{path} is damaged" in caplog.text
     assert f"Continuing from {path.with_name('best.ckpt')}, after step {STEPS}" in caplog.text
     path.with_name("best.ckpt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be continued from"):
+    with pytest.raises(CheckpointError, match=r"none of the checkpoints in .* can be resumed"):
         run_here(tmp_path, [*common, "resume_from=last"])
 
 
 def test_a_disk_that_fills_up(common, whole, tmp_path):
-    """A real limit on the size of files stands in for the end of a disk."""
+    """A limit on the file size stands in for a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     size = (whole / "checkpoints" / "last.ckpt").stat().st_size
 
@@ -542,7 +542,7 @@ def test_a_full_disk_ends_the_command_with_one_message(common, whole, tmp_path, 
 
 
 def test_a_run_that_diverges_stops_and_keeps_its_checkpoints(common, tmp_path):
-    """A learning rate beyond reason, from the third step on."""
+    """The learning rate is absurdly large from the third step on."""
     run = [*common, "scheduler=constant", "trainer.max_epochs=3"]
 
     class Explode(Callback):
@@ -631,7 +631,7 @@ def test_twelve_processes_and_one_empty_cache(tmp_path):
 
 @pytest.fixture
 def open_folder():
-    """A folder that any user of the machine may read, where pytest's own are closed."""
+    """A folder that any user may read, unlike pytest's own temporary folders."""
     with tempfile.TemporaryDirectory() as path:
         Path(path).chmod(0o755)
         yield Path(path)
@@ -639,7 +639,7 @@ def open_folder():
 
 @pytest.mark.slow
 def test_a_user_who_may_write_nowhere(open_folder):
-    """With a cache that is there, or without."""
+    """With and without an existing cache."""
     data, cache = open_folder / "data", open_folder / "cache"
     data.mkdir()
     table = pd.read_csv(ROOT / "data" / "prototypes" / "train.csv", nrows=10)

@@ -1,4 +1,4 @@
-"""Files that would run code if anything opened them carelessly, given to all that opens files."""
+"""Give every reader files that would run code if they were opened carelessly."""
 
 import importlib.util
 import json
@@ -34,7 +34,7 @@ SIZES = {"d_model": 16, "nhead": 2, "num_layers": 1, "dim_feedforward": 16}
 
 
 class Bomb:
-    """A call, when it is unpickled, that leaves a trace."""
+    """Makes a call that leaves a trace when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -45,7 +45,7 @@ class Bomb:
 
 @pytest.fixture
 def trace(tmp_path) -> Iterator[Path]:
-    """What must not be there when a test is over."""
+    """The file that must not exist at the end of a test."""
     path = tmp_path / "trace"
     yield path
     assert not path.exists()
@@ -62,7 +62,7 @@ def data_dir(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def content(tmp_path_factory) -> dict[str, Any]:
-    """Of a checkpoint that is good."""
+    """The content of a valid checkpoint."""
     path = tmp_path_factory.mktemp("good") / "vae.ckpt"
     save_checkpoint(VAEModule(TransformerEncoder(**SIZES), TransformerDecoder(**SIZES)), path)
     return torch.load(path, weights_only=True)
@@ -91,7 +91,7 @@ def make_config(name: str, folder: Path, data_dir: Path, *overrides: str) -> Dic
 
 
 def command(run, name: str, *overrides: str):
-    """A call with a path and a folder of data, that runs a command in a folder of its own."""
+    """A function of a path and a data folder that runs a command in a separate folder."""
 
     def call(path: Path, data_dir: Path) -> None:
         folder = path.parent / "out"
@@ -117,7 +117,7 @@ def resume_last(path: Path, data_dir: Path) -> None:
 
 
 def pretrained(path: Path, data_dir: Path) -> None:
-    """A folder whose weights are a pickle, under the name that they should have and others."""
+    """A folder whose weights are a pickle, under the expected file name and others."""
     VAEModule(TransformerEncoder(**SIZES), TransformerDecoder(**SIZES)).save_pretrained(
         path.parent / "vae"
     )
@@ -175,7 +175,7 @@ def test_the_pickle_would_have_run(content, tmp_path):
 
 
 def touch(trace: Path) -> dict[str, Any]:
-    """The config of a call that leaves a trace, in Hydra's form."""
+    """A Hydra config of a call that leaves a trace."""
     return {"_target_": "subprocess.Popen", "args": ["touch", str(trace)]}
 
 
@@ -263,7 +263,7 @@ CIF = (ROOT / "data" / "prototypes" / "val.csv").read_text().split('"')[1]
 
 
 def test_an_archive_stays_where_it_is(tmp_path):
-    """Names that lead elsewhere are read under names that do not, or left out."""
+    """Members with paths outside the archive are read under safe names or skipped."""
     folder = tmp_path / "in"
     folder.mkdir()
     names = ["good.cif", "../up.cif", "a/../../up.cif", "/absolute.cif", "..", "a\\..\\up.cif"]

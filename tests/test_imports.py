@@ -1,4 +1,4 @@
-"""Imports flow one way, through the folders of `src` and between the modules of each."""
+"""Imports go in one direction, between the folders of `src` and between the modules in each."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ MAY_IMPORT = {
 
 
 def folder_of(path: Path) -> str:
-    """`data` for src/data/cif.py; `entry points` for what is in src itself."""
+    """`data` for src/data/cif.py; `entry points` for modules directly in src."""
     parts = path.relative_to(ROOT / "src").parts
     return parts[0] if len(parts) > 1 else "entry points"
 
@@ -81,7 +81,7 @@ def test_nothing_is_imported_in_a_circle():
 
 
 def test_the_folders_are_in_an_order():
-    """Which `MAY_IMPORT` states, for whoever reads it."""
+    """Each folder may import only folders that `MAY_IMPORT` lists before it."""
     before: set[str] = set()
     for folder, allowed in MAY_IMPORT.items():
         assert allowed <= before, folder

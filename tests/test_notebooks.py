@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, and are kept without their outputs."""
+"""The notebooks run from top to bottom, and are committed without outputs."""
 
 import ast
 import re
@@ -63,7 +63,7 @@ def test_what_they_import_is_there_under_its_present_name(notebook):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_they_run(path, monkeypatch):
-    """Cells assert on what they compute, so a run without an error has the right figures."""
+    """Cells assert on what they compute, so a run without errors has the right results."""
     from nbclient import NotebookClient
 
     monkeypatch.delenv("XTAL_CHECKPOINT", raising=False)

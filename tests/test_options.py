@@ -1,7 +1,7 @@
-"""Every option of a config group goes with every option of the others, or is refused with a reason.
+"""Every option of a config group works with every option of the others, or is rejected.
 
 Combinations cover all pairs of options, which takes far fewer runs than all combinations. Options
-are those of the files in `configs`, so that a new one is tried with all others unasked.
+are read from the files in `configs`, so a new one is automatically tried with all others.
 """
 
 import itertools
@@ -39,7 +39,7 @@ TRAINERS = ["default", "cpu", *(["gpu"] if torch.cuda.is_available() else [])]
 
 
 def options(group: str) -> list[str]:
-    """Names of the files of a group."""
+    """Names of the files in a group."""
     return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
 
 
@@ -65,7 +65,7 @@ def pairs_of(combination: Mapping[str, str]) -> set[frozenset[tuple[str, str]]]:
 
 
 def covering(groups: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
-    """Combinations among which each pair of options of two groups occurs; the same each time."""
+    """Combinations that contain every pair of options from two groups; the same each time."""
     missing = {
         frozenset([(one, a), (other, b)])
         for one, other in itertools.combinations(groups, 2)
@@ -114,9 +114,9 @@ def environment(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
-    """Eight crystals to train on and four to validate with, as splits and as files.
+    """Eight crystals for training and four for validation, as splits and as files.
 
-    They have few atoms, since Perov-5 takes no more than five.
+    They have few atoms, since Perov-5 accepts no more than five.
     """
     folder = tmp_path_factory.mktemp("data")
     (folder / "splits").mkdir()
@@ -132,7 +132,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 
 def overrides(combination: Mapping[str, str], folders: Mapping[str, Path]) -> list[str]:
-    """The shipped options, and what makes their run a small one of two steps."""
+    """The options as shipped, and overrides that reduce the run to two small steps."""
     data = combination.get("data", "prototypes")
     chosen = [f"{group}={option}" for group, option in combination.items() if option != "null"]
     in_this_process = ["callbacks.match_rate.num_workers=0"]
@@ -151,7 +151,7 @@ def compose_run(folder: Path, given: Sequence[str]):
 
 
 def run(folder: Path, combination: Mapping[str, str], folders: Mapping[str, Path]) -> None:
-    """As `src/train_vae.py` does it, in this process."""
+    """Run `src/train_vae.py` in this process."""
     cfg = compose_run(folder, overrides(combination, folders))
     if "hparams_search" in cfg:
         assert search(cfg).best_value == pytest.approx(0.5, abs=0.5)
@@ -266,7 +266,7 @@ WITH_PROCESSES = [
 @pytest.mark.slow
 @pytest.mark.parametrize("combination", WITH_PROCESSES, ids=name)
 def test_every_option_goes_with_several_processes(combination, folders, tmp_path):
-    """Started as a command, which Lightning starts again for the second process."""
+    """Started as a command, because Lightning starts the command again for the second process."""
     given = overrides({**combination, "trainer": "ddp_sim"}, folders)
     done = subprocess.run(
         [sys.executable, ROOT / "src" / "train_vae.py", *given, f"hydra.run.dir={tmp_path}/run"],

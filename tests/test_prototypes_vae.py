@@ -1,4 +1,4 @@
-"""The checkpoint that comes with the embedded data still reaches what the documentation says."""
+"""The checkpoint that comes with the included data still reaches the documented results."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The README begins with what one needs first."""
+"""The README begins with what a new user needs first."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What makes training fast changes nothing but the time: the simple path is the oracle."""
+"""Optimizations change only the speed: results are compared with a simple implementation."""
 
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def losses(
 
 @pytest.fixture(scope="module")
 def batches(tmp_path_factory):
-    """20 batches of the embedded data, indexed from flat tensors and collated by PyG."""
+    """20 batches of the included data, indexed from flat tensors and collated by PyG."""
     cache = tmp_path_factory.mktemp("cache")
     dataset = DataModule(PROTOTYPES, cache_dir=cache).dataset("val")
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Training on a CPU beside other work: how many threads, and how they wait for each other."""
+"""Speed of training on a CPU next to other work, by number of threads and how they wait."""
 
 import os
 import statistics
@@ -24,16 +24,16 @@ from src.utils.processes import WorkerContext, num_cpus
 from src.utils.threads import SPIN_COUNT, WAIT_VARIABLES
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-SIZES = {"small": "small", "medium": "medium", "full": "null"}  # as `size=` ships them
+SIZES = {"small": "small", "medium": "medium", "full": "null"}  # the options of `size=`
 
 
 def run(
     dataset: CrystalDataset, size: str, batch_size: int, rounds: int, num_busy: int
 ) -> list[Row]:
-    """Crystals/s of each variant, alone and beside `num_busy` processes that never wait.
+    """Crystals/s of each variant, alone and next to `num_busy` processes that never wait.
 
-    Each variant is a process of its own, since OpenMP reads its settings when it is loaded. All of
-    them stay, and take turns.
+    Each variant has its own process, since OpenMP reads its settings when it is loaded. The
+    processes are kept alive and take turns.
     """
     variants = _variants()
     rates: dict[tuple[int, str], list[float]] = {}
@@ -45,7 +45,7 @@ def run(
                     1, WorkerContext(), _start, (dataset, size, batch_size, environment)
                 )
             )
-            with _environment(environment):  # which a process has from where it is started
+            with _environment(environment):  # inherited by the process
                 pools[name].submit(os.getpid).result()
         turns = [(k, beside) for k in range(rounds + 1) for beside in (0, num_busy)]
         for k, beside in track(turns, f"busy, size={size}", transient=True):
@@ -82,7 +82,7 @@ def _variants() -> dict[str, dict[str, str]]:
 
 @contextmanager
 def _environment(content: Mapping[str, str]) -> Iterator[None]:
-    """Nothing else said about threads."""
+    """Set these thread variables and no others."""
     before = dict(os.environ)
     for name in (*WAIT_VARIABLES, "OMP_NUM_THREADS"):
         os.environ.pop(name, None)

@@ -17,8 +17,8 @@ STRAIN = 0.005  # and of the cell, so that no mapping is exact, as in a reconstr
 
 
 def run(dataset: CrystalDataset, rounds: int) -> list[Row]:
-    """Pairs/s of crystals and what might be their reconstructions."""
-    # at random, since files are often sorted in some way
+    """Pairs/s for crystals and simulated reconstructions of them."""
+    # at random, since files are often sorted
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(dataset), generator=generator)
     batch = dataset.batch(order[: min(NUM_PAIRS, len(dataset))])

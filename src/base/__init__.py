@@ -1,4 +1,4 @@
-"""What every LightningModule of the project inherits: training, checkpoints, the hub."""
+"""Base classes of the project's LightningModules: training, checkpoints, Hugging Face Hub."""
 
 from src.base.module import CrystalModule
 

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: files from it and folders to it, with errors that say what to do."""
+"""Download from and upload to the Hugging Face Hub, with errors that say what to do."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,10 +32,10 @@ def upload_folder(
     """Publish a folder as a repository; see `PretrainedModule.push_to_hub`.
 
     Returns:
-        The address of the commit.
+        The URL of the commit.
 
     Raises:
-        CheckpointError: if the hub refuses or cannot be reached.
+        CheckpointError: if the Hub refuses the upload or cannot be reached.
     """
     api = HfApi(endpoint=endpoint, token=token, library_name=LIBRARY, library_version=version())
     with _hub_errors(repo_id, revision):
@@ -44,13 +44,13 @@ def upload_folder(
 
 
 def download_file(repo_id: str, name: str, revision: str | None = None, **options: Any) -> Path:
-    """A file of a repository.
+    """Download a file from a repository and return its path.
 
     Args:
         options: further keyword arguments of `huggingface_hub.hf_hub_download`.
 
     Raises:
-        CheckpointError: if it cannot be downloaded; it says why.
+        CheckpointError: if it cannot be downloaded; the message says why.
     """
     with _hub_errors(repo_id, revision, name):
         return Path(
@@ -67,30 +67,30 @@ def download_file(repo_id: str, name: str, revision: str | None = None, **option
 
 @contextmanager
 def _hub_errors(repo_id: str, revision: str | None, name: str = "") -> Iterator[None]:
-    """Errors of the hub's client as ours."""
+    """Raise the errors of `huggingface_hub` as `CheckpointError`."""
     try:
         yield
     except HFValidationError as error:
         raise CheckpointError(
-            f"{repo_id} is neither a folder nor a valid name of a repository on the hub"
+            f"{repo_id} is neither a folder nor a valid repository name on the Hugging Face Hub"
         ) from error
-    except RepositoryNotFoundError as error:  # which a gated one is, too
+    except RepositoryNotFoundError as error:  # also raised for a gated repository
         raise CheckpointError(
-            f"there is no folder {repo_id}, and no repository of that name on the hub that may be "
-            "read: give the token of somebody who may, or look for a mistake in the name"
+            f"there is no folder {repo_id}, and no repository of that name on the Hugging Face Hub "
+            "that you can access: check the name, or give a token that has access"
         ) from error
     except RevisionNotFoundError as error:
         raise CheckpointError(f"{repo_id} has no revision {revision!r}") from error
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
-            f"there is no folder {repo_id}, and the hub cannot be reached to look for it there, "
-            "nor has it been downloaded before"
+            f"there is no folder {repo_id}; as a repository, it was never downloaded, and the "
+            "Hugging Face Hub cannot be reached"
         ) from error
     except EntryNotFoundError as error:
-        raise CheckpointError(f"{repo_id} holds no model: it has no {name}") from error
+        raise CheckpointError(f"{repo_id} does not contain a model: it has no {name}") from error
     except (HTTPError, OSError) as error:
         raise CheckpointError(
-            f"{repo_id} cannot be had from the hub: {_first_line(error)}"
+            f"{repo_id} cannot be downloaded or uploaded: {_first_line(error)}"
         ) from error
 
 
@@ -99,8 +99,8 @@ def _first_line(error: Exception) -> str:
 
 
 def version() -> str:
-    """Of this project, as it is installed."""
+    """The installed version of this project."""
     try:
         return metadata.version(LIBRARY)
-    except metadata.PackageNotFoundError:  # run from a folder without installation
+    except metadata.PackageNotFoundError:  # run without installing it
         return "unknown"

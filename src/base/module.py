@@ -1,4 +1,4 @@
-"""The part of a LightningModule that does not depend on what it models."""
+"""The part of a LightningModule that does not depend on the model."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -19,10 +19,10 @@ SCHEDULER = {"_target_": "src.utils.schedules.WarmupCosine"}
 
 
 class CrystalModule(PretrainedModule):
-    """Optimizer, schedule, clipping, randomness and logging, for any model of crystals.
+    """Optimizer, schedule, gradient clipping, randomness and logging, for any model of crystals.
 
     Args:
-        optimizer: config of a `torch.optim.Optimizer`, which is given the named parameters.
+        optimizer: config of a `torch.optim.Optimizer`, which receives the named parameters.
         scheduler: config of a `src.utils.schedules.Schedule`.
     """
 
@@ -34,28 +34,28 @@ class CrystalModule(PretrainedModule):
         super().__init__()
         self.optimizer = to_plain(optimizer or OPTIMIZER)
         self.scheduler = to_plain(scheduler or SCHEDULER)
-        # terms of the loss and norm of the gradient in the last training step, for callbacks
+        # loss terms and gradient norm of the last training step, for callbacks
         self.last_step: dict[str, Tensor] = {}
         self._seed: int | None = None  # of the run
 
     def on_fit_start(self) -> None:
         self._seed = torch.initial_seed()
         datamodule = getattr(self.trainer, "datamodule", None)
-        if isinstance(datamodule, DataModule):  # after a checkpoint to go on from was loaded
+        if isinstance(datamodule, DataModule):  # after a checkpoint to resume from was loaded
             self.training_set = datamodule.dataset("train").census()
             self.read_options = asdict(datamodule.read_options)
 
     def on_train_start(self) -> None:
-        # The schedule asks for the number of steps in the run, for which Lightning creates the data
-        # loader early. Lightning then skips restoring the loader's state when a run resumes within
-        # an epoch, so it is restored here.
+        # The schedule needs the number of steps in the run, so Lightning creates the data loader
+        # early. It then does not restore the loader's state when a run resumes within an epoch, so
+        # restore it here.
         self.trainer.fit_loop._load_combined_loader_states()
 
     def step_generator(self, batch_idx: int) -> torch.Generator:
         """The random generator of a training step, which depends only on the seed, step and batch.
 
-        All processes of a distributed run have the same, so that what is drawn for a whole batch
-        does not depend on how the batch is shared.
+        It is the same in all processes of a distributed run, so that what is drawn for a whole
+        batch does not depend on how the batch is divided.
         """
         accumulated = self.trainer.accumulate_grad_batches
         index = self.global_step * accumulated + batch_idx % accumulated
@@ -63,28 +63,28 @@ class CrystalModule(PretrainedModule):
         return torch.Generator(self.device).manual_seed((seed + 1_000_003 * index) % 2**63)
 
     def seed_dropout(self, generator: torch.Generator) -> None:
-        """Seed the global randomness of a training step, for layers that take no generator.
+        """Seed the global random state of a training step, for layers that take no generator.
 
-        Each process of a distributed run has its own, since it holds other crystals.
+        The seed differs between the processes of a distributed run, which hold different crystals.
         """
         torch.manual_seed((generator.initial_seed() + 1 + self.global_rank) % 2**63)
 
     def is_logged_step(self) -> bool:
-        """Whether the training step that runs now logs: at others, figures only cost time."""
+        """Whether the current training step logs; if not, computing metrics is wasted time."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every > 0 and (self.global_step + 1) % every == 0
 
     def compile_networks(self) -> None:
-        """Compile the networks (of ours, their Transformers) in place, for batches of any shape.
+        """Compile the networks (for ours, only the Transformers) in place, for any batch shape.
 
-        The names of parameters do not change. It is not worthwhile on a CPU or for short runs.
+        Parameter names do not change. This is not worthwhile on a CPU or for short runs.
         """
         for name in self.networks:
             network = getattr(self, name)
             getattr(network, "transformer", network).compile(dynamic=True)
 
     def log_figures(self, stage: str, figures: Mapping[str, Tensor], **how: Any) -> None:
-        """Log each of the figures as `stage/name`; `loss` is shown in the progress bar too."""
+        """Log each metric as `stage/name`; `loss` is also shown in the progress bar."""
         for name, value in figures.items():
             self.log(f"{stage}/{name}", value, prog_bar=name == "loss", **how)
 
@@ -108,12 +108,12 @@ class CrystalModule(PretrainedModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        # Lightning refuses to clip for a fused optimizer under mixed precision, since with a
-        # gradient scaler that would be wrong; bfloat16 has no scaler.
+        # Lightning refuses to clip gradients with a fused optimizer in mixed precision, since that
+        # would be wrong with a gradient scaler; bfloat16 has no scaler.
         if self.trainer.precision == "16-mixed" or gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
-            if isinstance(self.trainer.strategy, FSDPStrategy):  # which alone sees all the shards
+            if isinstance(self.trainer.strategy, FSDPStrategy):  # only it sees all the shards
                 norm = self.trainer.strategy.model.clip_grad_norm_(gradient_clip_val)  # type: ignore[union-attr, operator]
             else:
                 norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val, foreach=True)
@@ -121,5 +121,5 @@ class CrystalModule(PretrainedModule):
 
 
 def make_network(given: Any) -> Any:
-    """Build a network from its config, if given one. Any, to satisfy the type checker."""
+    """Build a network from its config, or return it as given. Typed `Any` for the type checker."""
     return build(given, nn.Module) if isinstance(given, Mapping) else given

@@ -1,7 +1,7 @@
 """Load and save a LightningModule: checkpoints, folders to share, the Hugging Face Hub.
 
 A folder holds `model.safetensors`, `config.json` and a model card. Neither a folder nor a
-checkpoint can run foreign code: a config may name only classes of this project and of torch.optim.
+checkpoint can run code of its own: a config may name only classes of this project and torch.optim.
 """
 
 import json
@@ -26,38 +26,38 @@ from src.utils.output import new_folder
 
 M = TypeVar("M", bound="PretrainedModule")
 
-# Whose classes a config from a file may name.
+# Modules whose classes a config from a file may name.
 TRUSTED_MODULES = ("src", "torch.optim")
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
 
 class PretrainedModule(LightningModule):
-    """A module that checkpoints and folders rebuild without being told how.
+    """A module that can be rebuilt from a checkpoint or folder alone.
 
-    A subclass keeps each of its constructor's arguments as an attribute of the same name and ends
-    its constructor with `save_config`.
+    A subclass stores each constructor argument as an attribute of the same name and calls
+    `save_config` at the end of its constructor.
     """
 
     networks: ClassVar[tuple[str, ...]] = ()
-    """The constructor's arguments that are networks, each an `nn.Module` or its config."""
+    """The constructor arguments that are networks, each an `nn.Module` or its config."""
 
     legacy_arguments: ClassVar[Mapping[str, Any]] = {}
-    """Values of constructor arguments for checkpoints that are older than the argument."""
+    """Values of constructor arguments that older checkpoints lack."""
 
     title: ClassVar[str] = "A model of crystals"
     tags: ClassVar[tuple[str, ...]] = ()
-    """Of the model card; see also `card_rows`."""
+    """Title and tags of the model card; see also `card_rows`."""
 
-    # what it was trained on, as `CrystalDataset.census` counts it; kept in checkpoints
+    # `CrystalDataset.census` of the training set; saved in checkpoints
     training_set: dict[str, Any] | None = None
 
-    # how the training crystals were read (the fields of `ReadOptions`); kept in checkpoints, except
-    # in old ones
+    # how the training crystals were read (the fields of `ReadOptions`); saved in checkpoints, but
+    # missing from old ones
     read_options: dict[str, Any] | None = None
 
     def save_config(self) -> None:
-        """Keep the constructor's arguments, as plain types, for the files."""
+        """Store the constructor arguments, as plain types, for saving."""
         config = describe(self)
         del config["_target_"]
         self.save_hyperparameters(config)
@@ -75,34 +75,34 @@ class PretrainedModule(LightningModule):
         weights_only: bool = True,
         **overrides: Any,
     ) -> Self:
-        """The module of a checkpoint, in evaluation mode.
+        """Load a module from a checkpoint, in evaluation mode.
 
         Args:
             checkpoint_path: a `.ckpt` that this class wrote.
-            map_location: as for `torch.load`; None: the CPU. The module is on that device (of a
-                dict or callable that names several, on the one of the first weight).
+            map_location: as for `torch.load`; None: the CPU. The module is moved to that device. If
+                a dict or callable names several, it is moved to that of the first weight.
             strict: whether the weights must fit exactly.
             weights_only: accepted and ignored: code from the file is never run.
             overrides: constructor arguments that replace those in the checkpoint.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            CheckpointError: if it is not a checkpoint of this class; it says why.
-            UserError: if there is no such device.
+            FileNotFoundError: if the file does not exist.
+            CheckpointError: if it is not a checkpoint of this class; the message says why.
+            UserError: if the device is not available.
         """
         _check_device(map_location)
         content = load_checkpoint(checkpoint_path, map_location or "cpu")
         return restore(cls, content, checkpoint_path, strict, overrides)
 
     def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> None:
-        """Write a folder to pass on, whole or not at all.
+        """Write a folder to share the model. It appears only once it is complete.
 
-        It holds `model.safetensors`, `config.json` (all that rebuilds the module,
+        It holds `model.safetensors`, `config.json` (everything needed to rebuild the module,
         `training_set` and `read_options`) and a model card, `README.md`.
 
         Args:
-            folder: a new one.
-            overwrite: replace such a folder.
+            folder: the folder to create.
+            overwrite: replace an existing folder that this method wrote.
 
         Raises:
             OutputError: if there is something at `folder` that is not to be replaced.
@@ -112,7 +112,7 @@ class PretrainedModule(LightningModule):
         for name, weight in weights.items():
             if not weight.isfinite().all():
                 raise CheckpointError(
-                    f"{folder} is not written, since there are NaN or inf in {name}"
+                    f"{folder} was not written, because {name} contains NaN or inf"
                 )
         config = {
             "library": LIBRARY,
@@ -137,22 +137,22 @@ class PretrainedModule(LightningModule):
         local_files_only: bool = False,
         map_location: str | torch.device | None = None,
     ) -> Self:
-        """The module that `save_pretrained` or `push_to_hub` wrote, in evaluation mode.
+        """Load a module that `save_pretrained` or `push_to_hub` wrote, in evaluation mode.
 
-        No code is ever run from the files.
+        Code from the files is never run.
 
         Args:
-            source: a folder, or the name of a repository on the Hugging Face hub.
-            revision: a branch, tag or commit there.
-            cache_dir: where downloads are kept; by default where the hub's client keeps them.
+            source: a folder, or the name of a repository on the Hugging Face Hub.
+            revision: a branch, tag or commit of the repository.
+            cache_dir: the folder for downloads; by default the cache of `huggingface_hub`.
             token: for a private repository; by default that of `hf auth login`.
-            endpoint: address of the hub; by default HF_ENDPOINT, or the public one.
-            local_files_only: use what was downloaded before, without a connection.
+            endpoint: URL of the Hub; by default HF_ENDPOINT, or the public one.
+            local_files_only: use only what was downloaded before, without a connection.
             map_location: the device of the module; None: the CPU.
 
         Raises:
-            CheckpointError: if it cannot be loaded, or is no such module; it says why.
-            UserError: if there is no such device.
+            CheckpointError: if it cannot be loaded, or is not such a module; the message says why.
+            UserError: if the device is not available.
         """
         _check_device(map_location)
         content = read_pretrained(
@@ -173,19 +173,19 @@ class PretrainedModule(LightningModule):
         token: str | bool | None = None,
         endpoint: str | None = None,
     ) -> str:
-        """Publish what `save_pretrained` writes as a repository on the Hugging Face hub.
+        """Publish what `save_pretrained` writes as a repository on the Hugging Face Hub.
 
         Args:
             repo_id: `owner/name`; it is created if it does not exist.
-            private: whether a new repository is private; by default as its owner has set it up.
-            revision: an existing branch; by default the main one.
+            private: whether a new repository is private; None: the default of its owner.
+            revision: an existing branch; by default `main`.
             token, endpoint: as for `from_pretrained`.
 
         Returns:
-            The address of the commit.
+            The URL of the commit.
 
         Raises:
-            CheckpointError: if the hub refuses or cannot be reached.
+            CheckpointError: if the Hub refuses the upload or cannot be reached.
         """
         with TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
@@ -208,20 +208,20 @@ def restore(
     strict: bool = True,
     overrides: Mapping[str, Any] | None = None,
 ) -> M:
-    """The module that a checkpoint's content describes, in evaluation mode.
+    """Build a module from the content of a checkpoint, in evaluation mode.
 
-    It is on the device of the (first of the) weights.
+    It is on the device of the first weight.
 
     Args:
-        cls: its class.
+        cls: the class of the module.
         content: `state_dict`, `hyper_parameters` and, if it was trained, `training_set` and
             `read_options`.
-        source: where the content is from, for messages.
+        source: where the content comes from, for messages.
         strict: whether the weights must fit exactly.
         overrides: constructor arguments that replace those in `hyper_parameters`.
 
     Raises:
-        CheckpointError: if these do not make such a module; it says why.
+        CheckpointError: if the content does not describe such a module; the message says why.
     """
 
     def make() -> M:
@@ -236,23 +236,23 @@ def restore(
         stored = content["hyper_parameters"]
         arguments = {**cls.legacy_arguments, **stored, **(overrides or {})}
         weights = content["state_dict"]
-        # A config can ask for a network larger than any memory. So build it on the meta device
-        # first, which takes no memory, and see whether the weights fit. Since each layer takes
-        # time even there, compare the number of layers with the number of weights before that.
+        # A config can ask for a network that does not fit in memory. So first build it on the meta
+        # device, which takes no memory, and check that the weights fit. Since each layer takes time
+        # even there, compare the number of layers with the number of weights before that.
         for part in cls.networks:
             for layers in _layer_counts(arguments[part]):
                 if layers > len(weights):
-                    raise ValueError(f"{part} has num_layers={layers} but fewer weights")
+                    raise ValueError(f"{part} has num_layers={layers}, but fewer weights")
         with torch.device("meta"):
             module = make()
-            # a copy, since torch notes in the metadata of `weights` that they are to be assigned
+            # a copy, since torch records in the metadata of `weights` that they are to be assigned
             module.load_state_dict(dict(weights), strict=strict, assign=True)
         device = next((weight.device for weight in weights.values()), torch.device("cpu"))
         if device.type != "meta":
             module = make()
             module.load_state_dict(weights, strict=strict)
         module.on_load_checkpoint(dict(content))
-    except Exception as error:  # wrong arguments fail in any way that there is
+    except Exception as error:  # wrong arguments can raise anything
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise CheckpointError(
             f"{source} is not a checkpoint of {cls.__name__}: {reason}"
@@ -271,27 +271,27 @@ def _layer_counts(config: Any) -> Iterator[int]:
 
 
 def _check_device(device: Any) -> None:
-    """Refuse a device that is not there, where one is named."""
+    """Raise an error if a device is named but not available."""
     if isinstance(device, (str, torch.device)):
         try:
             torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:  # the latter in a torch without CUDA
+        except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
             raise UserError(f"map_location={str(device)!r} cannot be used: {error}") from error
 
 
 def read_pretrained(source: str | Path, **download: Any) -> dict[str, Any]:
-    """The content of what `save_pretrained` wrote, as `restore` takes it.
+    """Read what `save_pretrained` wrote, as `content` for `restore`.
 
     Args:
-        source: a folder, or the name of a repository on the hub.
-        download: keyword arguments of `huggingface_hub.hf_hub_download`, for the latter.
+        source: a folder, or the name of a repository on the Hub.
+        download: keyword arguments of `huggingface_hub.hf_hub_download`, for a repository.
 
     Raises:
-        CheckpointError: if it cannot be had or read; it says why.
+        CheckpointError: if it cannot be downloaded or read; the message says why.
     """
     folder = Path(source).expanduser()
     if folder.is_file():
-        raise CheckpointError(f"{source} is a file: load_from_checkpoint reads checkpoints")
+        raise CheckpointError(f"{source} is a file: use load_from_checkpoint for a checkpoint")
     try:
         if folder.is_dir():
             paths = [folder / CONFIG, folder / WEIGHTS]
@@ -299,33 +299,33 @@ def read_pretrained(source: str | Path, **download: Any) -> dict[str, Any]:
             paths = [download_file(str(source), name, **download) for name in (CONFIG, WEIGHTS)]
         config = json.loads(paths[0].read_text(encoding="utf-8"))
         if not isinstance(config, dict) or config.get("library") != LIBRARY:
-            raise CheckpointError(f"{source} is not of {LIBRARY}: its {CONFIG} does not say so")
+            raise CheckpointError(f"{source} was not written by {LIBRARY}; see its {CONFIG}")
         return {**config, "state_dict": load_file(paths[1])}
     except CheckpointError:
         raise
     except FileNotFoundError as error:
-        raise CheckpointError(f"{source} holds no model: {error}") from error
+        raise CheckpointError(f"{source} does not contain a model: {error}") from error
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        raise CheckpointError(f"{source} is damaged or holds no model: {error}") from error
+        raise CheckpointError(f"{source} is damaged or not a model: {error}") from error
 
 
 def checked_options(given: Any) -> dict[str, Any] | None:
-    """`read_options` of a file, which may hold anything.
+    """Check `read_options` from a file, which may contain anything.
 
     Raises:
-        UserError, TypeError: if these make no `ReadOptions`.
+        UserError, TypeError: if they are not valid `ReadOptions`.
     """
     if given is None:
         return None
     options = asdict(ReadOptions(**given))
     for name, value in options.items():
         if name != "cell" and value is not None and type(value) not in (int, float):
-            raise UserError(f"read_options: {name} is {value!r}, which is no number")
+            raise UserError(f"read_options: {name} is {value!r}, which is not a number")
     return options
 
 
 def _card(module: PretrainedModule) -> str:
-    """The model card, in the form that the hub reads."""
+    """The model card, in the format of the Hugging Face Hub."""
     trained = "not recorded"
     if module.training_set:
         trained = (
@@ -355,7 +355,7 @@ tags:
 ```python
 from {package} import {name}
 
-module = {name}.from_pretrained("path of this folder, or name of this repository")
+module = {name}.from_pretrained("path of this folder or name of this repository")
 ```
 
 Written by {LIBRARY} {version()}. `{CONFIG}` has all of its settings.

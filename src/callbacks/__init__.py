@@ -1,4 +1,4 @@
-"""What Lightning calls during a run."""
+"""Lightning callbacks."""
 
 from src.callbacks.last_checkpoint import LastCheckpoint, StopWhenTold
 from src.callbacks.learning_rate import LearningRate

@@ -13,7 +13,7 @@ def look_every_n_steps(trainer: Trainer) -> int:
 
 
 class EveryNEpochs(Callback):
-    """Due at the first validation of every so many epochs, whenever validations are.
+    """Acts at the first validation after every `every_n_epochs` epochs.
 
     Args:
         every_n_epochs: how often; 0 for never.
@@ -21,7 +21,7 @@ class EveryNEpochs(Callback):
 
     def __init__(self, every_n_epochs: int) -> None:
         self.every_n_epochs = every_n_epochs
-        self._next_epoch = every_n_epochs  # the first validation from there on is due
+        self._next_epoch = every_n_epochs  # due at the first validation from this epoch on
 
     def is_due(self, trainer: Trainer) -> bool:
         """Whether to act in this validation. Call this once per validation, in all processes."""

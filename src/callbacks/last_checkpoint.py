@@ -1,4 +1,4 @@
-"""The checkpoint from which a run goes on as if nothing had happened, and signals to stop there."""
+"""The checkpoint from which a run resumes without a trace, and the signals that stop a run."""
 
 import logging
 import os
@@ -22,30 +22,31 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps `last.ckpt`, the state of a run after one of its steps.
+    """Keeps `last.ckpt`, from which an interrupted run can resume.
 
-    It is written after each validation, every so many steps, when the run ends, and when it is told
-    to by SIGTERM or SIGUSR1. Then the step that is under way is finished first, and the process
-    exits with 128 plus the number of the signal, as the shell has it (143 and 138). Under SLURM,
-    SIGUSR1 (`sbatch --signal=USR1@120`) also puts the job back into the queue.
+    It is written after each validation, every `every_n_steps` steps, when the run ends, and on
+    SIGTERM or SIGUSR1. On a signal, the current step is completed first, and the process then exits
+    with 128 plus the signal number (143 or 138), as is usual in a shell. Under Slurm, SIGUSR1
+    (`sbatch --signal=USR1@120`) also requeues the job.
 
     Loggers are flushed to disk before the checkpoint is written. Place this callback after all
     callbacks whose state the checkpoint should contain, including other checkpoint callbacks.
 
     Args:
         dirpath: the folder of `last.ckpt`.
-        every_n_steps: the most steps that a killed run can lose; 0: all since the last validation.
+        every_n_steps: the maximum number of steps that a killed run loses; 0: all since the last
+            validation.
     """
 
     def __init__(self, dirpath: str | Path, every_n_steps: int = 1000) -> None:
         self.path = Path(dirpath) / LAST
         self.every_n_steps = every_n_steps
-        self._received = 0  # a signal
-        self._signal = 0  # the same, when all processes know of it
-        self._step = 0  # the last one that is complete
+        self._received = 0  # signal received by this process
+        self._signal = 0  # signal that all processes know of
+        self._step = 0  # the last completed step
         self._saved = 0  # the step of the last checkpoint
         self._validated = False  # since the last checkpoint
-        self._loops: dict[str, Any] | None = None  # where the run was after a step within an epoch
+        self._loops: dict[str, Any] | None = None  # state of the loops after a step in an epoch
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -53,7 +54,7 @@ class LastCheckpoint(Checkpoint):
         """Let Lightning find the best checkpoint of a run whose folder was moved."""
         here = self.path.resolve().parent
         if trainer.ckpt_path is None or Path(trainer.ckpt_path).resolve().parent != here:
-            return  # another run's
+            return  # the checkpoint of another run
         for state in checkpoint["callbacks"].values():
             if "dirpath" in state and "best_k_models" in state:
                 moved = {
@@ -66,8 +67,8 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = self._saved = trainer.global_step
-        # In the place of Lightning's handlers, of which one exits with 0 and one (under SLURM)
-        # saves in the middle of a step. Lightning puts the original ones back when the fit ends.
+        # These replace Lightning's handlers: one exits with 0, the other (under Slurm) saves in the
+        # middle of a step. Lightning restores the original handlers when the fit ends.
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, self._receive)
@@ -76,14 +77,14 @@ class LastCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step == self._step or trainer.is_last_batch:
-            return  # in the middle of accumulating gradients, or the end of the epoch follows
+            return  # still accumulating gradients, or `on_train_epoch_end` follows
         self._step = trainer.global_step
         # Exchange signals only at steps where processes wait for each other anyway.
         asks = trainer.world_size == 1 or self._step % look_every_n_steps(trainer) == 0
         told = asks and self._is_told(trainer)
         if told or self._is_due(trainer) or self._is_ending(trainer):
-            # Lightning logs this step after this hook, so write when the next step begins; only the
-            # state of the loops has changed by then.
+            # Lightning logs this step after this hook, so write the checkpoint when the next step
+            # begins; only the state of the loops has changed by then.
             self._loops = trainer._checkpoint_connector._get_loops_state_dict()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -123,7 +124,7 @@ class LastCheckpoint(Checkpoint):
     def _write(self, trainer: Trainer) -> None:
         loops, self._loops = self._loops, None
         state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        if loops is not None:  # also where the run ends within an epoch, which can then go on
+        if loops is not None:  # also if the run ends within an epoch, so it can resume there
             state["loops"] = loops
         for logger in trainer.loggers:
             logger.save()
@@ -134,12 +135,12 @@ class LastCheckpoint(Checkpoint):
             self._exit(trainer)
 
     def heed_late_signal(self) -> None:
-        """End the process if it was told to after the last step; to be called after the fit.
+        """Exit if a signal arrived after the last step. Call this after the fit.
 
-        Until the fit returns, Lightning is still tidying up, and a signal is only noted.
+        Until the fit returns, Lightning is still cleaning up, and a signal is only recorded.
 
         Raises:
-            SystemExit: if so.
+            SystemExit: if a signal arrived.
         """
         if self._received:
             _end(self._received)
@@ -149,7 +150,7 @@ class LastCheckpoint(Checkpoint):
 
     def _exit(self, trainer: Trainer) -> NoReturn:
         log.warning(
-            "%s: stopped after step %d, which is in %s (resume_from=last hydra.run.dir=...)",
+            "%s: stopped after step %d, saved in %s (resume_from=last hydra.run.dir=... continues)",
             signal.Signals(self._signal).name,
             self._saved,
             self.path,
@@ -165,21 +166,21 @@ class LastCheckpoint(Checkpoint):
 
 
 class StopWhenTold:
-    """Outside the steps of a run, lets SIGTERM and SIGUSR1 end it at once.
+    """Makes SIGTERM and SIGUSR1 end a run immediately, outside its training steps.
 
-    The exit codes are those of `LastCheckpoint`, which has handlers of its own while the run takes
-    steps. As there, SIGUSR1 puts a job of SLURM back into its queue.
+    The exit codes are those of `LastCheckpoint`, which has its own handlers during training. As
+    there, SIGUSR1 requeues a Slurm job.
 
-    SLURM kills the job two minutes after SIGUSR1, or sooner, and what is under way may well take
-    longer: reading the data, or matching crystals after the last step. If the signal were ignored,
-    such a run would be killed without its figures and would not come back. In the queue again it
-    is sure to end: it finds the checkpoint of its last step, takes no further one, and has all the
-    time of a new job for the matching. The matching that was done so far is lost.
+    Slurm kills the job two minutes after SIGUSR1, or sooner, and reading the data, or matching
+    crystals after the last step, may take longer than that. If the signal were ignored, the run
+    would be killed without results and would not be requeued. Once requeued, it finds the
+    checkpoint of its last step, trains no further, and has the whole time of a new job for the
+    matching. Matching that was already done is lost.
 
     Only default handlers are replaced, and only in the main thread.
 
     Args:
-        active: whether the run can go on later at all.
+        active: whether the run can be resumed at all.
     """
 
     def __init__(self, active: bool = True) -> None:
@@ -194,7 +195,7 @@ class StopWhenTold:
         return self
 
     def is_done(self) -> None:
-        """From here on SIGUSR1 is ignored: the run has its results, and needs no other job."""
+        """Ignore SIGUSR1 from now on: the run has its results and needs no other job."""
         if signal.SIGUSR1 in self._replaced:
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
@@ -204,14 +205,14 @@ class StopWhenTold:
 
 
 def _stop(number: int, frame: Any) -> NoReturn:
-    for each in SIGNALS:  # a second one would interrupt the tidying up after the first
+    for each in SIGNALS:  # a second signal would interrupt the cleanup after the first
         signal.signal(each, signal.SIG_IGN)
     _end(number)
 
 
 def _end(number: int) -> NoReturn:
     log.warning(
-        "%s: stopped before the first or after the last step; the same command goes on from the "
+        "%s: stopped before the first or after the last step; the same command continues from the "
         "last checkpoint, if there is one (resume_from=last hydra.run.dir=...)",
         signal.Signals(number).name,
     )
@@ -222,13 +223,13 @@ def _end(number: int) -> NoReturn:
 
 
 def requeue() -> None:
-    """Put this job of SLURM back into its queue, to run again in the same way."""
+    """Put this Slurm job back into the queue."""
     job = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     try:
         subprocess.run(["scontrol", "requeue", job], check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        log.error("The job %s could not be put back into the queue: %s", job, error)
+        log.error("Job %s could not be requeued: %s", job, error)
     else:
-        log.info("The job %s is back in the queue", job)
+        log.info("Job %s is back in the queue", job)

@@ -1,4 +1,4 @@
-"""The learning rate of each step, for whatever loggers a run has."""
+"""Log the learning rate of each step."""
 
 from typing import Any
 
@@ -7,10 +7,9 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 
 
 class LearningRate(LearningRateMonitor):
-    """Lightning's `LearningRateMonitor`, which also accepts a run without any logger.
+    """Lightning's `LearningRateMonitor`, except that it does nothing in a run without loggers.
 
-    There it does nothing, where Lightning's refuses to train. Arguments are those of
-    `LearningRateMonitor`.
+    Lightning's raises an error there. The arguments are those of `LearningRateMonitor`.
     """
 
     def on_train_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:

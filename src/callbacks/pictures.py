@@ -17,10 +17,10 @@ KEY = "val/reconstructions"
 
 
 class ReconstructionPictures(EveryNEpochs):
-    """Every so many epochs, draw the first validation crystals above their reconstructions.
+    """Draws the first validation crystals above their reconstructions every few epochs.
 
-    They go to W&B and TensorBoard as `val/reconstructions`, and for the CSV logger to
-    `pictures/epoch_0050.png` in its folder, from the first process of a distributed run alone.
+    The pictures go to W&B and TensorBoard as `val/reconstructions`, and for the CSV logger to
+    `pictures/epoch_0050.png` in its folder. In a distributed run, only the first process does it.
 
     Args:
         every_n_epochs: how often; 0 for never.

@@ -1,4 +1,4 @@
-"""A run that is lost stops, and says where."""
+"""Stop a run whose loss or gradient is no longer finite."""
 
 import math
 from pathlib import Path
@@ -14,19 +14,19 @@ from src.utils.errors import UserError
 
 
 class NonFiniteError(UserError):
-    """A loss or a gradient that is NaN or infinite; the message says in which step and term."""
+    """A loss or gradient is NaN or infinite; the message names the step and the term."""
 
 
 class StopAtNaN(Callback):
-    """Stops a run whose loss, a term of it, or norm of the gradient is not finite.
+    """Stops a run if the loss, one of its terms, or the gradient norm is not finite.
 
-    On a CPU, every step is checked when it ends. On other devices that would make the host wait, so
-    steps are checked together every `log_every_n_steps`, when the host waits anyway (every 20 if
-    the run logs no steps). In either case, all steps are checked before a checkpoint is written.
-    The error names the first bad step, whose batch is saved in the folder of the run, for
-    `CrystalDataset.load`.
+    On a CPU, every step is checked when it ends. On other devices that would force a
+    synchronization, so steps are checked together every `log_every_n_steps`, which synchronizes
+    anyway (every 20 if the run logs no steps). In either case, all steps are checked before a
+    checkpoint is written. The error names the first bad step. Its batch is saved in the run folder,
+    and `CrystalDataset.load` reads it.
 
-    The norm of the gradient is checked only if gradients are clipped.
+    The gradient norm is checked only if gradients are clipped.
     """
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class StopAtNaN(Callback):
                 raise NonFiniteError(
                     f"in step {step}, {_say(values)}; its batch is in {path}. No checkpoint has "
                     "been written since. A lower learning rate, a longer warm-up or "
-                    "gradient_clip_val may help"
+                    "gradient clipping (trainer.gradient_clip_val) may help"
                 )
 
 

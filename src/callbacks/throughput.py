@@ -1,4 +1,4 @@
-"""How many crystals a second a run trains on."""
+"""Measure training speed in crystals per second."""
 
 import time
 from typing import Any
@@ -7,29 +7,28 @@ from lightning import Callback, LightningModule, Trainer
 
 
 class Throughput(Callback):
-    """Measures training speed; validation, and checkpoints written with it, do not count.
+    """Measures training speed, excluding validation and the checkpoints written with it.
 
-    Logs `train/crystals_per_second` every `log_every_n_steps` (0: never), over the steps since the
-    last time.
-    A resumed run includes the steps from before it was resumed.
+    Logs `train/crystals_per_second` every `log_every_n_steps` (0: never), averaged over the steps
+    since it was last logged. A resumed run includes the steps from before it was resumed.
     """
 
     def __init__(self) -> None:
         self.crystals = 0
         self.seconds = 0.0
-        self._before = 0.0  # seconds that the run took before it was continued
+        self._before = 0.0  # seconds before the run was resumed
         self._began: float | None = None
         self._window = (0, 0.0)
         self._last: float | None = None  # the end of the last batch; None after a pause
 
     @property
     def crystals_per_second(self) -> float:
-        """Of the whole run, in this process."""
+        """Average over the whole run, in this process."""
         return self.crystals / self.seconds if self.seconds else 0.0
 
     @property
     def total_seconds(self) -> float:
-        """Since the run began, all included."""
+        """Wall time since the run started, including everything."""
         return self._before + (0.0 if self._began is None else time.perf_counter() - self._began)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""Validate as often as it is cheap, and always at the end."""
+"""Limit the time spent on validation, and always validate at the end."""
 
 import time
 from typing import Any
@@ -11,17 +11,17 @@ NEVER = 10**9
 
 
 class ValidationBudget(Callback):
-    """Keeps validation, with the checkpoints and figures that go with it, to a share of the time.
+    """Limits validation, including its checkpoints and metrics, to a fraction of the run time.
 
     The first epoch ends with a validation. A later epoch does if, when it starts, enough time has
-    passed since the last validation for its cost to stay within `max_share`. The run also ends with
-    a validation, whichever limit ends it. So the same config suits epochs of a minute and of a
-    tenth of a second. In a distributed run, the first process decides for all.
+    passed since the last validation to keep the cost within `max_share`. The run also ends with a
+    validation, whichever limit ends it. The same config therefore suits both one-minute and
+    0.1-second epochs. In a distributed run, the first process decides for all.
 
     If the Trainer has its own `check_val_every_n_epoch`, only the validation at the end is added.
 
     Args:
-        max_share: of the time of the run; None: after every epoch.
+        max_share: maximum fraction of the run time; None: validate after every epoch.
     """
 
     def __init__(self, max_share: float | None = 0.04) -> None:

@@ -1,6 +1,6 @@
-"""What each command does, one module for each, and what they share.
+"""The implementation of each command, one module per command, and shared code.
 
-The scripts in `src` compose a config with Hydra and call one of these.
+The scripts in `src` compose a config with Hydra and call one of these modules.
 """
 
 from typing import TYPE_CHECKING

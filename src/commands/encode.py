@@ -21,20 +21,20 @@ _COUNTS = ("crystals", "atoms", "seconds")
 
 
 def encode(cfg: DictConfig) -> dict[str, Any]:
-    """Encode splits as `configs/encode_vae.yaml` says, into the new folder `cfg.output`.
+    """Encode splits as configured in `configs/encode_vae.yaml` and write them to `cfg.output`.
 
-    `src.data.latents.LatentDataset.load` reads it.
+    `src.data.latents.LatentDataset.load` reads the files.
 
     Returns:
         The content of `stats.json`: `checkpoint`, `checkpoint_sha256`, `data_dir`, `read_options`,
         `latent_dim`; `mean`, `std` and `posterior_std` of the training split's channels (see
-        `LatentDataset.moments`; None if it is not among the splits); `splits`, with the number of
-        crystals and atoms, the encoding time in seconds and the crystals per second of each
-        split; and `total`, the same over all splits.
+        `LatentDataset.moments`; None if it was not encoded); `splits`, with each split's number of
+        crystals and atoms, encoding time in seconds and crystals per second; and `total`, the same
+        over all splits.
 
     Raises:
-        UserError: for a checkpoint, data or an output that cannot be used; the message says why.
-        FileNotFoundError: for a checkpoint that is not there.
+        UserError: if the checkpoint, data or output folder cannot be used; the message says why.
+        FileNotFoundError: if the checkpoint does not exist.
     """
     splits = [cfg.splits] if isinstance(cfg.splits, str) else cfg.splits
     if not splits:
@@ -42,7 +42,7 @@ def encode(cfg: DictConfig) -> dict[str, Any]:
     with new_folder(cfg.output, "stats.json", cfg.overwrite) as folder:
         vae = load_vae(cfg)
         data = load_data(cfg, vae)
-        datasets = {split: data.dataset(split) for split in splits}  # fails before the work
+        datasets = {split: data.dataset(split) for split in splits}  # fails early
         for split, dataset in datasets.items():
             check_dataset(dataset, f"split {split} of {data.data_dir}", *readers(vae))
         stats: dict[str, Any] = {
@@ -66,8 +66,8 @@ def encode(cfg: DictConfig) -> dict[str, Any]:
         stats["total"] = _cost("all", *sums)
         write_json(folder / "stats.json", stats)
     if "train" not in datasets:
-        log.warning("The train split was not encoded, so stats.json has no mean and std of latents")
-    log.info("The latents are in %s", cfg.output)
+        log.warning("stats.json has no mean and std, because the train split was not encoded")
+    log.info("Wrote the latents to %s", cfg.output)
     return stats
 
 

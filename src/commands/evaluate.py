@@ -33,20 +33,20 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Evaluate a checkpoint as `configs/eval_vae.yaml` says, and write what was found.
+    """Evaluate a checkpoint as configured in `configs/eval_vae.yaml` and write the results.
 
-    The folder `cfg.output_dir` (`eval_SPLIT` beside the checkpoint's folder, unless given) has
+    The folder `cfg.output_dir` (by default `eval_SPLIT` in the run folder) contains
     `metrics.json`, `per_crystal.csv`, `original.extxyz`, `reconstruction.extxyz`,
-    `latents.safetensors` (`pooled`), `training.csv` where the run's curves were found, and
-    `report.html` with `figures/`. All of them list the crystals in the same order and
-    with their ids, but some readers of extxyz turn an id such as "007" into a number.
+    `latents.safetensors` (`pooled`), `training.csv` if the run has a `metrics.csv`, and
+    `report.html` with `figures/`. The crystals have the same order and IDs in all files, but some
+    extxyz readers turn an ID such as "007" into a number.
 
     Returns:
         The content of `metrics.json`.
 
     Raises:
-        UserError: for a checkpoint, data or a folder that cannot be used; the message says why.
-        FileNotFoundError: for a checkpoint that is not there.
+        UserError: if the checkpoint, data or output folder cannot be used; the message says why.
+        FileNotFoundError: if the checkpoint does not exist.
     """
     checkpoint = Path(cfg.ckpt_path)
     vae = load_vae(cfg)
@@ -86,12 +86,12 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     if cfg.report:  # written last: if it fails, the other results are kept
         write_report(output_dir)
     Console().print(evaluation_table(metrics))
-    log.info("The evaluation is in %s", output_dir)
+    log.info("Wrote the evaluation to %s", output_dir)
     return metrics
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
-    """Write an evaluation's files, as `evaluate` lists them, to a folder that exists."""
+    """Write the files listed in `evaluate` to an existing folder."""
     write_json(folder / "metrics.json", evaluation.metrics)
     evaluation.crystals.to_csv(folder / "per_crystal.csv", index=False, float_format="%.6g")
     (folder / "latents.safetensors").write_bytes(save({"pooled": evaluation.pooled}))
@@ -101,7 +101,7 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
 
 
 def _to_atoms(crystals: CrystalBatch, ids: Iterable[str]) -> list[Atoms]:
-    """ASE `Atoms` with `info["id"]`; zeros for numbers that are not finite."""
+    """ASE `Atoms` with `info["id"]`; numbers that are not finite become 0."""
     lattices = crystals.lattices.double()
     positions = transform(crystals.frac_coords.double(), lattices[crystals.batch])
     sizes = crystals.num_atoms.tolist()
@@ -119,7 +119,7 @@ def _to_atoms(crystals: CrystalBatch, ids: Iterable[str]) -> list[Atoms]:
 
 
 def evaluation_table(metrics: dict[str, Any]) -> Table:
-    """The figures of a `metrics.json` that matter most, for the terminal."""
+    """The most important metrics of a `metrics.json`, for the terminal."""
     table = Table(
         title=f"{metrics['crystals_evaluated']:,} crystals of {metrics['split']}",
         caption="matcher: CDVAE's 0.5, 0.3, 10° and pymatgen's 0.3, 0.2, 5°",
@@ -135,10 +135,10 @@ def evaluation_table(metrics: dict[str, Any]) -> Table:
 
     both("match rate, posterior mean", "{:.2%}", metrics, "match_rate")
     both("  RMSE of matched pairs", "{:.4f}", metrics, "rmse")
-    both("  cRMSE, unmatched charged", "{:.4f}", metrics, "crmse")
+    both("  cRMSE, unmatched count as stol", "{:.4f}", metrics, "crmse")
     both("  METRe", "{:.2%}", metrics, "metre")
     both("match rate, one sample", "{:.2%}", metrics["sampled"], "match_rate")
-    both("match rate, valid ones", "{:.2%}", metrics["gated"], "match_rate")
+    both("matched and valid", "{:.2%}", metrics["gated"], "match_rate")
     for name, figures in (metrics.get("rare") or {}).items():
         if figures["crystals"]:
             kind = f"match rate, {figures['crystals']:,} of rare {name}"
@@ -149,18 +149,18 @@ def evaluation_table(metrics: dict[str, Any]) -> Table:
             if level:
                 row(f"match rate, noise {level:g} std", "{:.2%}", cdvae, default)
                 row("  without reduction to primitive cells", "{:.2%}", unreduced)
-        both("  area under that curve", "{:.3f}", noise, "area")
+        both("  area under the noise curve", "{:.3f}", noise, "area")
     table.add_section()
     latent, kl = metrics["latent"], metrics["latent"]["kl_per_channel"]
-    row("atom types right", "{:.2%}", metrics["atom_type_accuracy"])
-    row("distance of atoms, RMSD", "{:.4f} Å", metrics["coords_rmsd"])
+    row("atom type accuracy", "{:.2%}", metrics["atom_type_accuracy"])
+    row("atom displacement, RMSD", "{:.4f} Å", metrics["coords_rmsd"])
     row("lengths, mean error", "{:.4f} Å", metrics["lengths_mae"])
     row("angles, mean error", "{:.3f}°", metrics["angles_mae"])
     row("volume, mean error", "{:.2%}", metrics["volume_mape"])
     row("space group kept", "{:.2%}", metrics["space_group"]["kept"])
     for name, drift in metrics.get("symmetry", {}).items():
-        row(f"moves with another {TRANSFORMATIONS[name].changes}", "{:.1e} Å", drift["coords_rmsd"])
+        row(f"change, other {TRANSFORMATIONS[name].changes}", "{:.1e} Å", drift["coords_rmsd"])
     row("active units", "{}", latent["active_units"])
     row("KL per atom", "{:.2f} nats", None if None in kl else sum(kl))
-    row("matcher time-outs", "{}", metrics["match_timeouts"])
+    row("matcher timeouts", "{}", metrics["match_timeouts"])
     return table

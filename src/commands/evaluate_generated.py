@@ -33,12 +33,12 @@ _MAX_LOGGED = 20  # skipped entries; all of them are in skipped.csv
 
 
 def evaluate_files(cfg: DictConfig) -> dict[str, Any]:
-    """Evaluate generated crystals with the options in `configs/eval_generated.yaml`.
+    """Evaluate generated crystals as configured in `configs/eval_generated.yaml`.
 
     Writes these files to `cfg.output_dir` (by default `eval_NAME` next to the input):
 
     - `metrics.json`: the metrics from `evaluate_generated`, `num_skipped` (number of entries in the
-      input that could not be read, and are not included in any fraction), and the paths of the
+      input that could not be read; they are not included in any fraction), and the paths of the
       input and the references.
     - `per_crystal.csv`: `id`, `formula`, `num_atoms`, `valid_structure`, `valid_composition`,
       `unique`, `duplicate_of` (ID of the earlier crystal that it matches), `novel`, `known_as` (ID
@@ -50,8 +50,8 @@ def evaluate_files(cfg: DictConfig) -> dict[str, Any]:
         The content of `metrics.json`.
 
     Raises:
-        UserError: if the input, a reference or the output folder cannot be used, or if a package of
-            the optional dependencies `generation` is not installed.
+        UserError: if the input, a reference or the output folder cannot be used, or if a package
+            from the extra `generation` is not installed.
     """
     source = Path(cfg.input).expanduser().absolute()
     name = source.name if source.is_dir() else source.name.partition(".")[0]
@@ -60,7 +60,7 @@ def evaluate_files(cfg: DictConfig) -> dict[str, Any]:
         others = {path.name for path in source.iterdir() if not path.name.startswith(".")}
         if others := others - _SAMPLE_VAE_FILES:
             log.warning(
-                "In %s, only samples.extxyz is evaluated, and these are ignored: %s. To evaluate "
+                "In %s, only samples.extxyz is evaluated; ignored: %s. To evaluate "
                 "another file, use input=FILE",
                 source, ", ".join(sorted(others)),
             )  # fmt: skip

@@ -49,7 +49,7 @@ def inspect_data(cfg: DictConfig) -> dict[str, Any]:
     - `index.html`: a page with tables and histograms that works offline;
     - `summary.json`: the numbers on the page, and the last line of the terminal output as `line`;
     - `duplicates.csv`: duplicate pairs, with the columns of `pair_table`: for each crystal, the
-      earlier crystal that it matches in its own split and in each earlier one;
+      earlier crystal that it matches in its own split and in each preceding split;
     - `rejected.csv`: the rejected crystals and reasons, with the columns of `rejected_table`.
 
     Args:
@@ -59,7 +59,7 @@ def inspect_data(cfg: DictConfig) -> dict[str, Any]:
         The content of `summary.json`.
 
     Raises:
-        DataError: if there are no data or they cannot be read. Rejected crystals are no error.
+        DataError: if there are no data or they cannot be read. Rejected crystals are not an error.
         OutputError: if the output folder cannot be used.
     """
     with new_folder(cfg.output, marker="summary.json", overwrite=cfg.overwrite) as folder:
@@ -68,7 +68,7 @@ def inspect_data(cfg: DictConfig) -> dict[str, Any]:
         datasets = data.datasets()
         crystals, rejected = crystal_table(datasets), rejected_table(data.rejected())
         if crystals.empty and rejected.empty:
-            raise DataError(f"{data.data_dir} holds no crystals")
+            raise DataError(f"{data.data_dir} contains no crystals")
 
         selected = _select(crystals["split"], cfg.max_crystals, cfg.seed)
         load = _Loader(list(datasets.values()))
@@ -141,7 +141,7 @@ def _rich_table(content: SummaryTable) -> Table:
 
 
 def _select(splits: pd.Series, limit: int | None, seed: int) -> np.ndarray:
-    """Draw at most `limit` crystals of each split to analyze and search duplicates of."""
+    """Draw at most `limit` crystals from each split to analyze and to search for duplicates."""
     selected = np.ones(len(splits), dtype=bool)
     rng = np.random.default_rng(seed)
     for indices in splits.groupby(splits, observed=True).indices.values():
@@ -157,7 +157,7 @@ def split_summaries(
 
     Returns:
         For each split, `crystals` and `rejected` (0 if crystals were rejected before splitting);
-        `figures`, with the `summary_of` each quantity and property; `crystal_systems` and
+        `figures`, with `summary_of` for each quantity and property; `crystal_systems` and
         `space_groups`, with counts, most frequent first; `elements`, with the number of crystals
         that contain each; and `elements_not_in_train`, the part of `elements` that is absent from
         train.
@@ -184,7 +184,7 @@ def split_summaries(
 
 
 def last_line(summary: Mapping[str, Any]) -> str:
-    """Sum up rejected crystals and duplicates across splits in one line.
+    """Summarize rejected crystals and duplicates across splits in one line.
 
     Example: `412 of 5,000 rejected: 398 partial occupancy, 14 overlapping atoms. 37 crystals of
     test are in train.`

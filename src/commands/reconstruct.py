@@ -33,27 +33,28 @@ from src.vae_module.reconstruction import cell_asked, reconstruct_crystals
 
 log = logging.getLogger(__name__)
 
-MAX_ROWS = 20  # of the table on the terminal
+MAX_ROWS = 20  # in the table on the terminal
 LENGTHS = ("a", "b", "c")
 ANGLES = ("alpha", "beta", "gamma")
 
 
 def reconstruct(cfg: DictConfig) -> dict[str, Any]:
-    """Reconstruct the crystals of files as `configs/reconstruct.yaml` says.
+    """Reconstruct the crystals in files as configured in `configs/reconstruct.yaml`.
 
     The new folder `cfg.output` contains files with the names and formats of the input files
     (`.extxyz` if a format can be read but not written; a folder for an archive), `changes.csv`,
     which compares each crystal with its reconstruction, and `skipped.csv`, which lists what was
-    left out and why. In `changes.csv`,
-    `cell` is `given` for a reconstruction in the cell of its file; if it could not be converted
-    back to that, it is the name of the cell that was encoded.
+    left out and why. In `changes.csv`, `cell` is `given` if the reconstruction is in the cell of
+    the input file. If it could not be converted back, `cell` is the choice of cell that was
+    encoded.
 
     Returns:
         `crystals`: how many were reconstructed; `matched` and `matched_default`: how many of them
-        match under CDVAE's and pymatgen's settings; `skipped`: how many entries `skipped.csv` has.
+        match under CDVAE's and pymatgen's settings; `skipped`: the number of rows in `skipped.csv`.
 
     Raises:
-        UserError: for a checkpoint, input or output that cannot be used, or if nothing came out.
+        UserError: if the checkpoint, input or output cannot be used, or if no crystal could be
+            reconstructed.
     """
     vae = load_vae(cfg)
     cell = choose_trained_cell(vae, cell_asked(cfg.cell, cfg.niggli))
@@ -71,14 +72,14 @@ def reconstruct(cfg: DictConfig) -> dict[str, Any]:
         crystals = reconstruct_crystals(vae, changes, cfg.batch_size, seed, progress=True)
         for item, crystal in zip(items, crystals, strict=True):
             if crystal is None:
-                reason = "the model gives numbers that are not finite, or a cell without volume"
+                reason = "the model predicts numbers that are not finite or a cell without volume"
                 skipped.append(Skipped(_where(item), reason))
         if all(crystal is None for crystal in crystals):
             first = "".join(f"\n  {where}: {reason}" for where, reason in skipped[:5])
-            raise UserError(f"none of the crystals of {cfg.input} could be reconstructed{first}")
+            raise UserError(f"none of the crystals in {cfg.input} could be reconstructed{first}")
 
         structures = [None if crystal is None else to_structure(crystal) for crystal in crystals]
-        # compare in the given cell, or in the encoded one if there is no way back
+        # compare in the given cell, or in the encoded cell if it cannot be converted back
         related = [change.atoms is not None for change in changes]
         originals = [
             item.structure if same else to_structure(change.chosen)
@@ -101,7 +102,7 @@ def reconstruct(cfg: DictConfig) -> dict[str, Any]:
         "skipped": len(skipped),
     }
     log.info(
-        "%d crystals are in %s; %d match the original (pymatgen's settings: %d); %d skipped, "
+        "Wrote %d crystals to %s; %d match the original (pymatgen's settings: %d); %d skipped, "
         "see skipped.csv",
         counts["crystals"], cfg.output, counts["matched"], counts["matched_default"],
         counts["skipped"],

@@ -61,15 +61,15 @@ def load_ldm(source: str) -> LDMModule:
 def write_to_folder(
     cfg: DictConfig, draw: Callable[..., Iterator[CrystalBatch]], how: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write samples to the new folder `cfg.output` (`samples` in the folder of the checkpoint's
-    run, unless given; with a shard, its number is appended).
+    """Write samples to the new folder `cfg.output` (by default `samples` in the run folder; with a
+    shard, its number is appended).
 
     The folder contains `cifs/` or `cifs.zip`, `samples.extxyz` and `samples.json`. The latter has
-    the options, the counts, and under `samples`, for each sample, `id`, `formula`, `num_atoms`,
+    the options, the counts, and `samples`: for each sample, `id`, `formula`, `num_atoms`,
     `valid_structure`, `valid_composition` (see `src.metrics.generation.validity`), `written`
     (false if it cannot be written to a file, for example because a number is not finite), and
-    `reason`, why its structure is not valid. Each batch is written as soon as it is decoded, so
-    that memory does not limit the number of samples.
+    `reason` (why the structure is invalid). Each batch is written as soon as it is decoded, so
+    memory does not limit the number of samples.
 
     Args:
         cfg: a composed `configs/sample_vae.yaml` or `configs/sample_ldm.yaml`.
@@ -80,8 +80,8 @@ def write_to_folder(
         `samples.json` without `samples`.
 
     Raises:
-        UserError: for a checkpoint, a request or an output that cannot be used, or if none of
-            the samples can be written.
+        UserError: if the checkpoint, options or output folder cannot be used, or if none of the
+            samples can be written.
     """
     indices, shard = shard_of(cfg.get("shard"), cfg.num_samples)
     output = Path(cfg.output or run_folder(cfg.ckpt_path) / "samples")
@@ -115,7 +115,7 @@ def write_to_folder(
         }
         join_rows(folder / "samples.json", header, rows)
     log.info(
-        "%d samples are in %s; valid: %s structures, %s compositions, %s both",
+        "Wrote %d samples to %s; valid: %s structures, %s compositions, %s both",
         counts["written"], output, *list(counts.values())[1:],
     )  # fmt: skip
     if missing := len(indices) - counts["written"]:
@@ -148,7 +148,7 @@ def shard_of(shard: str | None, num_samples: int) -> tuple[range, str | None]:
 
 def _check_format(cfg: DictConfig) -> None:
     if cfg.format not in ("folder", "zip"):
-        raise UserError(f"format is folder or zip, not {cfg.format!r}")
+        raise UserError(f"format must be folder or zip, not {cfg.format!r}")
 
 
 def _checksum(source: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""The files that a set of samples is written to, one sample at a time."""
+"""Write samples to files, one sample at a time."""
 
 import shutil
 import zipfile
@@ -24,7 +24,7 @@ from src.utils.strict_json import json_text
 def write_samples(
     batches: Iterator[CrystalBatch], indices: range, folder: Path, format: str, rows: TextIO
 ) -> dict[str, Any]:
-    """Write crystals to `folder` and a line of JSON for each to `rows`; give the counts.
+    """Write crystals to `folder` and a line of JSON for each to `rows`; return the counts.
 
     Args:
         batches: the samples.
@@ -81,7 +81,7 @@ def _cif_writer(folder: Path, format: str) -> Iterator[Callable[[str, str], Any]
 
 
 def join_rows(path: Path, header: dict[str, Any], rows: TextIO) -> None:
-    """Write one JSON object: the header and, under `samples`, the rows, copied as a stream."""
+    """Write one JSON object: the header and, under `samples`, the rows, without loading them."""
     rows.seek(0)
     with path.open("w", encoding="utf-8") as file:
         file.write(json_text(header).removesuffix("\n}"))

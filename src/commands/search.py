@@ -1,7 +1,7 @@
 """Bayesian search over the config with Optuna: each trial is a training run in its own folder.
 
-Hydra's own sweeper for Optuna is not used: its stable release (1.2.0) needs Optuna 2, the next
-one needs an unreleased version of Hydra, and neither can stop a trial early.
+Hydra's Optuna sweeper is not used: its stable release (1.2.0) needs Optuna 2, the next one needs an
+unreleased version of Hydra, and neither can stop a trial early.
 """
 
 import gc
@@ -41,48 +41,47 @@ try:
     from sqlalchemy.pool import NullPool
 except ModuleNotFoundError as error:
     raise UserError(
-        f"a search needs {error.name}, which comes with an extra: pip install -e '.[sweeps]'"
+        f"a search needs {error.name}, which is not installed: pip install -e '.[sweeps]'"
     ) from error
 
 log = logging.getLogger(__name__)
 
-SETTINGS = ("data", "vae_module", "trainer", "eval", "hparams_search")  # of all trials of a study
+SETTINGS = ("data", "vae_module", "trainer", "eval", "hparams_search")  # same in all trials
 MAY_CHANGE = (
     "hparams_search.n_trials", "hparams_search.timeout", "hparams_search.storage",
     "trainer.default_root_dir", "data.cache_dir", "eval.num_workers",
 )  # fmt: skip
 
 
-# Endings of the names of figures of which larger, or smaller, values are better
+# Suffixes of the names of metrics for which larger (or smaller) values are better
 LARGER = ("match_rate", "accuracy", "per_second")
 SMALLER = ("loss", "rmse", "rmsd", "mae", "mape", "timeouts", "time_s", "steps_s")
 
 
 class SearchError(UserError):
-    """A search that cannot begin, continue or end well; the message says why."""
+    """A search that cannot start, continue or complete; the message says why."""
 
 
 def search(cfg: DictConfig) -> optuna.Study:
     """Run the trials that `cfg.hparams_search` asks for, except those that have already been run.
 
-    The folder of the search (`paths.output_dir`) holds a folder per trial (`trial_007/`, a run as
-    `train` leaves it), `sweep.csv` and `sweep.png` over all of them, and `best.yaml`, the best
-    trial's overrides. The study lives in `hparams_search.storage`; a search that was interrupted
-    or that is given a larger `n_trials` continues there. A trial that
-    was interrupted is marked as failed and does not count towards `n_trials`; a trial that failed
-    with an error does.
+    The search folder (`paths.output_dir`) holds a run folder per trial (`trial_007/`), `sweep.csv`
+    and `sweep.png` over all trials, and `best.yaml`, the best trial's overrides. The study is
+    stored in `hparams_search.storage`; if the search is interrupted, or repeated with a larger
+    `n_trials`, it continues from there. An interrupted trial is marked as failed and does not count
+    towards `n_trials`; a trial that failed with an error does.
 
     Raises:
-        SearchError: if the search space does not fit the config, the study was begun with other
-            settings, or no trial came to its end.
-        OutputError: if another process works in the folder.
+        SearchError: if the search space does not fit the config, the study was started with
+            different settings, or no trial completed.
+        OutputError: if another process is using the folder.
     """
     space = parse_space(cfg)
     _check_direction(cfg)
     if cfg.resume_from is not None or cfg.trainer.devices != 1 or cfg.trainer.num_nodes != 1:
         raise SearchError(
             "a search trains each trial from its start, in one process: leave resume_from, "
-            "trainer.devices and trainer.num_nodes as they are"
+            "trainer.devices and trainer.num_nodes at their defaults"
         )
     folder = Path(cfg.paths.output_dir)
     optuna.logging.disable_default_handler()
@@ -101,10 +100,10 @@ def search(cfg: DictConfig) -> optuna.Study:
 
 
 def direction_of(figure: str) -> str | None:
-    """Whether to `minimize` or `maximize` a figure of a run, by its name; None if that is unclear.
+    """Whether to `minimize` or `maximize` a metric, judging by its name; None if that is unclear.
 
     Args:
-        figure: a key of `summary.json`, or what is logged, such as `val/coords_rmsd`.
+        figure: a key of `summary.json` or a logged metric, such as `val/coords_rmsd`.
     """
     name = figure.rpartition("/")[2].removesuffix("_default")
     if name.endswith(LARGER):
@@ -126,20 +125,20 @@ def _check_direction(cfg: DictConfig) -> None:
         )
     if settings.pruner is not None and direction_of(settings.monitor) is None:
         log.warning(
-            "hparams_search.monitor: the name %s does not tell which values are better, so it is "
-            "taken to go the way of the objective: %s", settings.monitor, settings.direction,
+            "hparams_search.monitor: the name %s does not tell which values are better, so the "
+            "direction of the objective is used: %s", settings.monitor, settings.direction,
         )  # fmt: skip
 
 
 class Pruning(Callback):
-    """Reports a figure to Optuna after each validation, and stops the trial if the pruner says so.
+    """Reports a metric to Optuna after each validation, and stops the trial if the pruner says so.
 
     Args:
         trial: the trial that this run belongs to.
-        monitor: the logged figure to report.
-        sign: -1 if the figure is better in the opposite direction to the study's objective. Pruners
-            compare trials in the direction of the study: if it maximizes, they stop those with the
-            smaller figures.
+        monitor: the logged metric to report.
+        sign: -1 to negate the metric, if it improves in the opposite direction to the study's
+            objective. Pruners compare trials in the direction of the study: if it maximizes, they
+            stop trials with smaller values.
     """
 
     def __init__(self, trial: optuna.Trial, monitor: str, sign: int = 1) -> None:
@@ -152,7 +151,7 @@ class Pruning(Callback):
             return
         self._logged |= {name for name in trainer.callback_metrics if name.startswith("val/")}
         if self.monitor not in trainer.callback_metrics:
-            return  # such as a match rate, which not every validation has
+            return  # for example a match rate, which is not computed in every validation
         self._seen, epoch = True, trainer.current_epoch
         self.trial.report(self.sign * float(trainer.callback_metrics[self.monitor]), epoch)
         if self.trial.should_prune():
@@ -162,26 +161,26 @@ class Pruning(Callback):
         if self._logged and not self._seen:
             log.warning(
                 "hparams_search.monitor: no validation logged %s, so the trial could not be "
-                "stopped early; what they log is %s", self.monitor, sorted(self._logged),
+                "stopped early; logged metrics: %s", self.monitor, sorted(self._logged),
             )  # fmt: skip
 
 
 def _monitor_sign(settings: DictConfig, pruner: optuna.pruners.BasePruner) -> int:
-    """-1 where the figure that pruners see has to be turned to go the way of the study."""
+    """-1 if the monitored metric has to be negated to improve in the direction of the study."""
     if isinstance(pruner, (optuna.pruners.NopPruner, optuna.pruners.ThresholdPruner)):
-        return 1  # which compare no trials, and have bounds of the figure itself
+        return 1  # these do not compare trials, and their bounds apply to the metric itself
     return 1 if direction_of(settings.monitor) in (None, settings.direction) else -1
 
 
 def parse_space(cfg: DictConfig) -> dict[str, BaseDistribution]:
     """The distribution of each key of `cfg.hparams_search.space`.
 
-    A key of the config has `low` and `high`, with `log` or `step`; or `choices`. `also` names
-    further keys that take the same value. A range is one of integers where the config's own value,
+    Each key has either `low` and `high`, optionally with `log` or `step`, or `choices`. `also`
+    names further keys that get the same value. The values are integers if the config's own value,
     `low` and `high` are.
 
     Raises:
-        SearchError: naming the key that does not fit.
+        SearchError: if a key does not fit the config; the message names it.
     """
     space = to_plain(cfg.hparams_search.space)
     if not space:
@@ -201,20 +200,20 @@ def _distribution(cfg: DictConfig, name: str, options: Mapping[str, Any]) -> Bas
     try:
         if given.keys() == {"choices"}:
             if not all(isinstance(c, (bool, int, float, str)) for c in given["choices"]):
-                raise ValueError("choices are numbers, words or true and false")
+                raise ValueError("choices are numbers, words or booleans")
             return CategoricalDistribution(given["choices"])
         if any(isinstance(value, float) for value in (present, given["low"], given["high"])):
             return FloatDistribution(**given)
         return IntDistribution(**given)
     except (KeyError, TypeError, ValueError) as error:
         raise SearchError(
-            f"hparams_search.space.{name} is {options}; it needs low and high, and may have log or "
-            f"step, or it has choices alone ({error})"
+            f"hparams_search.space.{name} is {options}; it needs low and high, optionally with log "
+            f"or step, or only choices ({error})"
         ) from error
 
 
 def _open_study(cfg: DictConfig) -> optuna.Study:
-    """Create or load the study, and mark trials that were interrupted as failed."""
+    """Create or load the study, and mark interrupted trials as failed."""
     settings = cfg.hparams_search
     pruner = instantiate(settings.pruner) or optuna.pruners.NopPruner()
     try:
@@ -232,20 +231,20 @@ def _open_study(cfg: DictConfig) -> optuna.Study:
         ) from error
     if not study.trials and any(Path(cfg.paths.output_dir).glob("trial_*")):
         raise SearchError(
-            f"{cfg.paths.output_dir} holds trials of another study than {settings.study_name}: "
-            "choose another folder with hydra.run.dir"
+            f"{cfg.paths.output_dir} contains trials of another study, not of "
+            f"{settings.study_name}: choose another folder with hydra.run.dir"
         )
     # with the same seed, a continued search would draw the values of the first trials again
     study.sampler = instantiate(settings.sampler, seed=settings.seed + len(study.trials))
     now = _flatten({name: to_plain(cfg[name]) for name in SETTINGS})
     if _monitor_sign(settings, pruner) < 0:
-        # figures of a study that was begun without the sign do not compare with these
+        # a study that was started without the sign stored values that are not comparable
         now["hparams_search.monitor"] = f"-{settings.monitor}"
     begun = json.loads(study.user_attrs.get("settings", json.dumps(now)))
     if changed := sorted(k for k in now.keys() | begun.keys() if now.get(k) != begun.get(k)):
         raise SearchError(
-            f"the study {settings.study_name} was begun with other settings of {changed}: restore "
-            "them, or begin another one with hparams_search.study_name=NAME"
+            f"the study {settings.study_name} was started with other settings of {changed}: "
+            "restore them, or start a new study with hparams_search.study_name=NAME"
         )
     study.set_user_attr("settings", json.dumps(now))
     for trial in study.get_trials(states=[TrialState.RUNNING]):
@@ -255,11 +254,12 @@ def _open_study(cfg: DictConfig) -> optuna.Study:
 
 
 def _storage(url: str | None) -> RDBStorage | str | None:
-    """What Optuna takes as the storage of a study.
+    """The `storage` argument for Optuna.
 
     For an SQLite file, SQLAlchemy pools connections and Optuna never closes the pool. Without a
-    pool each connection is closed after use, so the study that `search` returns holds no file
-    open. A database in memory needs the pool: it lives as long as its connection.
+    pool, each connection is closed after use, so the study that `search` returns does not keep the
+    file open. An in-memory database needs the pool, because it lives only as long as its
+    connection.
     """
     if url and re.match("sqlite:///(?!.*memory).", url):
         return RDBStorage(url, engine_kwargs={"poolclass": NullPool})
@@ -281,7 +281,7 @@ def _counts(trial: optuna.trial.FrozenTrial) -> bool:
 
 
 def _run_trial(study: optuna.Study, cfg: DictConfig, space: dict[str, BaseDistribution]) -> None:
-    """Train with the values that the study asks for, and tell it what came of it."""
+    """Train with the values that the study suggests, and report the result to it."""
     settings = cfg.hparams_search
     trial = study.ask(space)
     folder = Path(cfg.paths.output_dir) / f"trial_{trial.number:03d}"
@@ -301,7 +301,7 @@ def _run_trial(study: optuna.Study, cfg: DictConfig, space: dict[str, BaseDistri
         study.tell(trial, state=TrialState.PRUNED)
         write_status(folder, "pruned", str(pruned))
         log.info("Trial %d was pruned", trial.number)
-    except Exception as error:  # the next one may do better
+    except Exception as error:  # the next trial may succeed
         message = f"{type(error).__name__}: {error}"
         trial.set_user_attr("error", message)
         study.tell(trial, state=TrialState.FAIL)
@@ -327,7 +327,7 @@ def _report(study: optuna.Study, folder: Path, objective: str) -> None:
         )
     complete = study.get_trials(states=[TrialState.COMPLETE])
     importances = None
-    if len(complete) >= 10:  # it compares the best tenth with all
+    if len(complete) >= 10:  # importances compare the best tenth with all trials
         importances = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
     report_sweep(folder, objective, importances)
     if not complete:
@@ -336,6 +336,6 @@ def _report(study: optuna.Study, folder: Path, objective: str) -> None:
     with new_file(folder / "best.yaml", overwrite=True) as path:
         path.write_text((best / ".hydra" / "overrides.yaml").read_text())
     log.info(
-        "Trial %d is the best so far, with %s %.4g; best.yaml has its overrides",
+        "Trial %d is the best so far (%s = %.4g); its overrides are in best.yaml",
         study.best_trial.number, objective, study.best_value,
     )  # fmt: skip

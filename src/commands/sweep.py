@@ -1,8 +1,8 @@
-"""The results of a sweep: a table and a picture of its jobs, read from their folders.
+"""The results of a sweep: a table and a plot of its jobs, read from their folders.
 
-Hydra's multiruns, the searches of `src.commands.search` and arrays on a cluster all leave one
-folder per job, with the job's `.hydra/overrides.yaml`, its `summary.json` if it finished, and a
-`status.json` if it is known why it did not.
+Hydra multiruns, the searches in `src.commands.search` and cluster job arrays all leave one folder
+per job, with `.hydra/overrides.yaml`, `summary.json` if the job finished, and `status.json` if the
+reason why it did not is known.
 """
 
 import atexit
@@ -35,12 +35,12 @@ from src.utils.strict_json import write_json
 
 log = logging.getLogger(__name__)
 
-FIGURES = ("match_rate", "rmse", "best_val_loss", "time_s")  # those on the terminal
+FIGURES = ("match_rate", "rmse", "best_val_loss", "time_s")  # shown on the terminal
 STATUS_FILE = "status.json"
 
 
 class SweepError(UserError):
-    """A folder that is no sweep's; the message says why."""
+    """A folder that does not belong to a sweep; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Job:
     """One job of a sweep.
 
     Attributes:
-        name: of its folder.
-        overrides: its overrides; numbers as numbers, other values as they were written.
-        status: `done`, `failed`, `pruned`, or `missing`: running, killed, or never begun.
-        message: why, where that is known.
-        summary: the content of its `summary.json`.
+        name: the name of its folder.
+        overrides: numbers are parsed, other values are kept as written.
+        status: `done`, `failed`, `pruned`, or `missing` (running, killed, or never started).
+        message: the reason for the status, if known.
+        summary: the content of `summary.json`.
     """
 
     name: str
@@ -68,12 +68,12 @@ def report_sweep(
     """Write `sweep.csv` and `sweep.png` into the folder of a sweep, and print its table.
 
     Args:
-        folder: that of the sweep.
-        objective: the figure of `summary.json` that the picture shows.
-        importances: of the overrides, where they are known, for the picture.
+        folder: the folder of the sweep.
+        objective: the metric in `summary.json` to plot.
+        importances: importances of the overrides to show in the plot, if known.
 
     Returns:
-        The jobs, in their order.
+        The jobs, in order.
 
     Raises:
         SweepError: if there is no job in the folder.
@@ -85,19 +85,19 @@ def report_sweep(
     with new_file(folder / "sweep.png", overwrite=True) as path:
         plot_sweep(jobs, objective, path, importances)
     Console().print(sweep_table(jobs, objective))
-    log.info("The sweep is in %s", folder)
+    log.info("Wrote sweep.csv and sweep.png to %s", folder)
     return jobs
 
 
 def read_jobs(folder: Path) -> list[Job]:
-    """The jobs whose folders lie in `folder`, in their order.
+    """The jobs whose folders are in `folder`, in order.
 
     Raises:
         SweepError: if there is none.
     """
     found = [path.parents[1] for path in folder.glob("*/.hydra/overrides.yaml")]
     if not found:
-        raise SweepError(f"{folder} is no folder of a sweep: no */.hydra/overrides.yaml is in it")
+        raise SweepError(f"{folder} is not a sweep folder: it contains no */.hydra/overrides.yaml")
     return [_read_job(path) for path in sorted(found, key=lambda p: (len(p.name), p.name))]
 
 
@@ -130,7 +130,7 @@ def _is_number(value: Any) -> bool:
 def write_status(
     folder: Path, status: str, message: str, error: BaseException | None = None
 ) -> None:
-    """Write down in a job's folder why it has no result."""
+    """Record in a job's folder why it has no result."""
     content = {"status": status, "message": " ".join(message.split())}
     if error is not None:
         content["traceback"] = "".join(traceback.format_exception(error))
@@ -140,7 +140,7 @@ def write_status(
 
 
 def swept(jobs: Sequence[Job]) -> list[str]:
-    """The overrides that differ between jobs; of several that always change together, the first."""
+    """The overrides that differ between jobs; only the first of those that change together."""
     values: dict[tuple[str, ...], str] = {}
     for name in dict.fromkeys(name for job in jobs for name in job.overrides):
         values.setdefault(tuple(str(job.overrides.get(name)) for job in jobs), name)
@@ -148,7 +148,7 @@ def swept(jobs: Sequence[Job]) -> list[str]:
 
 
 def to_frame(jobs: Sequence[Job]) -> pd.DataFrame:
-    """A row per job: its name, status, message, overrides, and the figures of its summary."""
+    """One row per job: its name, status, message, overrides, and the metrics of its summary."""
     rows = [
         {
             "job": job.name,
@@ -163,7 +163,7 @@ def to_frame(jobs: Sequence[Job]) -> pd.DataFrame:
 
 
 def sweep_table(jobs: Sequence[Job], objective: str) -> Table:
-    """In what the jobs differ and what they reached, for the terminal."""
+    """The overrides that differ between jobs, and their results, for the terminal."""
     parameters = swept(jobs)
     figures = list(dict.fromkeys([objective, *FIGURES]))
     done = sum(job.status == "done" for job in jobs)
@@ -208,11 +208,11 @@ def plot_sweep(
     path: Path,
     importances: Mapping[str, float] | None = None,
 ) -> None:
-    """Draw the objective over each swept parameter, one panel each.
+    """Plot the objective against each swept parameter, one panel each.
 
-    A line joins the medians if a parameter has repeated values or is the only parameter.
-    An axis whose values span a factor of ten or more is logarithmic. Jobs without a result are
-    crosses on the axis.
+    A line joins the medians if a parameter has repeated values or is the only parameter. An axis
+    whose values span a factor of ten or more is logarithmic. Jobs without a result are crosses on
+    the axis.
     """
     from matplotlib.figure import Figure
 
@@ -243,7 +243,7 @@ def _plot_parameter(
     frame = frame.sort_values("x", kind="stable") if numeric else frame
     done, lost = frame.dropna(), frame[frame["y"].isna()]
     medians = done.groupby("x", sort=numeric)["y"].median()
-    # categories are placed in the order in which they are first drawn, so draw all at once
+    # categories are placed in the order in which they are first drawn, so draw them all at once
     axis.plot(frame["x"], [math.nan] * len(frame))
     if numeric and (alone or len(medians) < len(done)):
         axis.plot(medians.index, medians, color="C0", alpha=0.5)
@@ -279,12 +279,13 @@ def _spans_decades(values: pd.Series) -> bool:
 
 
 class SweepReport(Callback):
-    """Ends a multirun with `report_sweep`, whatever becomes of its jobs.
+    """Calls `report_sweep` at the end of a multirun, even if jobs failed.
 
-    Hydra raises the error of a job that failed once the others have ended, and then calls no
-    `on_multirun_end`. So a failure is written to the job's folder where it happens, and the
-    multirun ends with exit code 1 when the table is written. Where a launcher gives up, as when
-    a worker is killed, the table comes as the program exits; jobs on a cluster may still run then.
+    If a job raises an error, Hydra raises it again once the other jobs have ended, and does not
+    call `on_multirun_end`. So a failure is recorded in the job's folder when it happens, and the
+    multirun exits with code 1 after the table is written. If the launcher fails (for example
+    because a worker was killed), the table is written when the program exits; jobs on a cluster may
+    still be running then.
 
     Args:
         objective: see `report_sweep`.
@@ -297,7 +298,7 @@ class SweepReport(Callback):
         atexit.register(self._report_what_there_is, config.hydra.sweep.dir)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        # joblib sets a start method, "loky", that processes started by the job do not know
+        # joblib sets a start method, "loky", that the job's own subprocesses do not support
         if multiprocessing.get_start_method(allow_none=True) == "loky":
             multiprocessing.set_start_method(None, force=True)
         (Path(config.hydra.runtime.output_dir) / STATUS_FILE).unlink(missing_ok=True)
@@ -310,7 +311,7 @@ class SweepReport(Callback):
             job_return.return_value  # noqa: B018  it raises the job's error
         except Exception as error:
             write_status(folder, "failed", f"{type(error).__name__}: {error}", error)
-            log.error("The job failed; %s has the traceback", folder / STATUS_FILE)
+            log.error("The job failed; the traceback is in %s", folder / STATUS_FILE)
         job_return.status, job_return.return_value = JobStatus.COMPLETED, math.nan
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:

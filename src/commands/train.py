@@ -17,12 +17,12 @@ from src.vae_module import VAEModule
 
 
 def train(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
-    """Train a VAE as `configs/train_vae.yaml` says; see `run_training`."""
+    """Train a VAE as configured in `configs/train_vae.yaml`; see `run_training`."""
     return run_training(cfg, VAETraining(), callbacks)
 
 
 class VAETraining(TrainingTask[VAEModule]):
-    """Training a VAE, judged by how it reconstructs the validation split."""
+    """Trains a VAE and evaluates how well it reconstructs the validation split."""
 
     group = "vae_module"
     objective = "crmse"
@@ -54,17 +54,17 @@ class VAETraining(TrainingTask[VAEModule]):
             title=f"Reconstruction of {summary['crystals_evaluated']:,} validation crystals",
             caption="decoded from the posterior's mean, with the best checkpoint",
         )
-        table.add_column("figure")
+        table.add_column("metric")
         table.add_column("value", justify="right")
         rows = [
             ("match rate (stol 0.5, ltol 0.3, angle 10°)", f"{100 * summary['match_rate']:.2f} %"),
             ("  RMSE of matched pairs", f"{summary['rmse']:.4f}"),
             ("match rate (pymatgen: 0.3, 0.2, 5°)", f"{100 * summary['match_rate_default']:.2f} %"),
             ("  RMSE of matched pairs", f"{summary['rmse_default']:.4f}"),
-            ("matcher time-outs, counted as failures", f"{summary['match_timeouts']}"),
-            ("atom types right", f"{100 * summary['atom_type_accuracy']:.2f} %"),
+            ("matcher timeouts, counted as failures", f"{summary['match_timeouts']}"),
+            ("atom type accuracy", f"{100 * summary['atom_type_accuracy']:.2f} %"),
             ("fractional coordinates, RMSE", f"{summary['frac_coords_rmse']:.4f}"),
-            ("distance of atoms, RMSD", f"{summary['coords_rmsd']:.4f} Å"),
+            ("atom displacement, RMSD", f"{summary['coords_rmsd']:.4f} Å"),
             ("lengths, mean error", f"{summary['lengths_mae']:.4f} Å"),
             ("angles, mean error", f"{summary['angles_mae']:.3f}°"),
             ("time", f"{summary['time_s']:.0f} s"),

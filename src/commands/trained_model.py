@@ -1,4 +1,4 @@
-"""What the commands that use a checkpoint share: its model, and the data it was trained on."""
+"""Load a checkpoint's model and the data it was trained on; shared by several commands."""
 
 import logging
 from dataclasses import fields
@@ -24,18 +24,18 @@ log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=nn.Module)
 
-SPLITS_FILE = "splits.csv"  # in a run's folder: its splits, if the data came without any
+SPLITS_FILE = "splits.csv"  # in a run folder: the splits, if the data had none
 
 
 def load_vae(cfg: DictConfig) -> VAEModule:
-    """The model of `cfg.ckpt_path` on `cfg.device` (`auto`: a GPU if there is one).
+    """Load the model of `cfg.ckpt_path` on `cfg.device` (`auto`: a GPU if available).
 
     If an old checkpoint does not record how its crystals were read, `read_options` is taken from
     the config of its run, if that still exists.
 
     Raises:
-        FileNotFoundError, CheckpointError: if it cannot be used; the message says why.
-        UserError: if there is no such device.
+        FileNotFoundError, CheckpointError: if the checkpoint cannot be used; the message says why.
+        UserError: if the device is not available.
     """
     return move_to(_load(Path(cfg.ckpt_path)), cfg.device)
 
@@ -51,15 +51,15 @@ def move_to(module: M, device: str) -> M:
         device = "cuda" if torch.cuda.is_available() else mps
     try:
         return module.to(device)
-    except (RuntimeError, AssertionError) as error:  # the latter in a torch without CUDA
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
         raise UserError(
-            f"device={device} cannot be used, choose auto, cpu, cuda or mps: {error}"
+            f"device={device} cannot be used; choose auto, cpu, cuda or mps: {error}"
         ) from error
 
 
 def run_folder(checkpoint: str | Path) -> Path:
-    """The folder of the run that a checkpoint is from, where it still lies in its `checkpoints`;
-    else the folder that it lies in."""
+    """The run folder of a checkpoint if it is still in the run's `checkpoints`; otherwise the
+    folder that it is in."""
     folder = Path(checkpoint).expanduser().resolve().parent
     return folder.parent if folder.name == "checkpoints" else folder
 
@@ -67,14 +67,14 @@ def run_folder(checkpoint: str | Path) -> Path:
 def load_data(cfg: DictConfig, vae: VAEModule | None = None) -> DataModule:
     """The data of `cfg.data`, with unset fields as in the training of `cfg.ckpt_path`.
 
-    How crystals are read (`ReadOptions`) is recorded in the checkpoint. The other fields are in the
-    `config.yaml` in the folder of the run (see `run_folder`).
+    How crystals are read (`ReadOptions`) is recorded in the checkpoint. The other fields are in
+    `config.yaml` in the run folder (see `run_folder`).
 
     Args:
         vae: the model of `cfg.ckpt_path`, if it is already loaded.
 
     Raises:
-        DataError: if `cfg.data` names no folder and the run has no valid `config.yaml`.
+        DataError: if `cfg.data` does not name a folder and the run has no valid `config.yaml`.
         FileNotFoundError, CheckpointError: if the checkpoint cannot be read.
     """
     given = {
@@ -85,7 +85,7 @@ def load_data(cfg: DictConfig, vae: VAEModule | None = None) -> DataModule:
     given = {**trained, **given}
     if "data_dir" not in given or "_target_" not in given:
         of_run = _data_of_run(checkpoint)
-        if "data_dir" in given:  # which need not be a folder for the run's known set
+        if "data_dir" in given:  # may be a different data set than the run's known set
             of_run.pop("download", None)
         else:
             of_run |= kept_splits(run_folder(checkpoint))
@@ -100,7 +100,7 @@ def load_data(cfg: DictConfig, vae: VAEModule | None = None) -> DataModule:
 
 
 def _load(checkpoint: Path) -> VAEModule:
-    """The model; `read_options` of an old checkpoint are taken from the config of its run."""
+    """Load the model; `read_options` of an old checkpoint are taken from its run's config."""
     vae = VAEModule.load_from_checkpoint(checkpoint)
     if vae.read_options is None:
         try:
@@ -124,8 +124,8 @@ def _data_of_run(checkpoint: Path) -> dict[str, Any]:
     path = run_folder(checkpoint) / "config.yaml"
     if not path.is_file():
         raise DataError(
-            f"{checkpoint} is not in the folder of a run (there is no {path}), so name the "
-            "data: data=prototypes, or data=default data.data_dir=FOLDER"
+            f"{checkpoint} is not in a run folder (there is no {path}), so specify the data: "
+            "data=prototypes, or data=default data.data_dir=FOLDER"
         )
     try:
         data = to_plain(OmegaConf.load(path).data)
@@ -133,6 +133,6 @@ def _data_of_run(checkpoint: Path) -> dict[str, Any]:
         raise DataError(f"{path} is not the config of a run: {error}") from error
     if not isinstance(data, dict):
         raise DataError(f"{path} is not the config of a run: its data are {data!r}")
-    if "niggli" in data:  # as runs said before there were other cells
+    if "niggli" in data:  # the option before there were other cells
         data["cell"] = "niggli" if data.pop("niggli") else "as_given"
     return data

@@ -191,14 +191,14 @@ def _train(
 def _keep_splits(datamodule: DataModule, output_dir: Path) -> None:
     """Save the splits to the run's folder, if they were made here and not given with the data."""
     source, target = datamodule.splits_file, output_dir / SPLITS_FILE
-    # it is not there where the cache cannot be written
+    # the file does not exist if the cache could not be written
     if _is_first_process() and source is not None and source.is_file() and source != target:
         with new_file(target, overwrite=True) as path:
             shutil.copyfile(source, path)
 
 
 def _with_absolute_paths(cfg: DictConfig) -> DictConfig:
-    """What is kept of a run should mean the same from any folder."""
+    """Make paths absolute, so that a saved config is valid from any working directory."""
     cfg = cfg.copy()
     for key in ("data.data_dir", "data.property_file", "data.split_file", "ckpt_path"):
         if path := OmegaConf.select(cfg, key):
@@ -284,7 +284,7 @@ def _find_resume(
 
 
 def _is_first_process() -> bool:
-    """Of those of a distributed run, before there is a Trainer to ask."""
+    """Whether this is the first process of a distributed run, before there is a Trainer."""
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     return first and os.environ.get("NODE_RANK", "0") == "0"
 

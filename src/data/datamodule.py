@@ -252,7 +252,7 @@ def default_cache_dir() -> Path:
 def _warn_of_ignored_columns(
     names: Sequence[str], found: Mapping[str, Reader] | StructureReader, path: Path | None
 ) -> None:
-    """Warn of columns in the tables of crystals that are replaced by those of `property_file`."""
+    """Warn about columns in the crystal tables that `property_file` replaces."""
     tables = [] if isinstance(found, StructureReader) else list(found.values())
     for source in [reader.source for reader in tables if isinstance(reader, CsvReader)]:
         if names and (both := [name for name in columns_of(source) if name in names]):

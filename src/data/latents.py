@@ -125,7 +125,7 @@ class LatentDataset(Dataset):
         if not file.is_file():
             found = sorted(other.stem for other in folder.glob("*.safetensors"))
             raise DataError(
-                f"there are no latents {file} (splits in that folder: "
+                f"there is no file {file} (splits in that folder: "
                 f"{', '.join(found) or 'none'}): write them with src/encode_vae.py"
             )
         try:

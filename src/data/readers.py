@@ -34,7 +34,7 @@ SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 
-ID_COLUMNS = ("material_id", "id")  # a table's first column of these has the IDs
+ID_COLUMNS = ("material_id", "id")  # the first of these that a table has contains the IDs
 
 File = Path | zipfile.Path
 MISSING_VALUES = {"", "nan", "na", "n/a", "none", "null"}  # in lower case; read as NaN silently

@@ -79,7 +79,7 @@ def download(
         )
     known_set, data_dir = KNOWN_SETS[name], Path(data_dir).expanduser()
     for path in _modified_files(known_set, data_dir):
-        log.warning("%s differs from the published file of %s. It is used as it is", path, name)
+        log.warning("%s differs from the published file of %s, but is used anyway", path, name)
     if not _missing_files(known_set, data_dir):
         return []
     data_dir.mkdir(parents=True, exist_ok=True)

@@ -145,7 +145,7 @@ def find_duplicates(
     timeout: float = 10.0,
     progress: bool = False,
 ) -> Duplicates:
-    """Search the same split and each earlier one for an earlier crystal that each crystal matches.
+    """For each crystal, search its own and each earlier split for an earlier crystal that matches.
 
     Each pair is compared at most once. The number of crystals that match an earlier one in their
     own split is the number that deduplication would remove from it.

@@ -173,7 +173,7 @@ def duplicate_summary(
 
     Args:
         splits: split of each crystal (categorical).
-        selected: whether duplicates of each crystal were searched.
+        selected: whether duplicates of each crystal were searched for.
         duplicates: the result of `find_duplicates`.
 
     Returns:

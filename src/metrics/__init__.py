@@ -1,4 +1,4 @@
-"""Figures of merit. The matcher's public calls are here: `from src.metrics import match`."""
+"""Metrics. Import the matcher's public functions from here: `from src.metrics import match`."""
 
 from src.metrics.structure_matching.calls import FirstMatch, first_match, match, match_matrix
 from src.metrics.structure_matching.crystals import PreparedCrystals

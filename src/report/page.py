@@ -33,7 +33,7 @@ from src.utils.output import new_file
 
 log = logging.getLogger(__name__)
 
-NUM_WORST = 6  # pairs in worst.png
+NUM_WORST = 6  # number of pairs in worst.png
 MATCHER_NAMES = ("CDVAE's tolerances", "pymatgen's defaults")
 
 

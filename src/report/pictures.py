@@ -1,8 +1,8 @@
 """Draw static pictures of crystals: shaded spheres and the edges of the cell, sorted by depth.
 
 Colors are Jmol's and radii are covalent radii, both from `ase.data`. Crystals are rotated so that a
-points right and b lies in the horizontal plane: two crystals with the same cell look alike whatever
-their orientations. `crystals.js` draws the same pictures on a page.
+points right and b lies in the horizontal plane, so two crystals with the same cell are drawn alike,
+whatever their orientation. `crystals.js` draws the same pictures on a web page.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Checkpoints are opened and written here; nothing in them is ever executed."""
+"""Read and write checkpoints without ever executing anything in them."""
 
 import io
 import logging
@@ -19,8 +19,8 @@ from src.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
-LAST = "last.ckpt"  # what a run goes on from
-# settings that say which weights there are, or what is computed with them
+LAST = "last.ckpt"  # the checkpoint that a run resumes from
+# settings that determine the weights or what is computed with them
 _OF_NETWORKS = ("encoder", "decoder", "latent_dim", "atom_type_predict", "quant_bias")
 
 
@@ -29,21 +29,21 @@ class CheckpointError(UserError):
 
 
 class NoCheckpointError(CheckpointError, FileNotFoundError):
-    """There is no such file."""
+    """The checkpoint file does not exist."""
 
 
 def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """The content of a checkpoint of plain tensors and plain types.
+    """Read a checkpoint that contains only tensors and plain types.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        CheckpointError: if it is a folder, damaged, or holds anything but plain types.
+        FileNotFoundError: if the file does not exist.
+        CheckpointError: if it is a folder, is damaged, or contains any other types.
     """
     path = Path(path).expanduser()
     if path.is_dir():
         raise CheckpointError(
-            f"{path} is a folder: name the .ckpt in it (from_pretrained reads what save_pretrained "
-            "wrote)"
+            f"{path} is a folder: give the path of the .ckpt in it, or use from_pretrained for a "
+            "folder from save_pretrained"
         )
     if not path.is_file():
         raise NoCheckpointError(f"there is no checkpoint {path}")
@@ -53,35 +53,35 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
-        # without PyTorch's own text, which advises to load it unsafely
+        # without PyTorch's own message, which suggests loading it unsafely
         raise CheckpointError(
-            f"{path} cannot be opened safely: it is not a checkpoint, is damaged, or holds more "
+            f"{path} cannot be opened safely: it is not a checkpoint, is damaged, or contains more "
             "than tensors and plain types, which could run code when loaded"
         ) from error
-    except Exception as error:  # in a damaged file torch stumbles over almost anything
-        raise CheckpointError(f"{path} is damaged or no checkpoint: {error}") from error
+    except Exception as error:  # torch can raise anything for a damaged file
+        raise CheckpointError(f"{path} is damaged or not a checkpoint: {error}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise CheckpointError(f"{path} is no checkpoint: it has no state_dict")
+        raise CheckpointError(f"{path} is not a checkpoint: it has no state_dict")
     return checkpoint
 
 
 def check_weights(module: LightningModule, content: Mapping[str, Any], path: str | Path) -> None:
-    """See to it that the weights of a checkpoint are those of a module like this one.
+    """Check that the weights in a checkpoint fit a module.
 
-    Settings of the networks that differ without a trace in the weights, such as the number of
-    attention heads, are named in a warning.
+    If network settings differ that do not affect the shapes of the weights, such as the number of
+    attention heads, a warning names them.
 
     Raises:
-        CheckpointError: if weights are missing, left over, or of another shape; it names the
-            settings that differ, where the checkpoint has them.
+        CheckpointError: if weights are missing, superfluous or of another shape; the message names
+            the settings that differ, if the checkpoint records them.
     """
     ours, theirs = module.state_dict(), content["state_dict"]
     if not isinstance(theirs, Mapping):
-        raise CheckpointError(f"{path} is no checkpoint: its state_dict is none")
+        raise CheckpointError(f"{path} is not a checkpoint: its state_dict is not a dict")
     faults = [f"{name} is missing" for name in ours if name not in theirs]
-    faults += [f"{name} has no place" for name in theirs if name not in ours]
+    faults += [f"{name} is unexpected" for name in theirs if name not in ours]
     faults += [
-        f"{name} is {_shape(theirs[name])} there and {_shape(weight)} here"
+        f"{name} is {_shape(theirs[name])} in the checkpoint and {_shape(weight)} here"
         for name, weight in ours.items()
         if name in theirs and _shape(theirs[name]) != _shape(weight)
     ]
@@ -95,12 +95,12 @@ def check_weights(module: LightningModule, content: Mapping[str, Any], path: str
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise CheckpointError(
-            f"{path} has the weights of another model. "
-            + (f"Settings (there / here): {named}. " if named else "")
-            + f"Of its weights, {faults[0]}{more}. Use the settings that it was trained with"
+            f"{path} has the weights of a different model. "
+            + (f"Settings (checkpoint / here): {named}. " if named else "")
+            + f"Mismatch: {faults[0]}{more}. Use the settings that it was trained with"
         )
     if named:
-        log.warning("%s was trained with other settings (there / here): %s", path, named)
+        log.warning("%s was trained with other settings (checkpoint / here): %s", path, named)
 
 
 def _shape(weight: Any) -> tuple[int, ...] | None:
@@ -108,19 +108,19 @@ def _shape(weight: Any) -> tuple[int, ...] | None:
 
 
 def refuse_compressed(path: Path) -> None:
-    """Refuse a zip archive out of which comes more than the file is long; torch writes none.
+    """Reject a zip archive that unpacks to more bytes than it has; torch never writes one.
 
     Raises:
-        CheckpointError: if it is such a one.
+        CheckpointError: for such an archive.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
-                raise CheckpointError(f"{path} is no checkpoint: it is compressed")
+                raise CheckpointError(f"{path} is not a checkpoint: it is compressed")
 
 
 def save_checkpoint(module: LightningModule, path: str | Path) -> None:
-    """Write a module's weights and config as a checkpoint, whole or not at all."""
+    """Write a module's weights and config as a checkpoint, atomically."""
     path = Path(path)
     content = {
         "state_dict": module.state_dict(),
@@ -132,15 +132,15 @@ def save_checkpoint(module: LightningModule, path: str | Path) -> None:
 
 
 def write_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
-    """Write a checkpoint, whole or not at all: until it is whole, the one before it stays.
+    """Write a checkpoint atomically: an existing one is replaced only once the new one is complete.
 
     Raises:
-        CheckpointError: if a weight is not finite, or if it cannot be written (a full disk).
+        CheckpointError: if a weight is not finite, or the file cannot be written (a full disk).
     """
     path = Path(path)
     for name, weight in content["state_dict"].items():
         if not weight.isfinite().all():
-            raise CheckpointError(f"{path} is not written, since there are NaN or inf in {name}")
+            raise CheckpointError(f"{path} was not written, because {name} contains NaN or inf")
     buffer = io.BytesIO()
     torch.save(content, buffer)
     partial = path.with_name(f"{path.name}.partial")
@@ -154,12 +154,12 @@ def write_checkpoint(content: Mapping[str, Any], path: str | Path) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise CheckpointError(
-            f"{path} cannot be written ({error}); what was there before it is as it was"
+            f"{path} cannot be written ({error}); an existing file there is unchanged"
         ) from error
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lets Lightning write its checkpoints with `write_checkpoint`."""
+    """Makes Lightning write its checkpoints with `write_checkpoint`."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -168,13 +168,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def find_last(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint in `folder` to go on from, and its content; None if there is none at all.
+    """Find the checkpoint in `folder` to resume from: its path and content, or None.
 
-    That is `last.ckpt` or, where it is missing or damaged, the newest that is good; a damaged one
-    is named in a warning.
+    This is `last.ckpt` or, if that is missing or damaged, the newest usable checkpoint. A warning
+    names damaged ones.
 
     Raises:
-        CheckpointError: if there are checkpoints and none of them can be used.
+        CheckpointError: if there are checkpoints but none of them can be used.
     """
     paths = sorted(
         Path(folder).glob("*.ckpt"),
@@ -188,22 +188,22 @@ def find_last(folder: str | Path) -> tuple[Path, dict[str, Any]] | None:
             log.warning("%s", error)
     if paths:
         raise CheckpointError(
-            f"no checkpoint in {folder} can be continued from: to start anew, choose another "
-            "folder, or remove them"
+            f"none of the checkpoints in {folder} can be resumed: to start a new run, choose "
+            "another folder or remove them"
         )
     return None
 
 
 def load_resumable(path: str | Path) -> dict[str, Any]:
-    """As `load_checkpoint`, of a checkpoint that holds the state of a run as well.
+    """Like `load_checkpoint`, for a checkpoint that also contains the state of a run.
 
     Raises:
-        FileNotFoundError, CheckpointError: as there, or if it holds weights alone.
+        FileNotFoundError, CheckpointError: as there, or if it contains only weights.
     """
     checkpoint = load_checkpoint(path)
     if missing := {"loops", "optimizer_states", "global_step"} - set(checkpoint):
         raise CheckpointError(
-            f"{path} holds weights but no run to continue ({', '.join(sorted(missing))} missing): "
-            "start from it with ckpt_path"
+            f"{path} contains weights but not the state of a run ({', '.join(sorted(missing))} "
+            "missing), so it cannot be resumed: start from its weights with ckpt_path"
         )
     return checkpoint

@@ -1,7 +1,6 @@
-"""Errors that a person can act on end a program with one message, not with a stack trace.
+"""Errors that the user can fix: they end a program with one message instead of a stack trace.
 
-This module imports nothing heavy: the modules whose errors derive from `UserError` are imported by
-workers that have to start quickly.
+This module imports nothing heavy, because worker processes that have to start quickly import it.
 """
 
 import functools
@@ -18,22 +17,22 @@ R = TypeVar("R")
 
 
 class UserError(ValueError):
-    """Something that a user gave cannot be used; the message names it and says what to do.
+    """User input cannot be used; the message names it and says what to do.
 
-    The base of all errors of this project about input: data, checkpoints, configs, places to write
-    to. A mistake in code is none of these.
+    The base class of all errors in this project about input: data, checkpoints, configs, output
+    paths. Bugs raise other errors.
     """
 
 
 def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
-    """Let `main` end with exit code 1 and one message where input, not code, is at fault.
+    """Make `main` exit with code 1 and a single message for errors that the user can fix.
 
-    Those are `UserError`, `OSError` (a missing file, a full disk), and configs that lack a value or
+    These are `UserError`, `OSError` (a missing file, a full disk), and configs that lack a value or
     from which an object cannot be created. Anything else is a bug and is shown with its stack
-    trace, as HYDRA_FULL_ERROR=1 shows all errors.
+    trace. HYDRA_FULL_ERROR=1 shows the stack trace of all errors.
 
-    A job of a sweep (`-m`) gives the message and raises the error, so that Hydra notes the job as
-    failed and goes on with the next.
+    In a sweep job (`-m`), the message is logged and the error is raised again, so that Hydra
+    records the job as failed and continues with the next.
     """
 
     @functools.wraps(main)
@@ -60,13 +59,13 @@ def _message(error: Exception) -> str:
 
 
 def is_user_error(error: BaseException) -> bool:
-    """Whether an error is about what the user gave."""
+    """Whether an error is about user input."""
     from hydra.errors import InstantiationException
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from omegaconf.errors import OmegaConfBaseException
 
     if isinstance(error, InstantiationException):
-        # of a constructor that refuses its arguments, which come from the config
+        # raised by a constructor that rejects its arguments, which come from the config
         refusals = (ValueError, TypeError, ImportError)
         cause = error.__cause__
         return cause is None or isinstance(cause, refusals) or is_user_error(cause)
@@ -76,7 +75,7 @@ def is_user_error(error: BaseException) -> bool:
 
 
 def in_multirun() -> bool:
-    """Whether this is a job of a sweep of Hydra (`-m`)."""
+    """Whether this is a job of a Hydra sweep (`-m`)."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 

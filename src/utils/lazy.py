@@ -1,4 +1,4 @@
-"""Public names of a package that are imported when they are asked for."""
+"""Import the public names of a package only when they are accessed."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -6,13 +6,13 @@ from typing import Any
 
 
 def lazy_attributes(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
-    """A package's `__getattr__`, for names whose modules are slow to import.
+    """Create a package's `__getattr__`, for names whose modules are slow to import.
 
-    So whoever imports one light module of a package does not wait for its heavy ones.
+    Importing one light module of the package then does not import its heavy ones.
 
     Args:
-        package: its `__name__`.
-        places: the module below it that each public name is in.
+        package: the package's `__name__`.
+        places: the submodule that each public name is in.
     """
 
     def getattr_(name: str) -> Any:

@@ -11,34 +11,34 @@ from lightning.pytorch.loggers import WandbLogger
 
 
 def wandb_logger(**kwargs: Any) -> WandbLogger:
-    """A `WandbLogger` that never asks a question: without an API key it logs offline.
+    """A `WandbLogger` that never prompts: without an API key, it logs offline.
 
-    `WANDB_MODE`, where set, decides instead. Arguments are those of `WandbLogger`.
+    `WANDB_MODE` takes precedence if it is set. The arguments are those of `WandbLogger`.
     """
     kwargs.setdefault("offline", "WANDB_MODE" not in os.environ and not _has_wandb_key())
     if kwargs["offline"]:
-        # Lightning only sets WANDB_MODE, which wandb has read when it looked for the key
+        # Lightning only sets WANDB_MODE, but wandb already read it when it looked for the key
         kwargs.setdefault("mode", "offline")
     return WandbLogger(**kwargs)
 
 
 def _has_wandb_key() -> bool:
-    import wandb  # here, since it takes a while
+    import wandb  # slow to import
 
     if os.environ.get("WANDB_API_KEY"):
         return True
     if "prompt" in inspect.signature(wandb.login).parameters:
         return wandb.login(prompt=False, verify=False)
-    return bool(wandb.api.api_key)  # of versions that have no other way; later ones warn of it
+    return bool(wandb.api.api_key)  # only in old versions without another way; later ones warn
 
 
 @contextmanager
 def own_wandb_run() -> Iterator[None]:
-    """End the run of Weights & Biases that the block begins, with the block.
+    """When the block ends, finish the Weights & Biases run that was started in it.
 
-    A `WandbLogger` takes over a run that is still open, so that all trials of a search, and all
-    jobs of a sweep in one process, would otherwise be logged as one. A run that was open before
-    the block is the caller's, and stays open.
+    A `WandbLogger` reuses a run that is still open. Otherwise, all trials of a search, or all jobs
+    of a sweep in one process, would be logged as a single run. A run that was open before the block
+    stays open.
     """
     before = _open_wandb_run()
     failed = True
@@ -52,5 +52,5 @@ def own_wandb_run() -> Iterator[None]:
 
 
 def _open_wandb_run() -> Any:
-    # not imported for this, since it takes a while and most runs do without it
+    # not imported for this, because that is slow and most runs do not use it
     return getattr(sys.modules.get("wandb"), "run", None)

@@ -1,4 +1,4 @@
-"""Former names of modules, under which code and checkpoints of users still import them."""
+"""Keep modules importable under their former names, which user code and checkpoints may use."""
 
 import sys
 from collections.abc import Sequence
@@ -29,11 +29,11 @@ MOVED = {
     "src.vae_module.cell_start": "src.vae_module.cell_init",
     "src.vae_module.pretrained": "src.base.pretrained",
 }
-"""Today's name of each module that once had another."""
+"""The current name of each renamed module, by its former name."""
 
 
 class _MovedModules(MetaPathFinder, Loader):
-    """Imports a module under its former name as the very same module object."""
+    """Makes importing a former name return the same module object as the current name."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -42,7 +42,7 @@ class _MovedModules(MetaPathFinder, Loader):
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = import_module(MOVED[spec.name])
-        spec.loader_state = module.__spec__  # which the import system replaces by `spec`
+        spec.loader_state = module.__spec__  # the import system replaces `__spec__` by `spec`
         return module
 
     def exec_module(self, module: ModuleType) -> None:
@@ -51,6 +51,6 @@ class _MovedModules(MetaPathFinder, Loader):
 
 
 def install() -> None:
-    """Let the import system find modules under their former names, where there is no file."""
+    """Let the import system find modules under their former names, if there is no such file."""
     if not any(isinstance(finder, _MovedModules) for finder in sys.meta_path):
         sys.meta_path.append(_MovedModules())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from src.utils.errors import UserError
 
-# of the odd polynomial a x + b x^3 + c x^5, which is steep at zero (Jordan et al. 2024)
+# coefficients of the polynomial a x + b x^3 + c x^5, which is steep at zero (Jordan et al. 2024)
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 

@@ -1,6 +1,6 @@
-"""Worker processes that start quickly and do not outlive the process that they work for.
+"""Worker processes that start quickly and end when their parent process ends.
 
-This module imports nothing heavy: workers do so too.
+This module imports nothing heavy, because workers import it.
 """
 
 import multiprocessing
@@ -21,10 +21,10 @@ def num_cpus() -> int:
 
 
 class _Worker(SpawnProcess):
-    """A spawned process that leaves the parent's main script alone.
+    """A spawned process that does not import the parent's main script.
 
-    multiprocessing imports it in every child, which in training means torch and Lightning, and
-    in a script without `if __name__ == "__main__"` means running it again.
+    multiprocessing would import the script in every child. For training, that would import torch
+    and Lightning; a script without `if __name__ == "__main__"` would run again.
     """
 
     _lock = threading.Lock()
@@ -49,10 +49,10 @@ class WorkerContext(SpawnContext):
 
 
 def follow_parent() -> None:
-    """What a worker of an executor does first: end when its parent does, however that ends.
+    """Initialize a worker: make it end when its parent ends, however that happens.
 
-    What reaches all processes of a job is left to the parent: an interrupt from the keyboard, and
-    the signal by which SLURM says that the time is nearly up.
+    Signals that are sent to all processes of a job are left to the parent: a keyboard interrupt,
+    and Slurm's warning that the time limit is near.
     """
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Learning-rate factors over a run, and how much of its budget a run has used."""
+"""Learning-rate schedules, and the fraction of its budget that a run has used."""
 
 import math
 from abc import ABC, abstractmethod
@@ -10,7 +10,7 @@ from src.utils.errors import UserError
 
 
 class Schedule(ABC):
-    """The factor on the base learning rate, from the step and the share of the budget used."""
+    """Maps the step and the used fraction of the budget to a factor on the base learning rate."""
 
     @abstractmethod
     def __call__(self, step: int, progress: float) -> float: ...
@@ -20,7 +20,7 @@ class Constant(Schedule):
     """The base learning rate after a linear warm-up.
 
     Args:
-        warmup_steps: steps until it is reached.
+        warmup_steps: steps until the base learning rate is reached.
 
     Raises:
         UserError: if `warmup_steps` is negative.
@@ -34,11 +34,11 @@ class Constant(Schedule):
 
 
 class WarmupCosine(Schedule):
-    """Linear warm-up, then half a cosine down to `final_factor` where the budget ends.
+    """Linear warm-up, then half a cosine down to `final_factor` at the end of the budget.
 
     Args:
         warmup_steps: steps until the base learning rate is reached.
-        final_factor: of the base learning rate at the end.
+        final_factor: final learning rate, as a factor on the base learning rate.
 
     Raises:
         UserError: if `warmup_steps` is negative.
@@ -61,10 +61,10 @@ def _checked(warmup_steps: int) -> int:
 
 
 def run_progress(trainer: Trainer, step: int) -> float:
-    """Share of the run's budget that is used after `step` steps, in [0, 1].
+    """Fraction of the run's budget that is used after `step` steps, in [0, 1].
 
     The budget is whichever of `max_epochs`, `max_steps` and `max_time` ends the run first. All
-    processes get the same answer; time that a resumed run used before counts.
+    processes get the same value. The time before a run was resumed counts.
     """
     steps = trainer.estimated_stepping_batches
     progress = step / steps if 0 < steps < float("inf") else 0.0

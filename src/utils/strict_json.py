@@ -1,4 +1,4 @@
-"""JSON that any program reads: it has no NaN and no infinities, which Python's own writes."""
+"""JSON that any program can read: without NaN and infinities, which Python's `json` writes."""
 
 import json
 import math
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def json_ready(value: Any) -> Any:
-    """`value` as plain Python types, with None in the place of NaN and infinities."""
+    """`value` as plain Python types, with None instead of NaN and infinities."""
     if isinstance(value, Mapping):
         return {key: json_ready(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -21,14 +21,14 @@ def json_ready(value: Any) -> Any:
 
 
 def json_text(content: Any, indent: int | None = 2) -> str:
-    """The text of JSON; figures that are not finite are null.
+    """Serialize to JSON; numbers that are not finite become null.
 
     Raises:
-        TypeError: for what JSON has no type for.
+        TypeError: for a value that JSON cannot represent.
     """
     return json.dumps(json_ready(content), indent=indent, allow_nan=False)
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write `json_text` to a file, which ends with a newline."""
+    """Write `json_text` and a final newline to a file."""
     Path(path).write_text(json_text(content) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""How the threads of this process share the CPUs with other work.
+"""Limit how the threads of this process compete for the CPUs.
 
 This module does not import torch, which reads the environment only once, when it is loaded.
 """
@@ -9,21 +9,21 @@ from contextlib import contextmanager
 
 from src.utils.errors import UserError
 
-# What says how threads wait: the standard's own, and those of GNU's and of LLVM's OpenMP
+# Variables that control how threads wait: OpenMP's own, and those of the GNU and LLVM runtimes
 WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 SPIN_COUNT = "5000"  # iterations of the waiting loop
 
 
 def limit_spinning() -> None:
-    """Let threads that wait for each other sleep soon; to be called before torch is loaded.
+    """Make waiting threads sleep after a short spin. Call this before torch is loaded.
 
-    By default, a waiting thread of GNU's OpenMP, which torch uses on Linux, spins for milliseconds.
-    That is fast as long as each thread has a core to itself. Next to any other work, the spinning
-    threads take the core from the very thread that they wait for, and training slows down several
-    times. Threads that sleep at once cost a third of the speed of an otherwise idle machine. A
-    short spin costs next to nothing there (`scripts/benchmark.py busy`).
+    By default, a waiting thread of GNU OpenMP, which torch uses on Linux, spins for milliseconds.
+    That is fast as long as each thread has a core to itself. But if other work is running, spinning
+    threads can occupy the core that the thread they wait for needs, and training becomes several
+    times slower. Sleeping immediately would cost a third of the speed on an otherwise idle machine;
+    a short spin costs next to nothing there (`scripts/benchmark.py busy`).
 
-    Processes that this one starts inherit the setting. What the user's environment says is kept.
+    Child processes inherit the setting. Variables that the user has set are kept.
     """
     if not any(name in os.environ for name in WAIT_VARIABLES):
         os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
@@ -31,13 +31,13 @@ def limit_spinning() -> None:
 
 @contextmanager
 def at_most_threads(number: int | None) -> Iterator[None]:
-    """Let torch compute with no more than `number` threads during the block.
+    """Limit torch to at most `number` threads during the block.
 
-    It has fewer where OMP_NUM_THREADS allows fewer, or there are fewer cores. Processes that the
-    block starts are told the same.
+    It uses fewer if OMP_NUM_THREADS is lower or there are fewer cores. Processes started in the
+    block inherit the limit.
 
     Args:
-        number: at least 1; None: as many as torch has.
+        number: at least 1; None for torch's default.
 
     Raises:
         UserError: if it is less than 1.
@@ -46,9 +46,7 @@ def at_most_threads(number: int | None) -> Iterator[None]:
         yield
         return
     if number < 1:
-        raise UserError(
-            f"num_threads must be at least 1 (null: as many as torch has), not {number}"
-        )
+        raise UserError(f"num_threads must be at least 1 (null: torch's default), not {number}")
     import torch
 
     threads, variable = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")

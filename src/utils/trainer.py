@@ -1,4 +1,4 @@
-"""Lightning's Trainer, with the precision that suits the machine."""
+"""Build Lightning's Trainer, with a precision that suits the hardware."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +15,9 @@ SMALLEST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "log_eve
 
 
 def native_precision(accelerator: str = "auto") -> str:
-    """`bf16-mixed` where the hardware multiplies bfloat16 natively, else `32-true`.
+    """`bf16-mixed` if the hardware multiplies bfloat16 natively, else `32-true`.
 
-    That is a CUDA GPU of compute capability 8.0 or more, or a CPU with AVX512-BF16 or AMX.
+    It does on CUDA GPUs of compute capability 8.0 or higher, and CPUs with AVX512-BF16 or AMX.
     """
     if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda"):
         native = torch.cuda.get_device_capability() >= (8, 0)
@@ -29,7 +29,7 @@ def native_precision(accelerator: str = "auto") -> str:
 
 
 def _cpu_has(feature: str) -> bool:
-    query = getattr(torch.cpu, f"_is_{feature}_supported", None)  # not in every torch
+    query = getattr(torch.cpu, f"_is_{feature}_supported", None)  # not in all torch versions
     return bool(query and query())
 
 
@@ -41,25 +41,25 @@ def build_trainer(
     plugins: Sequence[Any] = (),
     **kwargs: Any,
 ) -> Trainer:
-    """A `lightning.Trainer`; all its arguments pass through.
+    """Build a `lightning.Trainer`, which accepts all other arguments as well.
 
     Args:
         precision: as for the Trainer, or `auto` for `native_precision`.
         default_root_dir: as for the Trainer.
-        max_time: DD:HH:MM:SS. Its Timer comes before the other callbacks, so that they learn in
-            the same step that the time is up.
+        max_time: DD:HH:MM:SS. Its Timer comes before the other callbacks, so that they see in the
+            same step that the time is up.
         callbacks: as for the Trainer.
         plugins: as for the Trainer; `AtomicCheckpointIO` is added to them.
 
     Raises:
-        UserError: for a number of steps, batches or epochs that is too small, or a `max_time` that
-            is no time. Lightning would divide by zero in the middle of the run.
+        UserError: if a number of steps, batches or epochs is too small, or `max_time` is invalid;
+            Lightning would divide by zero in the middle of the run.
     """
     for name, smallest in SMALLEST.items():
         if kwargs.get(name) is not None and kwargs[name] < smallest:
             raise UserError(f"trainer.{name} must be at least {smallest}, not {kwargs[name]}")
     if isinstance(max_time, (int, float)) and max_time:
-        raise UserError(f"trainer.max_time is DD:HH:MM:SS, such as 00:08:00:00, not {max_time}")
+        raise UserError(f"trainer.max_time must be DD:HH:MM:SS, as in 00:08:00:00, not {max_time}")
     if precision == "auto":
         precision = native_precision(kwargs.get("accelerator", "auto"))
     timer = [Timer(max_time)] if max_time else []
@@ -70,8 +70,8 @@ def build_trainer(
         plugins=[AtomicCheckpointIO(), *plugins],
         **kwargs,
     )
-    # Where max_steps is set, Lightning takes each checkpoint for one from within an epoch. A run
-    # that goes on from the end of an epoch would then leave out the steps of the next one.
+    # If max_steps is set, Lightning assumes that each checkpoint is from within an epoch. A run
+    # resumed at the end of an epoch would then skip the steps of the next one.
     trainer.fit_loop._iteration_based_training = _never  # type: ignore[method-assign]
     return trainer
 

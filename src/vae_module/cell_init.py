@@ -13,14 +13,14 @@ from torch import nn
 
 from src.nn.embedding import MLPEmbedding
 
-# of lengths_scaled (Å) and angles (radians), rounded from the values of common data sets
+# statistics of lengths_scaled (Å) and angles (radians), rounded values from common data sets
 MEAN = [2.5] * 3 + [math.pi / 2] * 3
 SPREAD = [0.8] * 3 + [0.35] * 3
 
 
 @torch.no_grad()
 def init_cell_input(embedder: MLPEmbedding) -> None:
-    """Make a new embedding map cells to what it mapped standardized cells to before."""
+    """Make a new embedding treat cells as if they were standardized."""
     linear = embedder[0]
     assert isinstance(linear, nn.Linear)
     linear.weight.div_(linear.weight.new_tensor(SPREAD))

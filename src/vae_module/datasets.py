@@ -15,11 +15,11 @@ from src.vae_module.vae_module import VAEModule
 def encode_dataset(
     vae: VAEModule, dataset: CrystalDataset, batch_size: int, progress: str | None = None
 ) -> LatentDataset:
-    """The posterior of every atom of a data set, on the host, in the order of the data set.
+    """Encode a data set: the posterior of every atom, on the host, in the order of the data set.
 
     Args:
         batch_size: crystals to encode at a time.
-        progress: a title to show progress under.
+        progress: title of the progress bar; None for no bar.
 
     Raises:
         UserError: for an element that the model does not know.
@@ -43,12 +43,12 @@ def encode_dataset(
 
 
 def decode_latents(vae: VAEModule, x: Tensor, batch: CrystalBatch) -> CrystalBatch:
-    """The crystals that latents stand for.
+    """Decode latents to crystals.
 
     Args:
         x: (N, latent_dim).
-        batch: says how many atoms each crystal has and, for a model that is given them, their
-            types; what else it holds is replaced.
+        batch: defines the number of atoms in each crystal and, if the model does not predict them,
+            the atom types. Its other fields are replaced.
     """
     encoded = {
         "x": x,
@@ -63,7 +63,9 @@ def decode_latents(vae: VAEModule, x: Tensor, batch: CrystalBatch) -> CrystalBat
 def decode_dataset(
     vae: VAEModule, x: Tensor, dataset: CrystalDataset, batch_size: int
 ) -> CrystalBatch:
-    """Decode a latent for each atom of a data set (atom types that are not predicted are its own).
+    """Decode a latent for each atom of a data set.
+
+    If the model does not predict atom types, they are taken from the data set.
 
     Args:
         x: (N, latent_dim).

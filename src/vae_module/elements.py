@@ -1,4 +1,4 @@
-"""Refuse elements that a model does not know by name, before looking them up fails."""
+"""Reject elements that a model does not know, naming the element and crystal in the error."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ from src.utils.errors import UserError
 def table_size(*networks: Any) -> int | None:
     """The number of atom types that all of the networks know, including the mask token 0.
 
-    It is the smallest of their attributes `max_num_elements`, which are optional; None if there is
-    none.
+    It is the smallest of their `max_num_elements` attributes, which are optional; None if none of
+    them has one.
     """
     sizes = [getattr(network, "max_num_elements", None) for network in networks]
     return min((size for size in sizes if size is not None), default=None)
@@ -34,18 +34,18 @@ def find_unknown(
     """Find the heaviest atom that the networks do not know.
 
     Args:
-        atom_types: (N,) atomic numbers. If they are on a GPU, this waits for it.
+        atom_types: (N,) atomic numbers. If they are on a GPU, this synchronizes with it.
         is_masked: allow the mask token 0.
 
     Returns:
-        Its index and the reason, or None if there is no such atom.
+        The index of the atom and the reason, or None if there is no such atom.
     """
     if not len(atom_types):
         return None
     size = table_size(*networks)
     lightest, heaviest = int(atom_types.min()), int(atom_types.max())
     if lightest < (0 if is_masked else 1):
-        reason = f"an atom has type {lightest}, which is no element (0 is the mask token)"
+        reason = f"an atom has type {lightest}, which is not an element (0 is the mask token)"
         return int(atom_types.argmin()), reason
     if size is None or heaviest < size:
         return None
@@ -55,7 +55,7 @@ def find_unknown(
 
 
 def check_types(atom_types: Tensor, batch: Tensor, *networks: Any, is_masked: bool = False) -> None:
-    """Refuse atoms that the networks do not know. Atoms on a GPU are not checked: it would stall.
+    """Reject atoms that the networks do not know. Atoms on a GPU are not checked, to save time.
 
     Args:
         atom_types: (N,) atomic numbers.
@@ -72,13 +72,13 @@ def check_types(atom_types: Tensor, batch: Tensor, *networks: Any, is_masked: bo
 
 
 def check_dataset(dataset: CrystalDataset, where: str, *networks: Any) -> None:
-    """Refuse a data set with an atom that the networks do not know.
+    """Reject a data set with an atom that the networks do not know.
 
     Args:
         where: start of the message, such as the split and its folder.
 
     Raises:
-        UserError: for such an atom; the message names the element and the id of the crystal, and
+        UserError: for such an atom; the message names the element and the ID of the crystal, and
             says what to do.
     """
     found = find_unknown(dataset.atom_types, *networks)
@@ -101,14 +101,14 @@ def element_networks(module: LightningModule) -> tuple[Any, ...]:
 
 
 class ElementCheck(Callback):
-    """Refuses data with elements that a module's `element_networks` do not know.
+    """Rejects data with elements that a module's `element_networks` do not know.
 
-    It does so before the first step. On a GPU, looking up an unknown element would end the process
-    with an error that does not name it.
+    It checks before the first step. On a GPU, looking up an unknown element would crash the process
+    with an error that does not name the element.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the splits of a `DataModule`, all of them before training."""
+        """Check the splits of a `DataModule`; before training, all of them."""
         datamodule = getattr(trainer, "datamodule", None)
         if not isinstance(datamodule, DataModule):
             return
@@ -131,7 +131,7 @@ class ElementCheck(Callback):
         self._check_loaders(trainer, pl_module, trainer.test_dataloaders)
 
     def _check_loaders(self, trainer: Trainer, pl_module: LightningModule, loaders: Any) -> None:
-        """Check the data sets of `CrystalLoader`s that are used without a `DataModule`."""
+        """Check the data sets of any `CrystalLoader` that is used without a `DataModule`."""
         if isinstance(getattr(trainer, "datamodule", None), DataModule):
             return
         for loader in loaders if isinstance(loaders, (list, tuple)) else [loaders]:

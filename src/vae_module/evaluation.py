@@ -1,4 +1,4 @@
-"""What a VAE reconstructs, and what its latents are like."""
+"""Evaluate the reconstructions and the latents of a VAE."""
 
 import logging
 from collections.abc import Sequence
@@ -40,14 +40,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What `evaluate_vae` found.
+    """The result of `evaluate_vae`.
 
     Attributes:
-        metrics: figures, as `evaluate_vae` says.
-        crystals: a row for each crystal, in the order of the data set.
-        originals, reconstructions: the crystals, in that order. A reconstruction
-            may not be a valid structure; its row then has the reason.
-        pooled: (B, latent_dim) mean of the posterior means of each crystal's atoms.
+        metrics: see `evaluate_vae`.
+        crystals: one row per crystal, in the order of the data set.
+        originals, reconstructions: the crystals, in the same order. If a reconstruction is not a
+            valid structure, its row gives the reason.
+        pooled: (B, latent_dim) mean of the posterior means over each crystal's atoms.
     """
 
     metrics: dict[str, Any]
@@ -68,9 +68,9 @@ def evaluate_vae(
     seed: int = 0,
     progress: bool = False,
 ) -> Evaluation:
-    """Reconstruct crystals and look at the latents that they come back from.
+    """Evaluate how well a VAE reconstructs crystals, and analyze its latents.
 
-    `metrics` of the result has, decoded from the posterior's mean:
+    The result's `metrics` contains the following, for reconstructions from the posterior mean:
 
     - `match_rate`, `rmse` (of matched pairs), `crmse` (a pair that does not match is charged
       `stol`: arXiv:2509.12178) and `metre` (a crystal also counts if it matches the reconstruction
@@ -78,27 +78,27 @@ def evaluate_vae(
       pymatgen's; `match_timeouts`, counted as failures;
     - `atom_type_accuracy`, `frac_coords_rmse`, `coords_rmsd` (Å), `lengths_mae` (Å), `angles_mae`
       (degrees), `volume_mape`; `crystals_evaluated`, and `crystals_without_structure`, whose
-      numbers make none;
-    - `sampled`: the same, decoded from one draw of the posterior;
-    - `gated` and `space_group` (found at `symprec` Å): see `rates` in
+      reconstructions are not valid structures;
+    - `sampled`: the same, for reconstructions from one posterior sample;
+    - `gated` and `space_group` (found with `symprec` in Å): see `rates` in
       `src.metrics.reconstruction.tables`;
-    - `by_num_atoms` and `by_element`: see the functions of these names there;
-    - `rare`: see the function of this name there; None of a model that does not know what it was
-      trained on;
+    - `by_num_atoms`, `by_element` and `rare`: see the functions of the same name there; `rare` is
+      None if the checkpoint does not record its training set;
     - `latent`: see `latent_statistics`;
-    - `noise`: match rates by `levels`, the standard deviation of noise added to the latent in
-      units of each channel's, and the `area` under the curve (see `noise_area`), also with
-      `UNREDUCED` settings;
+    - `noise`: match rates with noise on the latents. `levels` are its standard deviations in units
+      of each channel's. `area` is the area under the curve (see `noise_area`). The same is given
+      for `UNREDUCED` settings;
     - `symmetry`: for each of `TRANSFORMATIONS`, the errors (`coords_rmsd` in Å and so on) between
-      the reconstructions of the crystals as given and those of the transformed crystals, after
-      undoing the transformation; and the `match_rate` of the latter. A model trained on Niggli
-      cells has never seen cells like those that the transformation `cell` makes.
+      the reconstructions of the original and of the transformed crystals, after undoing the
+      transformation; and the `match_rate` of the latter. A model trained on Niggli cells has never
+      seen the kind of cells that the transformation `cell` creates.
 
     Args:
-        noise_levels: ascending, from 0; with fewer than two there is no such curve.
-        num_probed: crystals, drawn at random, for `noise` and `symmetry`; None for all, 0 for none.
-        transformations: of `TRANSFORMATIONS`, for `symmetry`.
-        seed: of all that is random here. The result does not depend on `batch_size`.
+        noise_levels: ascending, starting at 0; with fewer than two levels, `noise` is omitted.
+        num_probed: number of crystals, drawn at random, for `noise` and `symmetry`; None for all, 0
+            for none.
+        transformations: keys of `TRANSFORMATIONS`, for `symmetry`.
+        seed: seed of all random numbers. The result does not depend on `batch_size`.
         progress: show progress.
 
     Raises:
@@ -106,7 +106,7 @@ def evaluate_vae(
     """
     levels = [float(level) for level in noise_levels]
     if len(levels) > 1 and (levels[0] != 0 or levels != sorted(set(levels))):
-        raise UserError(f"noise_levels must ascend from 0, unlike {levels}")
+        raise UserError(f"noise_levels must ascend from 0, not {levels}")
     if num_probed is not None and num_probed < 0:
         raise UserError(f"num_probed must be at least 0 (None: all), not {num_probed}")
     originals = dataset.batch(torch.arange(len(dataset)))
@@ -157,7 +157,7 @@ def evaluate_vae(
 
 
 def _generator(seed: int, part: int) -> torch.Generator:
-    """A random generator for one part of the evaluation, so that no part depends on another."""
+    """A random generator for one part of the evaluation, so that the parts are independent."""
     return torch.Generator().manual_seed(seed * 1_000_003 + part)
 
 
@@ -171,7 +171,7 @@ def noise_curve(
     batch_size: int,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Match rates with noise on the latents, the same draw at every level.
+    """Match rates with noise on the latents, using the same noise, scaled, at every level.
 
     Args:
         mean: (N, latent_dim) of the posteriors of the data set's atoms.
@@ -182,7 +182,7 @@ def noise_curve(
     settings, found = (*SETTINGS, UNREDUCED), []
     for level in levels:
         if progress:
-            log.info("Noise of %g standard deviations on the latents", level)
+            log.info("Adding noise of %g standard deviations to the latents", level)
         decoded = decode_dataset(vae, mean + level * noise, dataset, batch_size)
         results = match_batches([crystals], [decoded], pool, settings, progress)
         found.append([summarize(*each).match_rate for each in zip(results, settings, strict=True)])
@@ -209,14 +209,14 @@ def invariance_errors(
     batch_size: int,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """How far reconstructions move when the same crystals are described in another way.
+    """How much reconstructions change when the same crystals are described differently.
 
     Args:
         reconstructions: of the data set in its own description.
         name: one of `TRANSFORMATIONS`.
     """
     if progress:
-        log.info("The same crystals with another %s", TRANSFORMATIONS[name].changes)
+        log.info("Reconstructing the same crystals with another %s", TRANSFORMATIONS[name].changes)
     crystals = dataset.batch(torch.arange(len(dataset)))
     transformed = TRANSFORMATIONS[name](crystals, generator)
     moved = CrystalDataset.from_batch(transformed.batch)

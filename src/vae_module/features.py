@@ -1,4 +1,4 @@
-"""Latents as features of crystals, for other models than ours."""
+"""Latents as features of crystals, for use in other models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,14 +41,14 @@ def featurize(
     """See `VAEModule.featurize`.
 
     Args:
-        vae: a `VAEModule`, or whatever has its `encode`, `encoder` and `device`.
+        vae: a `VAEModule`, or an object with the same `encode`, `encoder` and `device`.
     """
     changes = change_cells(vae, structures, cell)
     for i, change in enumerate(changes):
         if change.atoms is None:
             raise UserError(
                 f"structure {i}: the atoms of its {choose_trained_cell(vae, cell)} cell cannot be "
-                "assigned to the given ones: convert it to that cell and pass cell='as_given'"
+                "assigned to the given atoms: convert it to that cell and pass cell='as_given'"
             )
     dataset = CrystalDataset.from_batch(pack([change.chosen for change in changes]))
     per_atom: list[Tensor] = []

@@ -71,7 +71,9 @@ def choose_trained_cell(vae: Any, cell: str | None = None) -> str:
     if cell is None:
         return trained_cell(vae) or OLD
     if cell not in CELLS:
-        raise UserError(f"cell is one of {', '.join(CELLS)} (None: as in training), not {cell!r}")
+        raise UserError(
+            f"cell must be one of {', '.join(CELLS)} (None: as in training), not {cell!r}"
+        )
     return cell
 
 
@@ -81,7 +83,7 @@ def trained_cell(vae: Any) -> str | None:
 
 
 def log_cells(vae: Any, changes: Sequence[CellChange], cell: str) -> None:
-    """Log how many crystals were converted, and whether this is the cell of the training."""
+    """Log how many crystals were converted, and whether training used the same cell."""
     done = f"{len(changes)} crystals were kept in their given cells"
     if cell != "as_given":
         num = sum(change.is_changed for change in changes)
@@ -90,9 +92,9 @@ def log_cells(vae: Any, changes: Sequence[CellChange], cell: str) -> None:
 
 
 def log_as_in_training(done: str, cell: str, trained: str | None) -> None:
-    """Log what was done, and whether it was the same in training; if not, as a warning."""
+    """Log what was done, and whether training did the same; if not, log a warning."""
     if trained is None:
-        log.info("%s; the checkpoint does not record the cells of training", done)
+        log.info("%s; the checkpoint does not record which cells were used in training", done)
     elif trained == cell:
         log.info("%s, as in training", done)
     else:
@@ -118,15 +120,15 @@ def pack(crystals: Sequence[Crystal]) -> CrystalBatch:
 
 def _to_crystals(structures: Sequence[Structure] | Sequence[Atoms]) -> list[Crystal]:
     if isinstance(structures, (Structure, Atoms)):
-        raise UserError("give a list of crystals: [structure] for a single one")
+        raise UserError("pass a list of crystals: [structure] for a single one")
     if not len(structures):
-        raise UserError("there are no crystals: give a list of pymatgen Structure or ASE Atoms")
+        raise UserError("there are no crystals: pass a list of pymatgen Structure or ASE Atoms")
     kind = Atoms if isinstance(structures[0], Atoms) else Structure
     crystals = []
     for i, structure in enumerate(structures):
         if not isinstance(structure, kind):
             raise UserError(
-                f"structure {i} is a {type(structure).__name__}: give a list of pymatgen "
+                f"structure {i} is a {type(structure).__name__}: pass a list of pymatgen "
                 "Structure or a list of ASE Atoms"
             )
         if isinstance(structure, Atoms):

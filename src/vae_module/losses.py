@@ -28,7 +28,7 @@ def frac_coords_loss(
     Coordinates predicted as cosines and sines have the loss sqrt(d^2 + delta^2) - delta, where d is
     the distance between the predicted point and the true point on the unit circle (near the target,
     d is 2 pi times the error of the coordinate). This is the pseudo-Huber loss (Charbonnier et al.
-    1997). Unlike that of the squared distance, its gradient only becomes small below delta.
+    1997). Unlike the squared distance, it has a gradient that becomes small only below delta.
 
     Raw coordinates have a squared error.
 

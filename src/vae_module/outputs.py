@@ -1,4 +1,4 @@
-"""Turn what the heads and the metrics of a VAE give into what its public calls and logs show."""
+"""The output of `VAEModule.decode`, and the metrics of a VAE over a split."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,8 +17,8 @@ def decoded(prediction: Prediction, num_atoms: Tensor) -> dict[str, Tensor]:
     """The output of `VAEModule.decode`.
 
     Args:
-        prediction: of N atoms and B crystals.
-        num_atoms: (B,).
+        prediction: the decoder's output for N atoms and B crystals.
+        num_atoms: (B,) number of atoms in each crystal.
     """
     lengths = prediction.lengths_scaled * num_atoms[:, None] ** (1 / 3)
     angles = prediction.angles_radians.rad2deg()
@@ -34,7 +34,7 @@ def decoded(prediction: Prediction, num_atoms: Tensor) -> dict[str, Tensor]:
 
 
 class SplitFigures(nn.Module):
-    """The loss, its terms and the errors of reconstruction over a whole split.
+    """The loss, its terms and the reconstruction errors over a whole split.
 
     Args:
         terms: names of the loss terms.
@@ -48,12 +48,12 @@ class SplitFigures(nn.Module):
     def update(
         self, terms: Mapping[str, Tensor], reconstruction: CrystalBatch, batch: CrystalBatch
     ) -> None:
-        """Add a batch: its loss terms, and its crystals as reconstructed and as they are."""
+        """Add a batch: its loss terms, its reconstructions and its true crystals."""
         self.losses.update(terms, batch)
         self.errors.update(reconstruction, batch)
 
     def compute_and_reset(self, weights: Mapping[str, float]) -> dict[str, Tensor]:
-        """The figures of what was added since the last call.
+        """The metrics of the batches added since the last call.
 
         Args:
             weights: the weight of each term in `loss`.

@@ -60,8 +60,8 @@ def reconstruct_structures(
 
     Raises:
         UserError: for a structure that is not an ordered crystal or has an element that the model
-            does not know, named by its index; for a `cell` that does not exist or contradicts
-            `niggli`.
+            does not know (the message gives its index), or for a `cell` that does not exist or
+            contradicts `niggli`.
     """
     chosen = choose_trained_cell(vae, cell_asked(cell, niggli))
     changes = []
@@ -88,7 +88,7 @@ def cell_asked(cell: str | None, niggli: bool | None) -> str | None:
         return cell
     other = "niggli" if niggli else "as_given"
     if cell not in (None, other):
-        raise UserError(f"niggli={niggli} is cell={other}, but cell={cell}: set only cell")
+        raise UserError(f"niggli={niggli} means cell={other}, but cell={cell}: set only cell")
     return other
 
 
@@ -101,14 +101,15 @@ def reconstruct_crystals(
         seed: decode a sample from the posterior with this seed; None: decode its mean.
 
     Returns:
-        For each the result of `CellChange.undo`, or None if the model predicts no valid cell.
+        For each crystal, the result of `CellChange.undo`, or None if the predicted numbers are not
+        finite or the cell has no volume.
     """
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, not {batch_size}")
     _warn_of_large(vae, changes)
     _warn_of_unrelated(changes)
     done: list[Crystal | None] = [None] * len(changes)
-    order = sorted(range(len(changes)), key=lambda i: changes[i].chosen.num_atoms)  # to pad little
+    order = sorted(range(len(changes)), key=lambda i: changes[i].chosen.num_atoms)  # less padding
     chunks = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     with inference(vae):
         for chunk in track(chunks, "Reconstructing", disable=not progress, transient=True):
@@ -142,7 +143,7 @@ def _warn_of_unrelated(changes: Sequence[CellChange]) -> None:
     if num := sum(change.atoms is None for change in changes):
         log.warning(
             "%d of %d crystals cannot be converted back to the given cells: their "
-            "reconstructions are in the cells that were encoded",
+            "reconstructions stay in the cells that were encoded",
             num, len(changes),
         )  # fmt: skip
 
@@ -155,7 +156,7 @@ def _warn_of_large(vae: VAEModule, changes: Sequence[CellChange]) -> None:
     larger = [num for num in sizes if num > largest]
     if larger:
         log.warning(
-            "%d of %d crystals have more atoms (up to %d) than any that the model was trained on "
-            "(%d) and may come back wrong; try their primitive cells",
+            "%d of %d crystals have more atoms (up to %d) than any crystal in the training set "
+            "(%d), so their reconstructions may be poor; try their primitive cells",
             len(larger), len(sizes), max(larger), largest,
         )  # fmt: skip

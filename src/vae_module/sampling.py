@@ -15,7 +15,7 @@ from src.vae_module.datasets import decode_latents
 from src.vae_module.elements import find_unknown
 from src.vae_module.vae_module import VAEModule
 
-# atom types (n,) of a sample by its index, 0 where the model is to predict them
+# returns the atom types (n,) of a sample, given its index; 0 if the model predicts them
 ContentSampler = Callable[[int, np.random.Generator], np.ndarray]
 
 # draws the latents (N, latent_dim), float32, of the crystals in a batch, with one random generator
@@ -35,20 +35,20 @@ def sample_crystals(
 ) -> Iterator[CrystalBatch]:
     """Draw sizes or compositions, draw a latent for each atom, and decode.
 
-    A sample depends on the seed and on its index alone: not on the batch size, up to rounding,
-    nor on the number of samples.
+    A sample depends only on the seed and its index. It does not depend on the number of samples or,
+    apart from rounding errors, on the batch size.
 
     Args:
         vae: the model.
-        num_samples: in all.
-        num_atoms: of each crystal, for a model that predicts atom types: a number, or a list from
-            which one is drawn for each; None: as often as in the training set.
-        compositions: formulas of whole cells, for a model that is given atom types: SrTiO3 has 5
-            atoms, 4*SrTiO3 has 20. Sample i gets formula i modulo their number, so that each is
-            asked for equally often, or once more.
-        seed: not negative.
-        batch_size: crystals that are decoded at a time.
-        draw_latents: None: `standard_normal`.
+        num_samples: total number of samples.
+        num_atoms: number of atoms in each crystal, for a model that predicts atom types: a number,
+            or a list to draw from for each crystal; None: draw from the training distribution.
+        compositions: formulas of whole cells, for a model that does not predict atom types: SrTiO3
+            has 5 atoms, 4*SrTiO3 has 20. Sample i gets formula i modulo their number, so the counts
+            differ by at most one.
+        seed: random seed, not negative.
+        batch_size: crystals decoded at a time.
+        draw_latents: draws the latents; None: `standard_normal`.
         indices: which of the samples to draw; None: all of them.
 
     Returns:
@@ -56,25 +56,28 @@ def sample_crystals(
 
     Raises:
         UserError: if a number is less than 1 or `seed` is negative; if there are more compositions
-            than samples; if `compositions` is invalid, missing, or given to a model that predicts
-            atom types; or if `num_atoms` is given to a model that takes compositions, or missing
-            while the checkpoint does not record its training set.
+            than samples; if `compositions` is invalid, missing, or given for a model that predicts
+            atom types; or if `num_atoms` is given for a model that takes compositions, or missing
+            and the checkpoint does not record its training set.
     """
     for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
         if value < 1:
             raise UserError(f"{name} must be at least 1, not {value}")
     if seed < 0:
-        raise UserError(f"seed must not be negative, but is {seed}")
+        raise UserError(f"seed must not be negative, but it is {seed}")
     if vae.atom_type_predict:
         if compositions is not None:
             raise UserError(
                 "this model predicts atom types and takes no compositions: leave them out, or use "
-                "a model trained with an experiment .../vae_csp"
+                "a model trained with experiment=.../vae_csp"
             )
         draw_content = _size_sampler(vae, num_atoms)
     else:
         if num_atoms is not None:
-            raise UserError("this model is given compositions, which say how many atoms there are")
+            raise UserError(
+                "this model takes compositions, which determine the number of atoms: leave out "
+                "num_atoms"
+            )
         draw_content = _composition_sampler(vae, compositions, num_samples)
     draw_latents = draw_latents or standard_normal(vae.latent_dim)
     indices = range(num_samples) if indices is None else indices
@@ -88,8 +91,8 @@ def _size_sampler(vae: VAEModule, num_atoms: int | Sequence[int] | None) -> Cont
         counts = {int(n): count for n, count in vae.training_set["num_atoms"].items()}
     else:
         raise UserError(
-            "the checkpoint does not know how many atoms the crystals of its training set have: "
-            "give num_atoms, a number or a list"
+            "the checkpoint does not record how many atoms the training crystals have: set "
+            "num_atoms to a number or a list"
         )
     if not counts or any(not isinstance(n, int) or n < 1 for n in counts):
         raise UserError(f"num_atoms must be a positive integer or a list of them, not {num_atoms}")
@@ -107,8 +110,8 @@ def _composition_sampler(
 ) -> ContentSampler:
     if not compositions:
         raise UserError(
-            "this model is given atom types: say compositions=[NaCl,SrTiO3], or a file with one "
-            "formula on each line"
+            "this model does not predict atom types: set compositions, either as a list "
+            "([NaCl,SrTiO3]) or to a file with one formula per line"
         )
     if num_samples < len(compositions):
         raise UserError(f"{num_samples} samples are too few for {len(compositions)} compositions")
@@ -120,7 +123,7 @@ def _composition_sampler(
 
 
 def standard_normal(latent_dim: int) -> LatentSampler:
-    """Latents drawn from the standard normal, the prior of a VAE."""
+    """Draw latents from the standard normal distribution, the prior of a VAE."""
 
     def draw(request: CrystalBatch, sources: Sequence[np.random.Generator]) -> Tensor:
         shapes = [(n, latent_dim) for n in request.num_atoms.tolist()]

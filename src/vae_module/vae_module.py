@@ -1,4 +1,4 @@
-"""The LightningModule: its public calls, steps and logging."""
+"""The LightningModule: its public methods, steps and logging."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -31,8 +31,8 @@ TRANSLATIONS = {True: augment.random_translation, "half": augment.half_translati
 class VAEModule(CrystalModule):
     """A variational autoencoder (VAE) for crystals with one latent vector per atom.
 
-    A checkpoint stores the constructor's arguments as plain types, so the networks are given as
-    configs, or as objects that `src.utils.config.describe` can describe.
+    A checkpoint stores the constructor arguments as plain types, so the networks are passed as
+    configs or as objects that `src.utils.config.describe` can describe.
 
     Args:
         encoder: maps a `CrystalBatch` to (N, d_model); has the attribute `d_model`.
@@ -40,7 +40,7 @@ class VAEModule(CrystalModule):
         latent_dim: latent channels per atom.
         atom_type_predict: True: atom types are predicted (de novo generation); False: they are
             given (crystal structure prediction); None: as in the decoder.
-        loss_weights: weights of the terms of `vae_loss`; the others keep their defaults.
+        loss_weights: weights of the terms of `vae_loss`; missing ones keep their defaults.
         coords_delta: see `frac_coords_loss`; None: quadratic.
         lengths_delta: in Å, see `lengths_loss`; None: quadratic.
         translate: shift the origin of each training crystal: True for anywhere, `half` by halves
@@ -50,22 +50,22 @@ class VAEModule(CrystalModule):
         jitter_ratio: share of atoms displaced before encoding in training.
         jitter_std: standard deviation of that displacement in Å, per direction.
         latent_noise: largest noise on the latents in training, in standard deviations of each
-            channel, from which atom types are predicted nonetheless. No effect if they are given.
-        noise_share: share of training crystals with such noise. The level of each is uniform up to
+            channel, to make the prediction of atom types robust. No effect if they are given.
+        noise_share: share of training crystals with such noise. Its level is drawn uniformly up to
             `latent_noise`.
         noise_geometry: whether the geometry of crystals with such noise is part of the loss.
-        optimizer: config of a `torch.optim.Optimizer`, which is given the named parameters.
+        optimizer: config of a `torch.optim.Optimizer`, which receives the named parameters.
         scheduler: config of a `src.utils.schedules.Schedule`.
         quant_bias: use biases in the linear maps to and from the latent.
 
     Raises:
-        UserError: for an argument that cannot be used; the message names it.
+        UserError: if an argument cannot be used; the message names it.
     """
 
     networks = ("encoder", "decoder")
-    # when there were no such arguments, all errors were squared
+    # before these arguments existed, all errors were squared
     legacy_arguments: ClassVar = {"coords_delta": None, "lengths_delta": None}
-    title = "A variational autoencoder of crystals"
+    title = "A variational autoencoder for crystals"
     tags = ("variational-autoencoder",)
 
     def __init__(
@@ -95,7 +95,7 @@ class VAEModule(CrystalModule):
         self.atom_type_predict: bool = self.decoder.atom_type_predict
         if atom_type_predict not in (None, self.atom_type_predict):
             raise UserError(
-                f"vae_module.atom_type_predict={atom_type_predict} but the decoder has "
+                f"vae_module.atom_type_predict={atom_type_predict}, but the decoder has "
                 f"atom_type_predict={self.atom_type_predict}: set only the former"
             )
         check_settings(noise_share, coords_delta=coords_delta, lengths_delta=lengths_delta)
@@ -128,21 +128,21 @@ class VAEModule(CrystalModule):
         """The networks that limit which elements it can be trained on."""
         return self.encoder, self.decoder
 
-    # Public calls
+    # Public methods
 
     def encode(self, batch: CrystalBatch) -> dict[str, Any]:
         """Encode crystals as latents.
 
         Args:
-            batch: crystals in the kind of cell that the model was trained on, as `to_batch` and the
-                `DataModule` of the training run give them. They are not converted here.
+            batch: crystals in the kind of cell that the model was trained on, as returned by
+                `to_batch` or the `DataModule` of the training run. They are not converted here.
 
         Returns:
             A dict with the following entries.
 
             - `posterior`: `DiagonalGaussianDistribution` over (N, latent_dim).
-            - `x`: (N, latent_dim), the latents that `decode` decodes: the mean of the posterior,
-              unless you replace it.
+            - `x`: (N, latent_dim), the latents that `decode` uses: the posterior mean, unless you
+              replace it.
             - `num_atoms`, `batch`, `max_num_atoms` (and `atom_types`, if they are not predicted):
               as in the batch.
 
@@ -159,7 +159,7 @@ class VAEModule(CrystalModule):
         """Decode latents to crystals.
 
         Args:
-            encoded: as from `encode`, of which `x`, `num_atoms` and `batch` (and `atom_types`, if
+            encoded: the output of `encode`. Only `x`, `num_atoms` and `batch` (and `atom_types`, if
                 they are not predicted) are needed. It is not changed.
 
         Returns:
@@ -170,12 +170,12 @@ class VAEModule(CrystalModule):
             - `lengths`: (B, 3) Å; `angles`: (B, 3) degrees; `lattices`: (B, 3, 3) Å.
 
         Raises:
-            UserError: if a key is missing, or for a given element that the model does not know;
-                elements on a GPU are not checked.
+            UserError: if a key is missing, or for an element that the model does not know; elements
+                on a GPU are not checked.
         """
         needed = ["x", "num_atoms", "batch", *([] if self.atom_type_predict else ["atom_types"])]
         if missing := [key for key in needed if key not in encoded]:
-            raise UserError(f"decode needs {needed}; {missing} missing from {list(encoded)}")
+            raise UserError(f"decode needs {needed}; {missing} missing in {list(encoded)}")
         if not self.atom_type_predict:
             check_types(encoded["atom_types"], encoded["batch"], self.decoder)
         return decoded(self._predict(encoded), encoded["num_atoms"])
@@ -201,8 +201,8 @@ class VAEModule(CrystalModule):
         """Decode latents drawn from the standard normal distribution.
 
         Args:
-            batch: `num_atoms` (and `atom_types`, if they are not predicted) of the crystals, as
-                from `CrystalBatch.for_sampling`.
+            batch: defines `num_atoms` (and `atom_types`, if they are not predicted); create it with
+                `CrystalBatch.for_sampling`.
             return_atoms: return a list of ASE `Atoms`.
             return_structures: return a list of pymatgen `Structure`.
             generator: source of randomness, on the module's device.
@@ -211,7 +211,7 @@ class VAEModule(CrystalModule):
             A `CrystalBatch`, or such a list.
 
         Raises:
-            UserError: for atom types that are needed and missing, or that the model does not know.
+            UserError: if required atom types are missing, or the model does not know one of them.
         """
         atom_types = None if self.atom_type_predict else batch.atom_types
         ask = CrystalBatch.for_sampling(batch.num_atoms, atom_types)
@@ -227,21 +227,21 @@ class VAEModule(CrystalModule):
     def to_batch(
         self, structures: Sequence[Structure] | Sequence[Atoms], cell: str | None = None
     ) -> CrystalBatch:
-        """Convert crystals to a batch as the model was trained on, on its device.
+        """Convert crystals to a batch like those used in training, on the device of the model.
 
         Training converts all crystals to one kind of cell (`data.cell`), since the same crystal has
-        different latents in different cells. This does the same, and logs how many were changed.
+        different latents in different cells. This does the same, and logs how many were converted.
 
         Args:
             structures: pymatgen `Structure` or ASE `Atoms`. They are not changed.
             cell: `niggli`, `primitive`, `conventional` or `as_given`, see
-                `src.data.cells.choose_cell`. None: as in training, which for old checkpoints that
-                do not record it is taken to be `niggli`.
+                `src.data.cells.choose_cell`. None: as in training, or `niggli` for old checkpoints
+                that do not record it.
 
         Raises:
-            UserError: if `cell` does not exist, if there are no structures, or for one that is not
-                an ordered crystal or has an element that the model does not know; the message
-                names its index.
+            UserError: if `cell` does not exist, if there are no structures, or if one is not an
+                ordered crystal or has an element that the model does not know; the message gives
+                its index.
         """
         return to_batch(self, structures, cell)
 
@@ -251,7 +251,7 @@ class VAEModule(CrystalModule):
         batch_size: int = 256,
         cell: str | None = None,
     ) -> Features:
-        """Latents as features of crystals and of their atoms.
+        """Compute latents as features of crystals and their atoms.
 
         Args:
             structures: pymatgen `Structure` or ASE `Atoms`.
@@ -290,13 +290,13 @@ class VAEModule(CrystalModule):
 
     def configure_callbacks(self) -> list[Callback]:
         there = any(isinstance(callback, ElementCheck) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
-        return [] if there else [ElementCheck()]  # a trainer keeps it from one call to the next
+        return [] if there else [ElementCheck()]  # the trainer keeps it between calls
 
     def training_step(self, batch: CrystalBatch, batch_idx: int) -> Tensor:
         generator = self.step_generator(batch_idx)
         self.seed_dropout(generator)
         target = self._augment(batch, generator)
-        # what is hidden is hidden from the encoder alone
+        # only the encoder sees the corrupted crystals; the targets stay intact
         encoded = {**self.encode(self._corrupt(target, generator)), **self._layout(target)}
         posterior = encoded["posterior"]
         noise = augment.draw_per_atom(torch.randn, target, self.latent_dim, generator)

@@ -1,4 +1,4 @@
-"""What any module of ours inherits, tried with one that is no model of crystals at all."""
+"""What every LightningModule here inherits, tested on a module unrelated to crystals."""
 
 from types import SimpleNamespace
 
@@ -24,7 +24,7 @@ class Line(nn.Module):
 
 
 class Regression(CrystalModule):
-    """Fits a line; older checkpoints of it have no `scale`."""
+    """Fits a line; its older checkpoints have no `scale`."""
 
     networks = ("network",)
     legacy_arguments = {"scale": 2.0}  # noqa: RUF012

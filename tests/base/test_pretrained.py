@@ -1,4 +1,4 @@
-"""Folders and repositories of the hub, which a local server plays; no test needs a network."""
+"""Pretrained folders and Hub repositories; a local server replaces the Hub."""
 
 import json
 import struct
@@ -168,7 +168,7 @@ def test_nothing_is_replaced_unasked(folder):
 def test_weights_that_are_not_finite_are_not_passed_on(tmp_path):
     vae = make_vae()
     vae.quant_conv.weight.data[0, 0] = torch.nan
-    with pytest.raises(CheckpointError, match=r"NaN or inf in quant_conv\.weight"):
+    with pytest.raises(CheckpointError, match=r"quant_conv\.weight contains NaN or inf"):
         vae.save_pretrained(tmp_path / "vae")
     assert not list(tmp_path.iterdir())
 
@@ -189,18 +189,18 @@ ALLOCATE = json.dumps(
 ).encode()
 
 DAMAGES = {
-    "holds no model: .*config.json": lambda folder: (folder / "config.json").unlink(),
-    "holds no model: .*model.safetensors": lambda folder: (folder / "model.safetensors").unlink(),
-    "does not say so": write("config.json", b'{"model_type": "bert"}'),
-    "is not of xtal-latent": write("config.json", b"[1]"),
+    "does not contain a model: .*config.json": lambda folder: (folder / "config.json").unlink(),
+    "not contain a model: .*safetensors": lambda folder: (folder / "model.safetensors").unlink(),
+    "was not written by": write("config.json", b'{"model_type": "bert"}'),
+    "not written by xtal-latent": write("config.json", b"[1]"),
     "damaged": write("config.json", b'{"library":'),
     "damaged.*": write("config.json", b"\xff\xfe"),
     "damaged or": write("config.json", b"[" * 100_000),
     "is missing": lambda folder: edit(folder, lambda config: config.pop("hyper_parameters")),
     "HeaderTooLarge|header too large": write("model.safetensors", HEADER + b"{}"),
-    "damaged or holds": write("model.safetensors", b""),
-    "damaged or holds no": write("model.safetensors", HEADER[:5]),
-    "damaged or holds no model": write(
+    "damaged or not": write("model.safetensors", b""),
+    "damaged or not a": write("model.safetensors", HEADER[:5]),
+    "damaged or not a model": write(
         "model.safetensors", struct.pack("<Q", len(ALLOCATE)) + ALLOCATE
     ),
     "size mismatch": lambda folder: edit(
@@ -224,7 +224,7 @@ def test_a_damaged_folder_is_named(reason, damage, folder):
 
 
 def test_a_network_that_no_memory_holds_takes_none(folder):
-    """The weights that such a config names would take 16 GB for each layer."""
+    """The weights of such a config would take 16 GB per layer."""
     edit(folder, lambda c: c["hyper_parameters"]["encoder"].update(d_model=2**15, num_layers=5))
     with pytest.raises(CheckpointError):
         VAEModule.from_pretrained(folder)
@@ -243,7 +243,7 @@ COMMIT = "f" * 40
 
 
 class Hub(BaseHTTPRequestHandler):
-    """What the hub's client asks for to download a file: its head, and its content."""
+    """Answers the two requests with which the Hub client downloads a file: HEAD and GET."""
 
     def do_HEAD(self) -> None:
         self.answer(body=False)
@@ -362,10 +362,10 @@ def test_revision_and_token_are_passed_on(hub):
         ({"revision": "v9"}, "group/vae has no revision 'v9'"),
         (
             {"name": "some/folder/that/is/not/there"},
-            "some/folder/that/is/not/there is neither a folder nor a valid name",
+            "some/folder/that/is/not/there is neither a folder nor a valid repository name",
         ),
-        ({"name": "../vae"}, r"\.\./vae is neither a folder nor a valid name"),
-        ({"local_files_only": True}, "nor has it been downloaded before"),
+        ({"name": "../vae"}, r"\.\./vae is neither a folder nor a valid repository name"),
+        ({"local_files_only": True}, "was never downloaded"),
         ({"endpoint": "http://127.0.0.1:9"}, "cannot be reached"),
     ],
 )
@@ -377,7 +377,7 @@ def test_what_cannot_be_had_is_named(hub, options, reason):
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_repository_of_something_else(hub, name):
     (hub.folder / name).unlink()
-    with pytest.raises(CheckpointError, match=f"group/vae holds no model.*{name}"):
+    with pytest.raises(CheckpointError, match=f"group/vae does not contain a model.*{name}"):
         hub.download()
 
 
@@ -407,7 +407,7 @@ def test_a_config_from_the_hub_names_only_our_classes(hub):
 
 
 def test_publishing(monkeypatch):
-    """The client is replaced: its upload is a protocol of several servers."""
+    """The client is replaced, because its upload protocol involves several servers."""
     calls = []
 
     def upload_folder(self, repo_id, folder_path, revision):
@@ -435,7 +435,7 @@ def test_publishing_without_a_hub():
 
 @pytest.mark.filterwarnings("ignore:The .*dataloader. does not have many workers")
 def test_checkpoints_of_lightning_need_nothing_but_themselves(tmp_path):
-    """The states of optimizer, loops and callbacks in them are plain, too."""
+    """The states of optimizer, loops and callbacks in them consist of plain types, too."""
     vae = make_vae().train()
     loader = DataLoader([make_batch()] * 2, batch_size=None)
     callbacks = [

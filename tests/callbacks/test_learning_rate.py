@@ -1,4 +1,4 @@
-"""The learning rate goes to the loggers that there are, if any."""
+"""The learning rate is logged, and a run without loggers works too."""
 
 import csv
 
@@ -13,7 +13,7 @@ from src.utils.trainer import build_trainer
 
 
 class Halving(LightningModule):
-    """Its learning rate is halved with each step, from 1 on."""
+    """The learning rate starts at 1 and is halved at each step."""
 
     def __init__(self) -> None:
         super().__init__()

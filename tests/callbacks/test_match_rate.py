@@ -1,4 +1,4 @@
-"""Structure matching within real runs of a tiny VAE on rocksalts."""
+"""Structure matching in real runs of a tiny VAE on rocksalt crystals."""
 
 import csv
 import logging
@@ -23,7 +23,7 @@ ROCKSALT = np.array([[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]])
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """32 rocksalts with cells of 4 to 6 Å: 24 to train on, 8 to validate with."""
+    """32 rocksalt crystals with cells of 4 to 6 Å: 24 for training, 8 for validation."""
     folder = tmp_path_factory.mktemp("rocksalts")
     cifs = [
         write_cif(

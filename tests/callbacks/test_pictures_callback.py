@@ -1,4 +1,4 @@
-"""Pictures within real runs of a tiny VAE on rocksalts."""
+"""Pictures in real runs of a tiny VAE on rocksalt crystals."""
 
 import pickle
 
@@ -21,7 +21,7 @@ SMALL = {"d_model": 16, "nhead": 2, "num_layers": 1, "dim_feedforward": 16}
 
 
 class FakeWandb(WandbLogger):
-    """Keeps what it is given, and starts nothing."""
+    """Records its arguments and starts nothing."""
 
     def __init__(self):
         self.images = []
@@ -69,7 +69,7 @@ def fit(crystals, callback, loggers, cls=VAEModule, **kwargs):
 
 
 class Broken(VAEModule):
-    """Reconstructs no numbers."""
+    """Reconstructs every crystal as NaN."""
 
     def reconstruct(self, decoder_out, batch):
         return batch.replace(frac_coords=torch.full_like(batch.frac_coords, torch.nan))

@@ -1,4 +1,4 @@
-"""Real runs of a module that says what its loss and the norm of its gradient are."""
+"""Real runs of a module whose loss and gradient norm are scripted."""
 
 from types import SimpleNamespace
 
@@ -18,14 +18,14 @@ FINE = {"lengths_loss": 0.25, "kl_loss": 2.0, "grad_norm": 1.0}
 
 
 def make_batch(step: int) -> CrystalBatch:
-    """One cubic crystal, by whose cell it can be told from others."""
+    """One cubic crystal, which its cell identifies."""
     return CrystalBatch.from_tensors(
         torch.tensor([6]), torch.zeros(1, 3), (step + 1.0) * torch.eye(3)[None], torch.tensor([1])
     )
 
 
 class Scripted(LightningModule):
-    """In step 5 of 6 something is not finite."""
+    """In step 5 of 6, a value is not finite."""
 
     def __init__(self, at_fault: dict[str, float], val_loss: float = 1.0) -> None:
         super().__init__()

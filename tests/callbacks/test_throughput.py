@@ -1,4 +1,4 @@
-"""Training speed in real runs, of which the pauses are known."""
+"""Training speed in real runs with known pauses."""
 
 import csv
 import time

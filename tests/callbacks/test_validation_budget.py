@@ -1,4 +1,4 @@
-"""When real runs of a module that does nothing but let time pass are validated."""
+"""When validations happen in real runs of a module that only lets time pass."""
 
 import time
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ STEPS = 5  # in an epoch
 
 
 class Clock:
-    """Time that passes only where a step says so."""
+    """Time that passes only when a step advances it."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -50,7 +50,7 @@ class Waiting(LightningModule):
 
 
 class Watch(Callback):
-    """Notes the steps after which validations came."""
+    """Records the steps after which validations happened."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []

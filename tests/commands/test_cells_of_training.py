@@ -1,4 +1,4 @@
-"""A checkpoint that was moved away from its run: every way in gives its model the right cells."""
+"""A checkpoint that was moved away from its run: every command and method uses the right cells."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def configure(name: str, folder: Path, *overrides: str) -> DictConfig:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """With data, and the checkpoint of a model of conventional cells, its run gone."""
+    """Contains data, and a checkpoint trained on conventional cells, without its run."""
     folder = tmp_path_factory.mktemp("moved")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PROJECT_ROOT", str(folder))
@@ -65,7 +65,7 @@ def vae(folder, monkeypatch) -> VAEModule:
 
 @pytest.fixture
 def latents(folder, vae) -> LatentDataset:
-    """Of crystals as they were in training."""
+    """Latents of the crystals as they were in training."""
     data = DataModule(folder / "data", cell="conventional", cache_dir=folder / "cache")
     dataset = data.dataset("test")
     with torch.no_grad():

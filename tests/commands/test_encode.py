@@ -1,4 +1,4 @@
-"""Encoding a data set for models of its latents: the function, and the command."""
+"""Encoding a data set: the function and the command."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ def make_vae(atom_type_predict: bool = True) -> VAEModule:
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory) -> Path:
-    """A few of the embedded crystals, with a property, in two splits."""
+    """A few of the included crystals, with a property, in two splits."""
     folder = tmp_path_factory.mktemp("data")
     for split, num in NUM.items():
         table = pd.read_csv(ROOT / "data" / "prototypes" / f"{split}.csv", nrows=num)
@@ -73,7 +73,7 @@ def make_config(data, data_dir, tmp_path, monkeypatch):
 
 
 def decode(vae: VAEModule, latents: LatentDataset, batch_size: int) -> list[CrystalBatch]:
-    """What a latent is worth without the crystal it came from."""
+    """Decode latents without the crystals that they came from."""
     found = []
     for indices in torch.arange(len(latents)).split(batch_size):
         batch = latents.batch(indices)

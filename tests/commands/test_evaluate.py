@@ -1,4 +1,4 @@
-"""The evaluation of a checkpoint: the function with fakes whose figures are known, the command."""
+"""The evaluation of a checkpoint: the function, with fakes of known metrics, and the command."""
 
 import io
 import json
@@ -52,9 +52,9 @@ EXTXYZ = ("original.extxyz", "reconstruction.extxyz")
 
 
 class FakeVAE(torch.nn.Module):
-    """Its latents are the crystals, which come back changed by `spoil`.
+    """Its latents are the crystals themselves; reconstructions are changed by `spoil`.
 
-    Latent of an atom: fractional coordinates, atomic number, the matrix of the cell.
+    The latent of an atom contains its fractional coordinates, atomic number and the lattice matrix.
     """
 
     device = torch.device("cpu")
@@ -86,7 +86,7 @@ class FakeVAE(torch.nn.Module):
 
 
 class Echo(FakeVAE):
-    """Gives back the right crystals, whatever the latents are."""
+    """Returns the right crystals, whatever the latents are."""
 
     def reconstruct(self, decoded, batch):
         return batch
@@ -126,7 +126,7 @@ def make_dataset(structures=STRUCTURES, ids=None) -> CrystalDataset:
 
 
 def known_defects(batch: CrystalBatch) -> CrystalBatch:
-    """Each form of NaCl in the cell of the other, one oxygen of a perovskite fluorine."""
+    """Swap the cells of the two NaCl structures, and turn one oxygen into fluorine."""
     lattices, types = batch.lattices.clone(), batch.atom_types.clone()
     for k, start in enumerate(batch.ptr[:-1]):
         if types[start] == 11:
@@ -145,7 +145,7 @@ def pool():
 
 
 def flat(value, prefix: str = "") -> dict[str, float]:
-    """Nested figures by their paths."""
+    """Nested metrics by their paths."""
     if isinstance(value, dict):
         items = value.items()
     elif isinstance(value, list):
@@ -156,7 +156,7 @@ def flat(value, prefix: str = "") -> dict[str, float]:
 
 
 def assert_same(a: Evaluation, b: Evaluation) -> None:
-    """Equal, but for the rounding of sums in another order."""
+    """Equal apart from rounding, which depends on the order of summation."""
     found, expected = flat(a.metrics), flat(b.metrics)
     assert found.keys() == expected.keys()
     for key, value in expected.items():
@@ -215,7 +215,7 @@ def test_its_latents_are_described(perfect):
 
 
 def test_noise_on_latents_has_a_known_area(perfect):
-    """Any noise makes hydrogen of all atoms: a triangle remains, from 1 at 0 to 0 at 0.05."""
+    """Any noise turns all atoms into hydrogen, so the curve falls from 1 at 0 to 0 at 0.05."""
     noise = perfect.metrics["noise"]
     assert noise["levels"] == list(LEVELS)
     for suffix in ("", "_default", "_unreduced"):
@@ -311,7 +311,7 @@ def test_a_row_for_each_crystal(defective):
 
 
 def test_space_groups_that_change_are_told_from_those_that_are_lost(defective):
-    """Fm-3m and Pm-3m of two atoms have as many operations; SrTiO2F is tetragonal."""
+    """Fm-3m and Pm-3m with two atoms have equally many operations; SrTiO2F is tetragonal."""
     crystals = defective.crystals
     assert crystals["spacegroup"].tolist() == [225, 221, 225, 221]
     assert crystals["spacegroup_reconstructed"].tolist() == [221, 225, 225, 123]
@@ -356,7 +356,7 @@ def test_the_table_by_element(defective):
 
 
 def test_crystals_that_are_rare_in_training_are_told_from_the_others(defective, pool):
-    """Titanium is rare, strontium was never seen; two atoms are rare, five are not."""
+    """Titanium is rare, strontium was never seen; two atoms per crystal are rare, five are not."""
     assert defective.metrics["rare"] is None  # nobody knows what it was trained on
     vae = FakeVAE(known_defects)
     vae.training_set = {
@@ -424,7 +424,7 @@ def test_a_symmetry_that_is_put_in_is_gained(pool):
 
 
 def test_the_sample_is_drawn_from_the_posterior(pool):
-    """A wide posterior: its mean comes back, a draw of it does not."""
+    """With a wide posterior, the mean is reconstructed correctly and a sample is not."""
     vae = FakeVAE(logvar=2 * math.log(5))
     runs = [evaluate_vae(vae, make_dataset(), pool, num_probed=0, seed=seed) for seed in (0, 0, 1)]
     mean, sample = vae.decoded[:2]
@@ -442,14 +442,14 @@ def test_the_sample_is_drawn_from_the_posterior(pool):
 
 
 def first_atom_displaced(batch: CrystalBatch) -> CrystalBatch:
-    """What a model does that sees the order of the atoms: 0.4 Å along x, in cubic cells."""
+    """Mimic a model that sees the order of atoms: move the first by 0.4 Å along x (cubic cells)."""
     coords = batch.frac_coords.clone()
     coords[batch.ptr[:-1], 0] += 0.4 / batch.lengths[:, 0]
     return batch.replace(frac_coords=coords - coords.floor())
 
 
 def test_a_model_that_sees_the_order_of_atoms_is_found_out(pool):
-    """Another atom of five is displaced then: two of them are 0.4 Å from where they were."""
+    """A different one of five atoms is displaced then, so two atoms differ by 0.4 Å."""
     vae, dataset = FakeVAE(first_atom_displaced), make_dataset([STRUCTURES[3]])
     found = evaluate_vae(vae, dataset, pool, noise_levels=(), seed=1)  # which moves the first atom
     symmetry = found.metrics["symmetry"]
@@ -645,7 +645,7 @@ NUM = 12
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory) -> Path:
-    """A few of the embedded crystals, with a property that one of them lacks."""
+    """A few of the included crystals, with a property that one of them lacks."""
     folder = tmp_path_factory.mktemp("data")
     for split in ("train", "val", "test"):
         table = pd.read_csv(ROOT / "data" / "prototypes" / f"{split}.csv", nrows=NUM)
@@ -656,7 +656,7 @@ def data_dir(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run_dir(data_dir, tmp_path) -> Path:
-    """What a run leaves, with an untrained model."""
+    """A run folder with an untrained model."""
     folder = tmp_path / "run"
     save_checkpoint(make_vae(), folder / "checkpoints" / "best.ckpt")
     data = {

@@ -236,7 +236,7 @@ def test_other_files_next_to_those_of_sample_vae_are_ignored_with_a_warning(file
     assert "only samples.extxyz" not in caplog.text
     write_structures(folder / "relaxed.extxyz", [LIF], ["sample-000000"])
     evaluate_files(make_config(files, f"input={folder}", "overwrite=true"))
-    warning = f"In {folder}, only samples.extxyz is evaluated, and these are ignored: relaxed"
+    warning = f"In {folder}, only samples.extxyz is evaluated; ignored: relaxed"
     assert warning in caplog.text
 
 

@@ -82,7 +82,7 @@ def inspect(tmp_path, monkeypatch):
 
 @pytest.fixture
 def planted(tmp_path):
-    """Two duplicates within train, two of test and one of val in train; three invalid crystals."""
+    """Two duplicates within train, two test and one val crystal in train, three invalid ones."""
     folder = tmp_path / "mine"
     train = {
         "salt": ROCKSALT, "cscl": CSCL, "part-1": PARTIAL, "salt-again": redescribed(ROCKSALT),
@@ -338,7 +338,7 @@ def test_no_data(inspect, tmp_path):
     with pytest.raises(DataError, match="no folder"):
         inspect()
     write_split(tmp_path / "mine", "train", {})
-    with pytest.raises(DataError, match="holds no crystals"):
+    with pytest.raises(DataError, match="contains no crystals"):
         inspect()
     assert not (tmp_path / "out").exists()
 

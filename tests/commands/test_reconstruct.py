@@ -42,7 +42,7 @@ SKEWED = np.array([[3.0, 0, 0], [4.1, 4.2, 0], [-5.2, 2.5, 6.1]])
 
 
 def make_vae(atom_type_predict: bool = True, max_num_elements: int = 100) -> VAEModule:
-    """Untrained, but its cells are about cubes of 3 Å for an atom."""
+    """An untrained VAE whose cells are roughly cubes of 3 Å per atom."""
     torch.manual_seed(0)
     vae = VAEModule(
         TransformerEncoder(**SIZES, max_num_elements=max_num_elements),
@@ -58,7 +58,7 @@ def make_vae(atom_type_predict: bool = True, max_num_elements: int = 100) -> VAE
 
 
 def make_perfect_vae() -> VAEModule:
-    """One that gives back what it was shown, which it keeps in `shown`, but for the orientation."""
+    """A VAE that returns its input, apart from the orientation, and records it in `shown`."""
     vae = make_vae()
     vae.shown = []
 
@@ -178,9 +178,9 @@ def test_a_cell_and_its_older_name():
     assert shapes[2] == shapes[3] != pytest.approx(list(given.lattice.abc), abs=1e-4)
     reconstruct_structures(vae, [given], niggli=True, cell="niggli")
     for options in ({"niggli": True, "cell": "primitive"}, {"niggli": False, "cell": "niggli"}):
-        with pytest.raises(ValueError, match=r"niggli=(True|False) is cell=.*set only cell"):
+        with pytest.raises(ValueError, match=r"niggli=(True|False) means cell=.*set only cell"):
             reconstruct_structures(vae, [given], **options)
-    with pytest.raises(ValueError, match="cell is one of"):
+    with pytest.raises(ValueError, match="cell must be one of"):
         reconstruct_structures(vae, [given], cell="cubic")
 
 

@@ -38,7 +38,7 @@ TRAINING_SET = {"num_crystals": 4, "num_atoms": {"2": 3, "6": 1}, "elements": {"
 
 
 def make_vae(atom_type_predict: bool = True, training_set: dict | None = None) -> VAEModule:
-    """Untrained, but its cells are about cubes of 3 Å for an atom."""
+    """An untrained VAE whose cells are roughly cubes of 3 Å per atom."""
     torch.manual_seed(0)
     vae = VAEModule(
         TransformerEncoder(**SIZES, max_num_elements=60),
@@ -149,7 +149,7 @@ def test_what_is_no_composition(formula):
 @pytest.mark.parametrize(
     ("atom_type_predict", "arguments", "message"),
     [
-        (True, {}, "does not know how many atoms"),
+        (True, {}, "does not record how many atoms"),
         (True, {"num_atoms": 0}, "num_atoms must be a positive integer"),
         (True, {"num_atoms": []}, "num_atoms must be a positive integer"),
         (True, {"num_atoms": [2, 2.5]}, "num_atoms must be a positive integer"),
@@ -157,8 +157,8 @@ def test_what_is_no_composition(formula):
         (True, {"num_atoms": 3, "batch_size": 0}, "batch_size must be at least 1"),
         (True, {"num_atoms": 3, "seed": -1}, "seed must not be negative"),
         (True, {"compositions": ["NaCl"]}, "predicts atom types and takes no compositions"),
-        (False, {}, "is given atom types: say compositions"),
-        (False, {"compositions": ["NaCl"], "num_atoms": 2}, "say how many atoms"),
+        (False, {}, "does not predict atom types: set compositions"),
+        (False, {"compositions": ["NaCl"], "num_atoms": 2}, "which determine the number of atoms"),
         (False, {"compositions": ["NaCl"] * 9}, "8 samples are too few for 9"),
         (False, {"compositions": ["NaAu"]}, "Au has atomic number 79.* 1 to 59"),
     ],
@@ -323,7 +323,7 @@ def test_what_is_no_checkpoint(config, checkpoints, tmp_path, content):
 
 
 def test_an_unknown_format(config):
-    with pytest.raises(ValueError, match="format is folder or zip, not 'tar'"):
+    with pytest.raises(ValueError, match="format must be folder or zip, not 'tar'"):
         sample(config("format=tar"))
 
 
@@ -360,7 +360,7 @@ def test_the_command(checkpoints, tmp_path):
     dng, csp = (f"ckpt_path={checkpoints}/{name}.ckpt" for name in ("dng", "csp"))
     done = run(dng, "format=zip")
     assert done.returncode == 0, done.stderr
-    assert "20 samples are in" in done.stdout + done.stderr
+    assert "Wrote 20 samples to" in done.stdout + done.stderr
     with zipfile.ZipFile(tmp_path / "out" / "cifs.zip") as archive:
         assert len(archive.namelist()) == 20
         assert read_cif(archive.read("sample-000019.cif").decode()).num_atoms in (2, 6)
@@ -370,7 +370,7 @@ def test_the_command(checkpoints, tmp_path):
     assert (tmp_path / "out" / "samples.json").read_text().count('"Na1 Cl1"') == 10
     for overrides, message in (
         ([dng], "exists"),
-        ([csp, "overwrite=true"], "say compositions"),
+        ([csp, "overwrite=true"], "set compositions"),
         (["ckpt_path=nowhere.ckpt"], "there is no checkpoint"),
     ):
         done = run(*overrides)

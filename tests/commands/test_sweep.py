@@ -1,4 +1,4 @@
-"""Sweeps: the table and the picture of their folders, and real ones with each launcher."""
+"""Sweeps: the table and plot of a folder, and real sweeps with each launcher."""
 
 import csv
 import io
@@ -40,7 +40,7 @@ def make_job(folder: Path, overrides: list[str], summary: dict | None = None) ->
 
 @pytest.fixture
 def sweep_folder(tmp_path) -> Path:
-    """Three values of one parameter: done, failed after an attempt that was done, killed."""
+    """Three values of one parameter: one done, one failed after an earlier success, one killed."""
     folder = tmp_path / "sweep"
     common = ["experiment=prototypes/vae_dng", "seed=1"]
     figures = {"match_rate": 0.5, "crmse": 0.25, "rmse": None, "seed": 1, "time_s": 12.34}
@@ -116,10 +116,10 @@ def test_the_terminal_shows_what_differs_and_why_a_job_failed(sweep_folder):
 
 
 def test_a_folder_without_jobs_is_an_error(tmp_path, capsys):
-    with pytest.raises(SweepError, match="no folder of a sweep"):
+    with pytest.raises(SweepError, match="not a sweep folder"):
         read_jobs(tmp_path)
     assert collect_sweep.main([str(tmp_path)]) == 1
-    assert "no folder of a sweep" in capsys.readouterr().err
+    assert "not a sweep folder" in capsys.readouterr().err
 
 
 def test_the_script_reports_again(sweep_folder, capsys):

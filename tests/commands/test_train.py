@@ -1,4 +1,4 @@
-"""Runs of the real command, in processes of their own."""
+"""Runs of the real command, in separate processes."""
 
 import csv
 import json
@@ -106,20 +106,20 @@ def test_a_run_can_start_from_weights(run_folder, tmp_path):
     [
         (
             ["vae_module.latent_dim=3"],
-            r"\(there / here\): latent_dim 8 / 3\. .* quant_conv.weight is ",
+            r"\(checkpoint / here\): latent_dim 8 / 3\. .* quant_conv.weight is ",
         ),
         (
             ["vae_module.encoder.num_layers=3", "vae_module.decoder.dim_feedforward=64"],
-            r"\(there / here\): encoder.num_layers 2 / 3, decoder.dim_feedforward 128 / 64\."
+            r"\(checkpoint / here\): encoder.num_layers 2 / 3, decoder.dim_feedforward 128 / 64\."
             r".*layers.2\S+ is missing \(and \d+ more\)",
         ),
-        (["vae_module.quant_bias=false"], r"\(there / here\): quant_bias True / False\..*no place"),
+        (["vae_module.quant_bias=false"], r"here\): quant_bias True / False\..*is unexpected"),
     ],
 )
 def test_weights_of_another_model_are_refused(run_folder, tmp_path, field, overrides, message):
-    """Before anything is trained, and with the settings that differ."""
+    """Before any training, with an error that names the settings that differ."""
     last = run_folder / "checkpoints" / "last.ckpt"
-    with pytest.raises(CheckpointError, match=rf"last.ckpt has the weights of another.*{message}"):
+    with pytest.raises(CheckpointError, match=rf"last.ckpt has the weights of a diff.*{message}"):
         run_here(tmp_path, run_folder.parent / "cache", f"{field}={last}", *overrides)
     assert not (tmp_path / "metrics.csv").exists()
 
@@ -130,7 +130,7 @@ def test_other_settings_of_the_same_weights_are_named(run_folder, tmp_path, capl
     with caplog.at_level("WARNING", "src"):
         run_here(tmp_path, run_folder.parent / "cache", f"ckpt_path={last}", *more)
     assert (
-        "last.ckpt was trained with other settings (there / here): encoder.nhead 4 / 2"
+        "last.ckpt was trained with other settings (checkpoint / here): encoder.nhead 4 / 2"
         in caplog.text
     )
 
@@ -158,7 +158,7 @@ def test_what_would_end_a_run_after_its_training_does_so_before(tmp_path, overri
 
 
 class Threads(Callback):
-    """Notes how many threads there are as a run takes its steps."""
+    """Records the number of threads during the training steps."""
 
     def __init__(self) -> None:
         self.seen: set[int] = set()

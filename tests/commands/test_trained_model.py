@@ -1,4 +1,4 @@
-"""What a command takes from a checkpoint: the model, and the data of its run."""
+"""What commands load from a checkpoint: the model, and the data of its run."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -101,7 +101,7 @@ def test_what_one_says_replaces_what_the_run_says(make_config):
 
 @pytest.fixture
 def trained_on(run_dir):
-    """Make the checkpoint say how the crystals of its training were read."""
+    """Record in the checkpoint how its training crystals were read."""
 
     def record(cell: str, max_num_atoms: int | None = None) -> None:
         path = run_dir / "checkpoints" / "best.ckpt"
@@ -119,7 +119,7 @@ def trained_on(run_dir):
 def test_crystals_are_read_as_in_training_whatever_the_data(
     make_config, run_dir, trained_on, caplog, command, data
 ):
-    """Though the configs of data sets name a cell, and the folder of the run may be gone."""
+    """Even though the data configs set a cell, and the run folder may be gone."""
     trained_on("conventional", 12)
     for is_there in (True, False):
         if not is_there:
@@ -164,7 +164,7 @@ def test_an_old_checkpoint_has_the_cells_of_its_run_else_niggli(make_config, run
     assert load_vae(cfg).read_options is None
     with caplog.at_level("INFO"):
         assert load_data(cfg).read_options == ReadOptions("niggli")
-    assert "Niggli cells; the checkpoint does not record the cells of training" in caplog.text
+    assert "the checkpoint does not record which cells were used in training" in caplog.text
 
 
 def test_a_known_set_is_that_of_the_run(make_config, run_dir):
@@ -179,7 +179,7 @@ def test_a_known_set_is_that_of_the_run(make_config, run_dir):
 
 
 def test_ones_own_data_are_split_as_in_training(make_config, run_dir, tmp_path, monkeypatch):
-    """Though the run had paths that were relative to another folder."""
+    """Even though the run had paths relative to another folder."""
     monkeypatch.setattr("src.commands.training_run._train", lambda *_: {})
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "there")
@@ -242,7 +242,7 @@ def test_a_checkpoint_outside_of_a_run_has_no_data(make_config, run_dir, tmp_pat
     alone.parent.mkdir()
     alone.write_bytes((run_dir / "checkpoints" / "best.ckpt").read_bytes())
     for more in ([], ["data.data_dir=mine"]):
-        with pytest.raises(DataError, match=r"best\.ckpt .* name the data: data=prototypes, or"):
+        with pytest.raises(DataError, match=r"best\.ckpt .* specify the data: data=prototypes, or"):
             load_data(make_config(f"ckpt_path={alone}", *more))
 
 
@@ -254,7 +254,7 @@ def test_a_link_leads_to_its_run(make_config, run_dir, tmp_path):
 
 @pytest.mark.parametrize("target", ["os.system", "src.vae_module.VAEModule", "src.data.DataError"])
 def test_a_config_cannot_name_what_is_no_data(make_config, run_dir, monkeypatch, target):
-    """A run's folder may come from anywhere: nothing in it is called unseen."""
+    """A run folder may come from anywhere, so nothing in it may be called without a check."""
     monkeypatch.setattr("os.system", pytest.fail)
     OmegaConf.save({"data": {**DATA, "_target_": target}}, run_dir / "config.yaml")
     with pytest.raises(ValueError, match=target.replace(".", r"\.")):

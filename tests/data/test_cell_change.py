@@ -1,4 +1,4 @@
-"""A crystal in the cell of a choice, and back in the cell and the order that were given."""
+"""Convert a crystal to a chosen cell, and back to the given cell and order of atoms."""
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ TRICLINIC = Structure(
 
 
 def rewrite(crystal: Crystal, rng: np.random.Generator, times: int = 1) -> Crystal:
-    """The same crystal with another basis, origin, orientation and order, of so many cells."""
+    """The same crystal with another basis, origin, orientation, order and number of cells."""
     basis = np.eye(3)
     for _ in range(4):
         shear = np.eye(3)
@@ -48,7 +48,7 @@ def rewrite(crystal: Crystal, rng: np.random.Generator, times: int = 1) -> Cryst
 
 
 def distance(one: Crystal, other: Crystal) -> float:
-    """The largest distance of atom i of the one and atom i of the other, Å."""
+    """The largest distance in Å between atom i of one crystal and atom i of the other."""
     assert one.atom_types.tolist() == other.atom_types.tolist()
     np.testing.assert_allclose(one.lattice, other.lattice, atol=1e-5)
     offsets = one.frac_coords - other.frac_coords

@@ -200,7 +200,7 @@ def test_unread_data_stay_on_disk(tmp_path):
 
 
 def test_errors_name_the_file(tmp_path):
-    with pytest.raises(DataError, match=r"no latents .*train\.safetensors .*: none\)"):
+    with pytest.raises(DataError, match=r"no file .*train\.safetensors .*: none\)"):
         LatentDataset.load(tmp_path)
     write(tmp_path, make_latents())
     with pytest.raises(DataError, match=r"test\.safetensors \(splits in that folder: train\)"):

@@ -441,7 +441,7 @@ def test_a_modified_file_is_used_with_a_warning(server, tmp_path, caplog):
         (tmp_path / name).write_bytes(content)
     assert download("toy", tmp_path, server.url) == []
     for name in own:
-        text = f"{tmp_path / name} differs from the published file of toy. It is used as it is"
+        text = f"{tmp_path / name} differs from the published file of toy, but is used anyway"
         assert text in caplog.text
     assert files_below(tmp_path) == own
     assert server.requests == []

@@ -279,7 +279,7 @@ def test_the_downloader_accepts_existing_splits_in_any_format(tmp_path, caplog):
         write(folder / f"{split}.parquet", split)
     assert download("mp_20", folder, "file:///nowhere") == []
     assert not needs_download("mp_20", folder)
-    text = "train.parquet differs from the published file of mp_20. It is used as it is"
+    text = "train.parquet differs from the published file of mp_20, but is used anyway"
     assert text in caplog.text
 
 

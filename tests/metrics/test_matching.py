@@ -46,7 +46,7 @@ BLENDE = Structure.from_spacegroup(
 def fails_on_marked(
     prediction: Structure, target: Structure, settings: MatcherSettings
 ) -> float | None:
-    """Stands in for what compiled code does to a pair; the pair says what, by its target."""
+    """Mimics failures of compiled code; the target of the pair selects which."""
     match target.properties.get("fate"):
         case "hang":
             time.sleep(600)
@@ -174,7 +174,7 @@ class TestGarbage:
         assert time.monotonic() - start < 5
 
     def test_cell_that_stops_pymatgen(self) -> None:
-        """The real thing: Niggli reduction of this cell does not come back from compiled code."""
+        """A real case: the Niggli reduction of this cell never returns from compiled code."""
         wild = Structure([[1, 0, 0], [1000, 1, 0], [0, 5000, 1]], NACL.species, NACL.frac_coords)
         start = time.monotonic()
         results = match_pairs([NACL] * 8, [NACL] * 7 + [wild], num_workers=1, timeout=1.0)

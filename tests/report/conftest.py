@@ -1,4 +1,4 @@
-"""Evaluation folders with crystals from the embedded data and reconstructions with known errors."""
+"""Evaluation folders with crystals from the included data and reconstructions with known errors."""
 
 import json
 from pathlib import Path

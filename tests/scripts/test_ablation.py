@@ -1,4 +1,4 @@
-"""Lists of variants compose, runs are made once, and the table says what they say."""
+"""Lists of variants compose, each run is made once, and the table shows their results."""
 
 import importlib.util
 import io

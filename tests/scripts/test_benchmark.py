@@ -1,4 +1,4 @@
-"""The benchmarks run, and their rows say what they should; speed itself is not tested."""
+"""The benchmarks run and report the expected rows; speed itself is not tested."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""The table of cells: its measures on crystals whose answers are known, and the command."""
+"""The table of cells: its measures on crystals with known answers, and the command."""
 
 import importlib.util
 from pathlib import Path

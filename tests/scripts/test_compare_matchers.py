@@ -1,4 +1,4 @@
-"""Both matchers are compared, the comparison goes on where it stopped, and what differs is kept."""
+"""Both matchers are compared, an interrupted comparison continues, and differences are recorded."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""The command, on a folder that is a mirror."""
+"""The command, with a folder as the mirror."""
 
 import hashlib
 import importlib.util
@@ -26,7 +26,7 @@ def script():
 
 @pytest.fixture
 def mirror(script, tmp_path, monkeypatch) -> Iterator[Path]:
-    """Two sets, and no other is known."""
+    """Two data sets, which are the only known ones."""
     known = {}
     for name in ("one", "two"):
         files = {f"{split}.csv": f"{name} {split}".encode() for split in ("train", "val")}

@@ -1,4 +1,4 @@
-"""The picture of imports: circles are found, floors are right, the one in docs is up to date."""
+"""The picture of imports: circles are found, floors are right, and the docs are up to date."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ def house(tmp_path) -> Path:
 
 @pytest.fixture
 def circular(house) -> Path:
-    """The same, where base imports top, so that top, left, right and base are in circles."""
+    """The same, but base imports top, so that top, left, right and base are in circles."""
     (house / "base" / "x.py").write_text("import house.top.run\n")
     return house
 
@@ -96,7 +96,7 @@ def test_a_circle_is_red_and_its_one_wrong_arrow_points_up(circular, house):
 
 
 def test_two_circles(house):
-    """That of two rooms is broken where fewer modules import; all arrows that go up are needed."""
+    """A circle of two rooms is broken where fewer modules import; all upward arrows are needed."""
     (house / "base" / "x.py").write_text("import house.loose\n")
     (house / "base" / "y.py").write_text("import house.loose\n")
     (house / "left" / "b.py").write_text("import house.top.run\n")

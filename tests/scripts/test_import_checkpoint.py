@@ -1,4 +1,4 @@
-"""Chemeleon2's checkpoints against what their own program computed from them."""
+"""Compare imported Chemeleon2 checkpoints with what Chemeleon2's own program computed from them."""
 
 import contextlib
 import importlib.util
@@ -29,7 +29,7 @@ def load_script():
 
 @pytest.fixture(scope="module", params=["dng", "csp"])
 def imported(request, tmp_path_factory):
-    """The module that the script wrote, the batch, and what the other program computed."""
+    """The module that the script wrote, the batch, and the output of Chemeleon2's program."""
     folder = COMPAT / request.param
     if not folder.is_dir():
         pytest.skip(f"the checkpoints of another program are not at {COMPAT}")

@@ -1,4 +1,4 @@
-"""The scripts for Slurm, run by bash with the commands of Slurm replaced by scripts."""
+"""The Slurm scripts, run by bash with the Slurm commands replaced by scripts."""
 
 import os
 import shutil
@@ -27,9 +27,9 @@ pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="there is n
 
 @pytest.fixture
 def slurm(tmp_path):
-    """A start of a script as job 7 named vae, with `srun` doing what it is given.
+    """Run a script as job 7 named vae, with a fake `srun` that executes its arguments.
 
-    `srun` writes its arguments to `arguments` and, where `executes` is false, does no more.
+    `srun` writes its arguments to `arguments`, and does nothing else if `executes` is false.
     """
     commands = tmp_path / "bin"
     commands.mkdir()

@@ -1,4 +1,4 @@
-"""Nothing in a checkpoint is executed, a bad one is named, and none is half written."""
+"""Nothing in a checkpoint is executed, errors name bad ones, and none is written partially."""
 
 import os
 import random
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Bomb:
-    """What a malicious pickle holds: a call to run when it is opened."""
+    """What a malicious pickle contains: a call that runs when it is opened."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -84,7 +84,7 @@ def test_a_truncated_file(good, share):
 
 
 def test_a_compressed_archive_is_refused_unread(tmp_path):
-    """Of 40 kB could come 40 MB, and of 40 MB more than a machine has."""
+    """40 kB could unpack to 40 MB, and 40 MB to more than the memory of a machine."""
     path, bomb = tmp_path / "large.ckpt", tmp_path / "bomb.ckpt"
     torch.save({"state_dict": {"weight": torch.zeros(10**7)}}, path)
     with (
@@ -94,7 +94,7 @@ def test_a_compressed_archive_is_refused_unread(tmp_path):
         for name in old.namelist():
             new.writestr(name, old.read(name))
     assert bomb.stat().st_size < 10**5
-    with pytest.raises(CheckpointError, match=r"bomb\.ckpt is no checkpoint: it is compressed"):
+    with pytest.raises(CheckpointError, match=r"bomb\.ckpt is not a checkpoint: it is compressed"):
         load_checkpoint(bomb)
 
 
@@ -109,7 +109,7 @@ def test_a_text_file(tmp_path):
 def test_no_state_dict(tmp_path, content):
     path = tmp_path / "weights.pt"
     torch.save(content, path)
-    with pytest.raises(CheckpointError, match=r"weights\.pt is no checkpoint: .* no state_dict"):
+    with pytest.raises(CheckpointError, match=r"weights\.pt is not a checkpoint: .* no state_dict"):
         load_checkpoint(path)
 
 
@@ -162,20 +162,20 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, value):
     path = tmp_path / "a.ckpt"
     write_checkpoint(content(), path)
     before = path.read_bytes()
-    with pytest.raises(CheckpointError, match=r"a\.ckpt is not written, .* in weight"):
+    with pytest.raises(CheckpointError, match=r"a\.ckpt was not written, .*weight contains"):
         write_checkpoint(content(value), path)
     assert path.read_bytes() == before
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):
-    """A limit on the size of files: the system refuses the second half."""
+    """A limit on the file size makes the system refuse the second half."""
     path = tmp_path / "a.ckpt"
     write_checkpoint(content(), path)
     before = path.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
     try:
-        with pytest.raises(CheckpointError, match=r"a\.ckpt cannot be written .*as it was"):
+        with pytest.raises(CheckpointError, match=r"a\.ckpt cannot be written .*is unchanged"):
             write_checkpoint(content(2.0), path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -228,10 +228,10 @@ def test_a_damaged_one_is_named_and_the_newest_good_one_taken(tmp_path, caplog):
 
 def test_all_are_damaged(tmp_path):
     (tmp_path / "last.ckpt").write_bytes(b"PK")
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* to start anew, choose another"):
+    with pytest.raises(CheckpointError, match=r"none of the checkpoints in .* choose another"):
         find_last(tmp_path)
 
 
 def test_weights_alone_are_no_run(good):
-    with pytest.raises(CheckpointError, match=r"good\.ckpt holds weights but no run .* ckpt_path"):
+    with pytest.raises(CheckpointError, match=r"good\.ckpt contains weights but not .* ckpt_path"):
         load_resumable(good)

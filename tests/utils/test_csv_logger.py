@@ -1,4 +1,4 @@
-"""Check that a continued metrics.csv has every row once."""
+"""Check that the metrics.csv of a resumed run contains every row once."""
 
 import csv
 from pathlib import Path

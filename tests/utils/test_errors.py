@@ -1,4 +1,4 @@
-"""A person's mistake ends in one message and exit code 1; a mistake in code shows its trace."""
+"""A user error ends in one message and exit code 1; a bug shows its stack trace."""
 
 import ast
 import logging
@@ -136,7 +136,7 @@ def test_arguments_value_and_name_pass_through():
 
 
 def test_all_errors_about_input_have_one_base():
-    """So that a program can tell what a user gave wrong from a mistake in its code."""
+    """So that a program can distinguish user errors from bugs."""
     classes = [
         (node.name, [base.id for base in node.bases if isinstance(base, ast.Name)])
         for path in (ROOT / "src").rglob("*.py")

@@ -1,4 +1,4 @@
-"""Check that only one process holds the lock of a folder, until it ends."""
+"""Check that only one process at a time holds the lock of a folder, until it ends."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Weights & Biases without an account: offline, and without a question."""
+"""Weights & Biases without an account: it logs offline and does not prompt."""
 
 import pytest
 import wandb
@@ -8,7 +8,7 @@ from src.utils.loggers import own_wandb_run, wandb_logger
 
 @pytest.fixture(autouse=True)
 def nobody(monkeypatch, tmp_path):
-    """A user who never heard of W&B: no key, no settings, a home of their own, no keyboard."""
+    """A user without W&B: no key, no settings, an empty home folder, no keyboard."""
     for name in ("WANDB_MODE", "WANDB_API_KEY", "NETRC", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))

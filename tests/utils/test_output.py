@@ -1,4 +1,4 @@
-"""Check that results are written completely or not at all, and replace only what they may."""
+"""Check that results are written atomically, and replace only what they may."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""Workers leave to their parent what a terminal or a cluster tells all processes of a job."""
+"""Workers leave it to their parent to handle signals that are sent to all processes of a job."""
 
 import os
 import signal

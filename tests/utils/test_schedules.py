@@ -1,4 +1,4 @@
-"""Learning-rate factors, and the share of a run's budget in real runs of Lightning."""
+"""Learning-rate factors, and the used fraction of the budget in real Lightning runs."""
 
 import math
 import time
@@ -18,7 +18,7 @@ BATCHES = 4
 
 
 class Line(LightningModule):
-    """One weight; notes the progress at the start of each step, and each learning rate used."""
+    """Has one weight; records the progress at the start of each step, and each learning rate."""
 
     def __init__(self, pause: float = 0.0) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Figures become JSON that any program reads, and nothing else writes them."""
+"""Metrics become JSON that any program can read, and no other code writes JSON."""
 
 import ast
 import json
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def parse(text: str):
-    """As programs do that keep to the standard."""
+    """Parse JSON strictly, as the standard requires."""
     return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
@@ -61,7 +61,7 @@ NO_FIGURES = {"dataset.py", "flat.py", "write.py", "search.py", "draw_imports.py
 
 @pytest.mark.parametrize("folder", ["src", "scripts"])
 def test_all_figures_are_written_here(folder):
-    """Python's own writes NaN and Infinity unless it is told not to."""
+    """Python's own `json` writes NaN and Infinity by default."""
     loose = [
         path.name
         for path in (ROOT / folder).rglob("*.py")

@@ -1,4 +1,4 @@
-"""Every command tells its threads how to wait before torch is loaded, and how many there are."""
+"""Every command configures how its threads wait before torch is loaded, and how many there are."""
 
 import ast
 import json
@@ -30,7 +30,7 @@ WITHOUT_TORCH = {
 
 @pytest.fixture
 def clean(monkeypatch):
-    """An environment that says nothing of threads."""
+    """An environment without thread settings."""
     for name in (*WAIT_VARIABLES, "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
 
@@ -90,7 +90,7 @@ print(json.dumps(found))
 
 
 def test_every_command_says_so_before_it_imports_ours():
-    """All that loads torch is behind the modules of ours."""
+    """Before that, they import only modules of `src.utils`, which do not load torch."""
     for path in COMMANDS:
         names = [
             node.module if isinstance(node, ast.ImportFrom) else ast.unparse(node)

@@ -1,4 +1,4 @@
-"""Elements that a model has no entry for are refused by name on every way in."""
+"""Elements that a model does not know are rejected by name, by every method and command."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def make_vae(predict: bool = True, encoder: int = 60, decoder: int = 60, **optio
 
 
 def write_data(folder: Path, heavy: str) -> Path:
-    """Splits of four crystals of oxygen and iron, the third of one of them with gold."""
+    """Splits of four crystals of oxygen and iron; in one split, the third crystal contains gold."""
     folder.mkdir()
     coords = np.array([[0.0] * 3, [0.5] * 3])
     for split in ("train", "val", "test"):
@@ -114,7 +114,7 @@ def test_validation_and_test(data, trainer, split):
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_loaders_alone(data, trainer, monkeypatch, split):
-    """On a GPU nothing would look at each batch."""
+    """On a GPU, nothing else would check the batches."""
     monkeypatch.setattr("src.vae_module.vae_module.check_types", lambda *_, **__: None)
     datamodule = data(split)
     loaders = datamodule.train_dataloader(), datamodule.val_dataloader()
@@ -129,7 +129,7 @@ def test_a_table_that_the_loss_needs_is_that_of_the_decoder(data, trainer):
 
 
 def test_the_command(data, tmp_path, monkeypatch):
-    """With the configs as they are; the remedies of the message work."""
+    """With the shipped configs; the remedies in the message work."""
     monkeypatch.setenv("PROJECT_ROOT", str(tmp_path))
     folder = data("train").data_dir
     common = [
@@ -233,7 +233,7 @@ def test_masked_atoms_are_for_models_that_were_trained_with_them():
     make_vae(mask_ratio=0.1).encode(masked)
     with pytest.raises(UserError, match="crystal 0 of the batch: an atom has type 0, which is no"):
         make_vae().encode(masked)
-    with pytest.raises(UserError, match="an atom has type -1, which is no element"):
+    with pytest.raises(UserError, match="an atom has type -1, which is not an element"):
         make_vae(mask_ratio=0.1).encode(masked.replace(atom_types=masked.atom_types - 1))
 
 

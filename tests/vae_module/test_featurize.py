@@ -75,7 +75,7 @@ def test_ase_gives_the_same(vae):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_mode_is_put_back(vae, training):
-    """Dropout of one half would show."""
+    """A dropout of one half would be noticed."""
     structures = make_structures()
     vae.train(training)
     first, second = vae.featurize(structures).pooled, vae.featurize(structures).pooled

@@ -356,7 +356,7 @@ def zipped(content: bytes, path, compression=zipfile.ZIP_STORED):
 def test_a_compressed_archive_is_rejected_without_reading_it(tmp_path):
     path = zipped(pickle.dumps(bytes(10**8), 4), tmp_path / "bomb.ckpt", zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 10**6
-    with pytest.raises(CheckpointError, match=r"bomb\.ckpt is no checkpoint: it is compressed"):
+    with pytest.raises(CheckpointError, match=r"bomb\.ckpt is not a checkpoint: it is compressed"):
         read_foreign_checkpoint(path)
 
 

@@ -1,4 +1,4 @@
-"""`VAEModule.to_batch`: crystals as the model was trained to see them."""
+"""`VAEModule.to_batch`: crystals in the cells that the model was trained on."""
 
 import logging
 from dataclasses import asdict
@@ -34,7 +34,7 @@ def make_vae(cell: str | None = None) -> VAEModule:
 
 
 def make_structures(num: int = 12) -> list[Structure]:
-    """Skewed cells, some of them centered, left-handed or of three cells."""
+    """Skewed cells; some are centered, left-handed or supercells of three cells."""
     rng = np.random.default_rng(0)
     structures = [ROCKSALT, ROCKSALT.get_primitive_structure(), ROCKSALT * (1, 1, 3)]
     for i in range(num - 3):
@@ -76,7 +76,7 @@ def test_a_model_that_does_not_say_saw_niggli_cells():
 
 @pytest.mark.parametrize("cell", ["niggli", "primitive", "conventional"])
 def test_one_crystal_has_one_latent_whatever_its_cell(cell):
-    """In the cell of training; the basis of a cubic one would not be unique."""
+    """In the kind of cell used in training; the basis of a cubic cell would not be unique."""
     rng = np.random.default_rng(1)
     vae = make_vae(cell)
     crystal = to_crystal(make_structures()[9])
@@ -146,7 +146,7 @@ def test_what_cannot_be_used_is_named_by_its_index():
         vae.to_batch([ROCKSALT, twice], cell="primitive")
     with pytest.raises(ValueError, match="there are no crystals"):
         vae.to_batch([])
-    with pytest.raises(ValueError, match=r"cell is one of niggli, .*not 'smallest'"):
+    with pytest.raises(ValueError, match=r"cell must be one of niggli, .*not 'smallest'"):
         vae.to_batch([ROCKSALT], cell="smallest")
 
 

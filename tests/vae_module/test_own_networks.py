@@ -1,4 +1,4 @@
-"""Networks of a user that have what docs/your_own_encoder.md asks for, and nothing else."""
+"""User-defined networks that have what docs/your_own_encoder.md requires, and nothing else."""
 
 import sys
 from pathlib import Path
@@ -33,7 +33,7 @@ ROCKSALT = Structure.from_spacegroup(
 
 
 class OwnEncoder(nn.Module):
-    """Reads atomic numbers as numbers, so that it needs no table of them."""
+    """Uses atomic numbers as plain numbers, so that it needs no embedding table."""
 
     def __init__(self, d_model: int = 8) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class OwnEncoder(nn.Module):
 
 
 class OwnDecoder(nn.Module):
-    """The same, the other way round."""
+    """The reverse of `OwnEncoder`."""
 
     def __init__(self, d_model: int = 8, atom_type_predict: bool = True) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class OwnDecoder(nn.Module):
 
 @pytest.fixture
 def own(monkeypatch) -> ModuleType:
-    """A module of the project, which alone a checkpoint may name, with these classes."""
+    """A module of the project with these classes, since checkpoints may name only such modules."""
     module = ModuleType("src.vae_module.own_networks")
     for cls in (OwnEncoder, OwnDecoder):
         monkeypatch.setattr(cls, "__module__", module.__name__)
@@ -151,8 +151,8 @@ def test_commands(own, data_dir, tmp_path, monkeypatch, predict):
 
 
 def test_the_training_command(own, data_dir, tmp_path, monkeypatch):
-    """With the decoder's config as it is, whose table is as large as the encoder's, if it has one;
-    and compiled, which is a matter of networks that are not Transformers, too."""
+    """With the shipped decoder config, whose table is as large as the encoder's, if it has one; and
+    compiled, which also works for networks that are not Transformers."""
     monkeypatch.setenv("PROJECT_ROOT", str(tmp_path))
     monkeypatch.setattr(nn.Module, "compile", lambda self, **_: compiled.append(type(self)))
     compiled: list[type] = []

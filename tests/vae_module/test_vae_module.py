@@ -1,4 +1,4 @@
-"""The public calls of `VAEModule`, its symmetries, its checkpoints."""
+"""The public methods of `VAEModule`, its symmetries and its checkpoints."""
 
 import copy
 from pathlib import Path
@@ -216,7 +216,7 @@ def test_masked_types_are_hidden_from_the_encoder_alone(batch):
 
 
 def test_sharded_gradients_are_clipped_by_the_strategy(monkeypatch):
-    """Which alone knows the norm of all the shards; there is no GPU here to shard over."""
+    """Only the strategy knows the norm over all shards; there are no GPUs to shard over here."""
     vae = make_vae()
     trainer = vae._trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     weight = vae.quant_conv.bias
@@ -311,7 +311,7 @@ def test_crystals_with_noise_teach_types_alone(noisy, batch, monkeypatch):
 
 
 def test_given_types_have_no_noise(batch, monkeypatch):
-    """There would be nothing that it could teach."""
+    """Noise would have nothing to teach the decoder then."""
     vae = make_vae(atom_type_predict=False)
     vae._trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     monkeypatch.setattr(
@@ -372,7 +372,7 @@ def test_a_checkpoint_needs_nothing_but_itself(batch, predict, tmp_path):
 
 
 def write_tables(folder: Path, num: dict[str, int]) -> Path:
-    """Crystals of one oxygen and one metal each."""
+    """Crystals with one oxygen and one metal atom each."""
     folder.mkdir()
     coords = np.array([[0.0] * 3, [0.5] * 3])
     for split, count in num.items():

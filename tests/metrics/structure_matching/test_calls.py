@@ -153,7 +153,7 @@ def test_match_matrix_is_all_against_all():
 
 
 def test_without_numba(tmp_path):
-    """NumPy does the work then, with the same results."""
+    """NumPy does the work instead, with the same results."""
     code = (
         "import sys; sys.modules['numba'] = None\n"
         "import numpy as np\n"
