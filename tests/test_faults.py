@@ -29,6 +29,8 @@ from src.commands.train import train
 from src.data.dataset import CrystalDataset
 from src.utils.checkpoints import CheckpointError, load_checkpoint
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
     f"vae_module.{part}.{name}={value}"
@@ -49,15 +51,6 @@ COMMON = [
 ]  # fmt: skip
 STEPS = 4  # in an epoch
 ENVIRONMENT = {"PYTHONWARNINGS": "ignore", "COLUMNS": "500", "OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """More only get into each other's way in a model as small as this."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
