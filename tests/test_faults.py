@@ -70,22 +70,42 @@ def run_here(folder: Path, overrides: list[str], *callbacks: Callback) -> dict[s
     return train(cfg, callbacks)
 
 
-def start(
-    folder: Path, overrides: list[str], env: dict[str, str] | None = None
-) -> subprocess.Popen[str]:
-    """The real command, in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, ROOT / "src" / "train_vae.py", *overrides, f"hydra.run.dir={folder}"],
+STARTED: list[subprocess.Popen[str]] = []  # by the test that runs
+
+
+@pytest.fixture(autouse=True)
+def no_process_stays():
+    """After a test that failed: it would take the CPUs from those that follow."""
+    yield
+    while STARTED:
+        with STARTED.pop() as process:
+            process.kill()  # does nothing to one that has ended
+
+
+def popen(arguments: list[Any], env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
         cwd=ROOT,
-        env={**os.environ, **ENVIRONMENT, **(env or {})},
+        env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+    STARTED.append(process)
+    return process
+
+
+def start(
+    folder: Path, overrides: list[str], env: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """The real command, in a process of its own."""
+    command = [ROOT / "src" / "train_vae.py", *overrides, f"hydra.run.dir={folder}"]
+    return popen(command, {**os.environ, **ENVIRONMENT, **(env or {})})
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    output, _ = process.communicate(timeout=300)
+    """Wait for its end, for as long as a test may take; returns what it printed."""
+    output, _ = process.communicate()
     assert process.returncode == code, output
     return output
 
@@ -603,13 +623,7 @@ main()
 
 
 def load(data_dir: Path, cache_dir: Path, *user: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", LOAD, data_dir, cache_dir, *user],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return popen(["-W", "ignore", "-c", LOAD, data_dir, cache_dir, *user])
 
 
 @pytest.mark.slow
