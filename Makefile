@@ -47,8 +47,12 @@ format: setup ## reformat the code and apply automatic fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Left out is what differs between the builds of torch: its own suffix, and the CUDA packages and triton,
+# whose versions torch chooses itself. So the file is the same with and without a GPU.
 lock: ## pin the versions now installed in .venv
-	$(BIN)/python -m pip freeze --all --exclude-editable | grep -v '^pip==' | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > requirements.lock
+	$(BIN)/python -m pip freeze --all --exclude-editable > $(VENV)/freeze.txt
+	grep -vE '^(pip|triton|xtal-latent|(cuda|nvidia)-[^ ]+)( @|==)' $(VENV)/freeze.txt \
+		| sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > requirements.lock
 
 clean: ## remove the site, build files and tool caches
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build site *.egg-info

@@ -66,7 +66,21 @@ def agree(one: Path, many: Path) -> None:
     weights = [load_checkpoint(f / "checkpoints" / "last.ckpt")["state_dict"] for f in (one, many)]
     assert weights[0].keys() == weights[1].keys()
     for name, weight in weights[0].items():
-        torch.testing.assert_close(weight, weights[1][name], rtol=1e-4, atol=5e-6, msg=name)
+        left, right = (without_key_bias(name, each) for each in (weight, weights[1][name]))
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=5e-6, msg=name)
+
+
+def without_key_bias(name: str, weight: torch.Tensor) -> torch.Tensor:
+    """All of a weight, except for the bias of the keys of an attention.
+
+    It shifts all scores of a query alike, which the softmax cancels. So its gradient is rounding
+    and nothing else, and the optimizer, which divides by the size of the gradient, makes that as
+    large as its steps.
+    """
+    if not name.endswith("self_attn.in_proj_bias"):
+        return weight
+    query, _, value = weight.chunk(3)
+    return torch.cat([query, value])
 
 
 @pytest.mark.slow

@@ -29,6 +29,8 @@ from src.commands.train import train
 from src.data.dataset import CrystalDataset
 from src.utils.checkpoints import CheckpointError, load_checkpoint
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
     f"vae_module.{part}.{name}={value}"
@@ -51,15 +53,6 @@ STEPS = 4  # in an epoch
 ENVIRONMENT = {"PYTHONWARNINGS": "ignore", "COLUMNS": "500", "OMP_NUM_THREADS": "1"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """More only get into each other's way in a model as small as this."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def common(tmp_path_factory) -> list[str]:
     """Overrides for a few of the included crystals: 64 for training, 8 for validation."""
@@ -77,22 +70,42 @@ def run_here(folder: Path, overrides: list[str], *callbacks: Callback) -> dict[s
     return train(cfg, callbacks)
 
 
-def start(
-    folder: Path, overrides: list[str], env: dict[str, str] | None = None
-) -> subprocess.Popen[str]:
-    """Start the real command in a separate process."""
-    return subprocess.Popen(
-        [sys.executable, ROOT / "src" / "train_vae.py", *overrides, f"hydra.run.dir={folder}"],
+STARTED: list[subprocess.Popen[str]] = []  # by the test that runs
+
+
+@pytest.fixture(autouse=True)
+def no_process_stays():
+    """After a test that failed: it would take the CPUs from those that follow."""
+    yield
+    while STARTED:
+        with STARTED.pop() as process:
+            process.kill()  # does nothing to one that has ended
+
+
+def popen(arguments: list[Any], env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
         cwd=ROOT,
-        env={**os.environ, **ENVIRONMENT, **(env or {})},
+        env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+    STARTED.append(process)
+    return process
+
+
+def start(
+    folder: Path, overrides: list[str], env: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """The real command, in a process of its own."""
+    command = [ROOT / "src" / "train_vae.py", *overrides, f"hydra.run.dir={folder}"]
+    return popen(command, {**os.environ, **ENVIRONMENT, **(env or {})})
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    output, _ = process.communicate(timeout=300)
+    """Wait for its end, for as long as a test may take; returns what it printed."""
+    output, _ = process.communicate()
     assert process.returncode == code, output
     return output
 
@@ -610,13 +623,7 @@ main()
 
 
 def load(data_dir: Path, cache_dir: Path, *user: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", LOAD, data_dir, cache_dir, *user],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return popen(["-W", "ignore", "-c", LOAD, data_dir, cache_dir, *user])
 
 
 @pytest.mark.slow

@@ -164,3 +164,15 @@ def test_light_imports(module, absent):
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_nothing_is_said_on_import():
+    """torch_geometric uses parts of torch that a new torch warns of."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from src.data import DataModule"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout + done.stderr == ""

@@ -24,6 +24,8 @@ from lightning import Callback
 from src.commands.search import SearchError, search
 from src.commands.train import train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 TINY = [
@@ -92,15 +94,6 @@ def covering(groups: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
 
 def name(combination: Mapping[str, str]) -> str:
     return "-".join(option for option in combination.values() if option != "null")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """More only get into each other's way in a model as small as this."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

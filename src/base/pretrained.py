@@ -23,6 +23,7 @@ from src.utils.checkpoints import CheckpointError, load_checkpoint
 from src.utils.config import build, describe
 from src.utils.errors import UserError
 from src.utils.output import new_folder
+from src.utils.strict_json import not_finite
 
 M = TypeVar("M", bound="PretrainedModule")
 
@@ -106,7 +107,7 @@ class PretrainedModule(LightningModule):
 
         Raises:
             OutputError: if there is something at `folder` that is not to be replaced.
-            CheckpointError: if a weight is not finite.
+            CheckpointError: if a weight or a number among the settings is not finite.
         """
         weights = {name: weight.detach().contiguous() for name, weight in self.state_dict().items()}
         for name, weight in weights.items():
@@ -121,6 +122,11 @@ class PretrainedModule(LightningModule):
             "training_set": self.training_set,
             "read_options": self.read_options,
         }
+        if names := not_finite(config):
+            raise CheckpointError(
+                f"{folder} is not written, since {CONFIG} cannot hold the NaN or inf in "
+                f"{', '.join(names)}: use a finite number"
+            )
         with new_folder(folder, CONFIG, overwrite) as new:
             (new / WEIGHTS).write_bytes(save(weights, metadata={"format": "pt"}))
             (new / CONFIG).write_text(json.dumps(config, indent=2, allow_nan=False) + "\n")

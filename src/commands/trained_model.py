@@ -1,6 +1,7 @@
 """Load a checkpoint's model and the data it was trained on; shared by several commands."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -118,6 +119,21 @@ def kept_splits(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     return {"split_by": "file", "split_column": None, "split_file": str(path)}
+
+
+def warn_of_other_cell(content: Mapping[str, Any], data: DataModule, path: str | Path) -> None:
+    """Warn if the weights of a checkpoint were trained on another kind of cell than that of `data`.
+
+    Args:
+        content: of the checkpoint, at `path`.
+    """
+    options = content.get("read_options")
+    trained = options.get("cell") if isinstance(options, Mapping) else None
+    if trained not in (None, data.read_options.cell):
+        log.warning(
+            "The weights of %s were trained with data.cell=%s, but this run has data.cell=%s",
+            path, trained, data.read_options.cell,
+        )  # fmt: skip
 
 
 def _data_of_run(checkpoint: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from rich.table import Table
 from src.base import CrystalModule
 from src.callbacks import LastCheckpoint, StopWhenTold
 from src.callbacks.throughput import Throughput
-from src.commands.trained_model import SPLITS_FILE, kept_splits
+from src.commands.trained_model import SPLITS_FILE, kept_splits, warn_of_other_cell
 from src.data import DataModule
 from src.utils.checkpoints import (
     CheckpointError,
@@ -141,6 +141,7 @@ def _train(
         weights = load_checkpoint(cfg.ckpt_path)
         check_weights(module, weights, cfg.ckpt_path)
         module.load_state_dict(weights["state_dict"])
+        warn_of_other_cell(weights, datamodule, cfg.ckpt_path)
         log.info("Starting from the weights of %s", cfg.ckpt_path)
     if cfg.compile:
         module.compile_networks()

@@ -20,6 +20,15 @@ def json_ready(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def not_finite(value: Any, name: str = "") -> list[str]:
+    """The dotted names of all NaN and infinities in nested dicts and lists called `name`."""
+    if isinstance(value, (Mapping, list, tuple)):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        prefix = f"{name}." if name else ""
+        return [found for key, item in items for found in not_finite(item, f"{prefix}{key}")]
+    return [name] if isinstance(value, float) and not math.isfinite(value) else []
+
+
 def json_text(content: Any, indent: int | None = 2) -> str:
     """Serialize to JSON; numbers that are not finite become null.
 

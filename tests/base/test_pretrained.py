@@ -173,6 +173,16 @@ def test_weights_that_are_not_finite_are_not_passed_on(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_settings_that_are_not_finite_are_not_passed_on(tmp_path):
+    parts = TransformerEncoder(**SIZES), TransformerDecoder(**SIZES)
+    vae = VAEModule(*parts, lengths_delta=torch.inf, loss_weights={"kl": 0.1})
+    with pytest.raises(
+        CheckpointError, match=r"/new/vae is not written.* in hyper_parameters\.lengths_delta: use"
+    ):
+        vae.save_pretrained(tmp_path / "new" / "vae")
+    assert not list(tmp_path.iterdir())
+
+
 def edit(folder: Path, change) -> None:
     config = json.loads((folder / "config.json").read_text())
     change(config)

@@ -1,6 +1,7 @@
 """A checkpoint that was moved away from its run: every command and method uses the right cells."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -35,6 +36,15 @@ def configure(name: str, folder: Path, *overrides: str) -> DictConfig:
         return compose(name, overrides=[*(common if name != "reconstruct" else []), *overrides])
 
 
+def run(folder: Path, name: str, *overrides: str) -> None:
+    """Train on the data in `folder`."""
+    train(configure(
+        "train_vae", folder, "data=default", *SIZES, "vae_module.latent_dim=4", "trainer=cpu",
+        "eval.num_crystals=2", "eval.num_workers=0", f"++paths.output_dir={folder}/{name}",
+        *overrides,
+    ))  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Contains data, and a checkpoint trained on conventional cells, without its run."""
@@ -45,13 +55,10 @@ def folder(tmp_path_factory) -> Path:
         for split in ("train", "val", "test"):
             rows = pd.read_csv(ROOT / "data" / "prototypes" / f"{split}.csv", nrows=NUM)
             rows.to_csv(folder / "data" / f"{split}.csv", index=False)
-        cfg = configure(
-            "train_vae", folder, "data=default", "data.cell=conventional", *SIZES,
+        run(
+            folder, "run", "data.cell=conventional", "trainer.max_epochs=1",
             "callbacks=ema", "callbacks.progress_bar=null", "callbacks.match_rate.every_n_epochs=0",
-            "trainer=cpu", "trainer.max_epochs=1", "eval.num_crystals=2", "eval.num_workers=0",
-            f"++paths.output_dir={folder}/run", "vae_module.latent_dim=4",
         )  # fmt: skip
-        train(cfg)
     shutil.move(folder / "run" / "checkpoints" / "best.ckpt", folder / "moved.ckpt")
     shutil.rmtree(folder / "run")
     return folder
@@ -132,3 +139,13 @@ def test_reconstruct(folder, vae, latents, tmp_path):
             expected = float(torch.linalg.det(lattice)) / int(latents.num_atoms[i])
             assert per_atom == pytest.approx(expected, rel=1e-3)
     assert found
+
+
+@pytest.mark.parametrize("cell", ["conventional", "primitive"])
+def test_training_from_its_weights(folder, vae, caplog, cell):
+    run(
+        folder, f"from_weights_{cell}", f"ckpt_path={folder}/moved.ckpt", f"data.cell={cell}",
+        "trainer.max_epochs=0", "callbacks=none",
+    )  # fmt: skip
+    warning = r"moved.ckpt were trained with data.cell=conventional, but this run has .*cell=(.*)"
+    assert re.findall(warning, caplog.text) == ([] if cell == "conventional" else [cell])

@@ -40,22 +40,33 @@ TINY = [
     "eval.num_workers=0", "eval.num_crystals=4",
 ]  # fmt: skip
 SALT = Structure(Lattice.cubic(4), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
-SPACE = {
-    "vae_module.optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True},
-    "vae_module.latent_dim": {"low": 2, "high": 64, "also": ["vae_module.encoder.num_harmonics"]},
-}
+SPACE = (
+    "{vae_module.optimizer.lr: {low: 1e-4, high: 1e-2, log: true}, "
+    "vae_module.latent_dim: {low: 2, high: 64, also: [vae_module.encoder.num_harmonics]}}"
+)
+
+
+def instead(key: str, value: str) -> list[str]:
+    """Overrides that replace a dictionary; KEY=VALUE alone would only add to it."""
+    return [f"~{key}", f"+{key}={value}"]
+
+
+def stop_above(bound: float) -> str:
+    """A pruner."""
+    return f"{{_target_: optuna.pruners.ThresholdPruner, upper: {bound}}}"
 
 
 @pytest.fixture
 def make_config(tmp_path, monkeypatch):
     monkeypatch.setenv("PROJECT_ROOT", str(ROOT))
 
-    def make(*overrides: str, space=SPACE):
-        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            cfg = compose("search_vae", [f"paths.output_dir={tmp_path / 'search'}", *overrides])
+    def make(*overrides: str, space: str | None = SPACE):
+        """The config, with `space` in the place of the shipped one, if it is not None."""
+        given = [f"paths.output_dir={tmp_path / 'search'}", *overrides]
         if space is not None:
-            cfg.hparams_search.space = space
-        return cfg
+            given += instead("hparams_search.space", space)
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            return compose("search_vae", given)
 
     return make
 
@@ -101,26 +112,26 @@ def test_the_shipped_space(make_config):
 @pytest.mark.parametrize(
     ("key", "options", "expected"),
     [
-        ("data.batch_size", {"low": 1, "high": 64, "log": True}, IntDistribution(1, 64, log=True)),
-        ("vae_module.mask_ratio", {"low": 0, "high": 1}, FloatDistribution(0, 1)),
-        ("vae_module.rotate", {"choices": [True, False]}, CategoricalDistribution([True, False])),
+        ("data.batch_size", "{low: 1, high: 64, log: true}", IntDistribution(1, 64, log=True)),
+        ("vae_module.mask_ratio", "{low: 0, high: 1}", FloatDistribution(0, 1)),
+        ("vae_module.rotate", "{choices: [true, false]}", CategoricalDistribution([True, False])),
     ],
-)  # fmt: skip
+)
 def test_a_space_is_read(make_config, key, options, expected):
-    assert parse_space(make_config(space={key: options})) == {key: expected}
+    assert parse_space(make_config(space=f"{{{key}: {options}}}")) == {key: expected}
 
 
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        ({}, "names nothing"),
-        ({"vae_module.optimiser.lr": {"low": 0, "high": 1}}, "optimiser.lr is not in the config"),
-        ({"seed": {"low": 0, "high": 1, "also": ["seeds"]}}, "seeds is not in the config"),
-        ({"seed": {"low": 0}}, "space.seed is .*it needs low and high"),
-        ({"seed": {"low": 5, "high": 1}}, "space.seed"),
-        ({"seed": {"low": 0, "high": 1, "stepp": 2}}, "stepp"),
-        ({"seed": {"choices": [[1, 2], [3, 4]]}}, "choices are numbers, words"),
-        ({"seed": {"choices": [1], "low": 1, "high": 2}}, "space.seed"),
+        ("{}", "names nothing"),
+        ("{vae_module.optimiser.lr: {low: 0, high: 1}}", "optimiser.lr is not in the config"),
+        ("{seed: {low: 0, high: 1, also: [seeds]}}", "seeds is not in the config"),
+        ("{seed: {low: 0}}", "space.seed is .*it needs low and high"),
+        ("{seed: {low: 5, high: 1}}", "space.seed"),
+        ("{seed: {low: 0, high: 1, stepp: 2}}", "stepp"),
+        ("{seed: {choices: [[1, 2], [3, 4]]}}", "choices are numbers, words"),
+        ("{seed: {choices: [1], low: 1, high: 2}}", "space.seed"),
     ],
 )
 def test_a_space_that_does_not_fit_is_named(make_config, space, message):
@@ -342,12 +353,10 @@ def test_worse_trials_are_stopped_and_better_ones_are_not(
 def test_bounds_of_a_figure_stay_what_they_are(make_config, telling_train):
     """A pruner that compares no trials sees the figure itself, whatever the study does."""
     telling_train([0.9, 0.1])
-    cfg = make_config(
+    study = search(make_config(
         "hparams_search.n_trials=2", "hparams_search.objective=match_rate",
-        "hparams_search.direction=maximize",
-    )  # fmt: skip
-    cfg.hparams_search.pruner = {"_target_": "optuna.pruners.ThresholdPruner", "upper": 0.5}
-    study = search(cfg)
+        "hparams_search.direction=maximize", *instead("hparams_search.pruner", stop_above(0.5)),
+    ))  # fmt: skip
     assert [t.state for t in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED]
 
 
@@ -423,10 +432,9 @@ def test_a_figure_that_no_validation_has_is_named(make_config, real, caplog):
 
 
 def test_a_real_trial_is_pruned(make_config, real, folder):
-    cfg = make_config("hparams_search.n_trials=1", *real)
-    cfg.hparams_search.pruner = {"_target_": "optuna.pruners.ThresholdPruner", "upper": 1e-9}
+    pruner = instead("hparams_search.pruner", stop_above(1e-9))
     with pytest.raises(SearchError, match="came to its end"):
-        search(cfg)
+        search(make_config("hparams_search.n_trials=1", *real, *pruner))
     (job,) = read_jobs(folder)
     assert (job.status, job.message) == ("pruned", "Trial was pruned at epoch 0.")
     assert job.summary == {}

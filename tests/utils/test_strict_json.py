@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.utils.strict_json import json_ready, json_text, write_json
+from src.utils.strict_json import json_ready, json_text, not_finite, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,6 +41,12 @@ def test_the_content_stays_as_it_was():
     content = {"values": [math.inf]}
     assert json_ready(content) == {"values": [None]}
     assert content == {"values": [math.inf]}
+
+
+def test_what_is_not_finite_is_named():
+    content = {"a": math.nan, "b": {"c": [1, -math.inf, "nan"]}, "d": [{"e": math.inf}], "f": None}
+    assert not_finite(content) == ["a", "b.c.1", "d.0.e"]
+    assert not_finite({"a": [1, 2.5, True]}) == []
 
 
 def test_the_text(tmp_path):
