@@ -76,8 +76,8 @@ def match(
         settings: One, or several, for which crystals are reduced only once.
         max_work: A pair that needs more work is not matched: it is a `timeout`, with a message that
             gives its work. See `MAX_WORK`.
-        compiled: Whether loops that Numba compiles do the work (the extra `fast`), or NumPy's
-            arrays, which give the same results. None for Numba's where it is installed.
+        compiled: Whether loops that Numba compiles do the work, or NumPy's arrays, which give the
+            same results. None for Numba's where it can be imported.
         progress: Show a progress bar.
 
     Returns:

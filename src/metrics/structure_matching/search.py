@@ -176,7 +176,7 @@ def search(
         max_work: See `Outcome.work`; what exceeds it is left unmatched, and says so.
         goal: `rms` for what `StructureMatcher.get_rms_dist` gives; `verdict` for whether it gives
             anything, which takes less time; `fit` for `StructureMatcher.fit`.
-        compiled: Whether Numba's loops do the work, or NumPy's; None for Numba's if installed.
+        compiled: Whether Numba's loops do the work, or NumPy's; None for Numba's if there.
     """
     outcomes: list[Outcome] = [UNMATCHED] * len(pairs)
     sorted_pairs = [_sort_atoms(i, first, second) for i, (first, second) in enumerate(pairs)]
@@ -221,7 +221,8 @@ def _compiled_kernel() -> Callable[..., None] | None:
     """None without Numba."""
     try:
         from src.metrics.structure_matching.kernel import evaluate
-    except ImportError:
+    except ImportError as error:  # not there, or not for this version of NumPy
+        logger.warning("matching without Numba, which takes longer: %s", error)
         return None
     except RuntimeError as error:  # Numba found no folder that it may write to
         logger.warning("matching without Numba: %s; set NUMBA_CACHE_DIR", error)
