@@ -51,12 +51,26 @@ def assign_kind(matrix: Floats) -> tuple[Integers, Floats, Booleans]:
         for i in np.flatnonzero(taken):
             row, columns[i] = linear_sum_assignment(matrix[i])
             total[i] = matrix[i, row, columns[i]].sum()
-        # would two rows lose nothing by an exchange?
-        chosen = np.take_along_axis(matrix[taken], columns[taken][:, None, :], axis=2)
-        own = np.diagonal(chosen, axis1=1, axis2=2)
-        loss = chosen + chosen.transpose(0, 2, 1) - own[:, :, None] - own[:, None, :]
-        unsure[taken] = (loss < TIE).sum(axis=(1, 2)) > size
+        at = np.flatnonzero(taken & (total < FORBIDDEN / 2))
+        unsure[at] = _has_equal(matrix[at], columns[at])
     return columns, total, unsure
+
+
+def _has_equal(matrix: Floats, columns: Integers) -> Booleans:
+    """Whether some rows lose nothing by passing on their columns in a circle, (L,).
+
+    Args:
+        matrix: (L, M, M).
+        columns: (L, M), for which the sum is least.
+    """
+    # what row i loses by taking the column of row j, and then by the cheapest detour
+    chosen = np.take_along_axis(matrix, columns[:, None, :], axis=2)
+    loss = chosen - np.diagonal(chosen, axis1=1, axis2=2)[:, :, None]
+    rows = np.arange(matrix.shape[1])
+    loss[:, rows, rows] = np.inf
+    for k in rows:
+        np.minimum(loss, loss[:, :, k, None] + loss[:, None, k, :], out=loss)
+    return (loss[:, rows, rows] < TIE).any(axis=1)
 
 
 def assign_as_pymatgen(
