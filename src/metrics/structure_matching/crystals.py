@@ -84,6 +84,18 @@ class PreparedCrystals:
             other.update((k, mine[i]) for k, i in enumerate(wanted) if i in mine)
         return part
 
+    def __getstate__(self) -> tuple[Any, ...]:
+        same = [i for i, cell in self._primitive.items() if cell is self._niggli.get(i)]
+        other = {i: cell for i, cell in self._primitive.items() if cell is not self._niggli.get(i)}
+        given = dict(enumerate(self._given))
+        return self._formulas, same, *map(pack, (given, self._niggli, other))
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._formulas, same, *packed = state
+        given, self._niggli, self._primitive = map(unpack, packed)
+        self._given = list(given.values())
+        self._primitive.update((i, self._niggli[i]) for i in same)
+
     def reduced(self) -> list[dict[int, Cell | ReductionError]]:
         """The Niggli cells and the primitive cells so far, by index."""
         return [self._niggli, self._primitive]
@@ -105,6 +117,40 @@ class PreparedCrystals:
         for i in indices:
             self._niggli.pop(i, None)
             self._primitive.pop(i, None)
+
+
+Packed = tuple[list[int], Any, Any, Any, list[int], dict[int, ReductionError]]
+
+
+def pack(cells: dict[int, Cell | ReductionError]) -> Packed:
+    """A few large arrays, which travel to other processes faster than many small ones."""
+    errors = {i: cell for i, cell in cells.items() if isinstance(cell, ReductionError)}
+    valid = {i: cell for i, cell in cells.items() if isinstance(cell, Cell)}
+    if not valid:
+        return list(cells), None, None, None, [], errors
+    return (
+        list(cells),
+        np.stack([cell.lattice for cell in valid.values()]),
+        np.concatenate([cell.kinds for cell in valid.values()]),
+        np.concatenate([cell.frac_coords for cell in valid.values()]),
+        [len(cell.kinds) for cell in valid.values()],
+        errors,
+    )
+
+
+def unpack(packed: Packed) -> dict[int, Cell | ReductionError]:
+    """The cells that were packed, as views of the large arrays."""
+    indices, lattices, kinds, coords, counts, errors = packed
+    cells: dict[int, Cell | ReductionError] = {}
+    valid = start = 0
+    for i in indices:
+        if i in errors:
+            cells[i] = errors[i]
+        else:
+            end = start + counts[valid]
+            cells[i] = Cell(lattices[valid], kinds[start:end], coords[start:end])
+            valid, start = valid + 1, end
+    return cells
 
 
 def prepare(crystals: AnyCrystals) -> PreparedCrystals:

@@ -12,7 +12,7 @@ from itertools import islice
 
 import numpy as np
 
-from src.metrics.structure_matching.crystals import PreparedCrystals
+from src.metrics.structure_matching.crystals import Packed, PreparedCrystals, pack, unpack
 from src.metrics.structure_matching.reduction import (
     Cell,
     ReductionError,
@@ -152,7 +152,7 @@ def judge(
                     (first, second), indices, keep, reduced, strict=True
                 ):
                     if kept:
-                        crystals.learn(these, cells)
+                        crystals.learn(these, [unpack(packed) for packed in cells])
             yield chunk, results
             if executor is None:  # what was sent is lost, and the rest is done here
                 lost = [pair for chunk, _, _ in running for pair in chunk]
@@ -165,7 +165,7 @@ def judge(
             future.cancel()
 
 
-Reduced = list[dict[int, Cell | ReductionError]]
+Reduced = list[Packed]  # Niggli cells and primitive cells
 
 
 def _send(
@@ -203,7 +203,7 @@ def _judge_parts(
     results = _judge_chunk(first, second, pairs, task)
     new = [
         [
-            {i: cell for i, cell in cells.items() if kept and i not in before}
+            pack({i: cell for i, cell in cells.items() if kept and i not in before})
             for cells, before in zip(crystals.reduced(), sets, strict=True)
         ]
         for crystals, sets, kept in zip((first, second), known, keep, strict=True)
