@@ -148,7 +148,7 @@ def _evaluate(run: Path, split: str, num_crystals: int) -> dict[str, Any]:
 
     from src.commands.evaluate import evaluate_vae
     from src.commands.trained_model import load_data
-    from src.metrics.matching import MatcherPool
+    from src.metrics.matching import open_matcher
     from src.vae_module import VAEModule
 
     checkpoint = run / "checkpoints" / "best.ckpt"
@@ -156,11 +156,11 @@ def _evaluate(run: Path, split: str, num_crystals: int) -> dict[str, Any]:
     dataset = data.dataset(split)
     dataset = dataset.subset(torch.arange(min(num_crystals, len(dataset))))
     vae = VAEModule.load_from_checkpoint(checkpoint)
-    with MatcherPool() as pool:
+    with open_matcher() as matcher:
         metrics = evaluate_vae(
             vae,
             dataset,
-            pool,
+            matcher,
             noise_levels=NOISE,
             num_probed=None,
             transformations=["permutation"],

@@ -76,7 +76,7 @@ def _run(args: argparse.Namespace) -> list:
         return data.run(path, args.rounds)
     module = DataModule(args.data_dir)
     if args.bench == "match":
-        return match.run(module.dataset("test"), args.rounds)
+        return match.run(module.dataset("test"), args.crystals, args.rounds)
     if args.bench == "scale":
         return scale.run(args.preset, args.rounds, args.picture)
     dataset = module.dataset("train")

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from src.callbacks import MatchRate, ReconstructionPictures
 from src.data import DataModule
+from src.metrics.matching import open_matcher
 from src.utils.config import to_plain
 from src.utils.schedules import Schedule
 from src.vae_module import VAEModule
@@ -271,9 +272,17 @@ def test_vae_module_defaults_are_those_of_the_constructor(make_config):
         assert filled[0] == filled[1]
 
 
-def test_the_evaluation_has_the_time_limit_of_the_callback(make_config):
+def test_the_evaluation_has_the_matcher_of_the_callback(make_config):
     cfg = make_config()
-    assert cfg.eval.timeout == cfg.callbacks.match_rate.timeout
+    for key in ("matcher", "num_workers", "timeout"):
+        assert cfg.eval[key] == cfg.callbacks.match_rate[key]
+
+
+@pytest.mark.parametrize("name", ["eval_vae", "eval_generated", "reconstruct", "inspect_data"])
+def test_every_command_that_matches_has_a_choice_of_matcher(name):
+    config = OmegaConf.load(CONFIGS / f"{name}.yaml")
+    assert config.matcher == "fast"
+    open_matcher(config.matcher, config.num_workers)
 
 
 # Fields are explained where they are first written

@@ -46,7 +46,7 @@ COMMON = [
     "data.batch_size=16", "trainer.log_every_n_steps=1", "trainer.max_epochs=2",
     "callbacks.progress_bar.refresh_rate=0",
     "callbacks.validation_budget.max_share=null", "callbacks.match_rate.every_n_epochs=2",
-    "callbacks.match_rate.num_crystals=2", "callbacks.match_rate.num_workers=0",
+    "callbacks.match_rate.num_crystals=2", "callbacks.match_rate.max_share=null",
     "callbacks.last_checkpoint.every_n_steps=1", "eval.num_crystals=2", "eval.num_workers=0",
 ]  # fmt: skip
 STEPS = 4  # in an epoch

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from src.data import DataModule
-from src.metrics.matching import MatcherPool
+from src.metrics.matching import FastMatcher
 from src.metrics.reconstruction.evaluate import evaluate_reconstruction
 from src.vae_module import VAEModule
 
@@ -26,8 +26,8 @@ def test_it_is_small_and_computes_in_full_precision(vae):
 
 def test_crystals_come_back_from_their_latents(vae, tmp_path):
     dataset = DataModule(PROTOTYPES, cache_dir=tmp_path).dataset("test")
-    with MatcherPool() as pool:
-        figures = evaluate_reconstruction(vae, [dataset.batch(torch.arange(200))], pool)
+    with FastMatcher() as matcher:
+        figures = evaluate_reconstruction(vae, [dataset.batch(torch.arange(200))], matcher)
     assert figures["match_rate"] >= 0.995
     assert figures["rmse"] < 0.009
     assert figures["match_rate_default"] >= 0.995

@@ -18,7 +18,7 @@ from safetensors.torch import save
 
 from src.commands.trained_model import load_data, load_vae, run_folder
 from src.data.schema import CrystalBatch
-from src.metrics.matching import CDVAE, PYMATGEN, MatcherPool
+from src.metrics.matching import CDVAE, PYMATGEN, open_matcher
 from src.metrics.reconstruction.invariance import TRANSFORMATIONS
 from src.report import write_report
 from src.utils.checksum import sha256_of
@@ -49,6 +49,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         FileNotFoundError: if the checkpoint does not exist.
     """
     checkpoint = Path(cfg.ckpt_path)
+    matcher = open_matcher(cfg.matcher, cfg.num_workers, cfg.timeout)  # starts no process yet
     vae = load_vae(cfg)
     if cfg.num_crystals is not None and cfg.num_crystals < 1:
         raise UserError(f"num_crystals must be at least 1 (null: all), not {cfg.num_crystals}")
@@ -60,11 +61,11 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         check_dataset(dataset, f"split {cfg.split} of {datamodule.data_dir}", *readers(vae))
         if cfg.num_crystals is not None:
             dataset = dataset.subset(torch.arange(min(cfg.num_crystals, len(dataset))))
-        with MatcherPool(cfg.num_workers, timeout=cfg.timeout) as pool:
+        with matcher:
             evaluation = evaluate_vae(
                 vae,
                 dataset,
-                pool,
+                matcher,
                 batch_size=datamodule.eval_batch_size,
                 noise_levels=cfg.noise_levels or (),
                 num_probed=cfg.num_probed,
@@ -77,7 +78,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             "data_dir": str(datamodule.data_dir),
             "split": cfg.split,
             "seed": cfg.seed,
-            "matcher": {"cdvae": asdict(CDVAE), "default": asdict(PYMATGEN), "limit": cfg.timeout},
+            "matcher": matcher.name,
+            "tolerances": {"cdvae": asdict(CDVAE), "default": asdict(PYMATGEN)},
+            "timeout": cfg.timeout,
         }
         metrics = json_ready({**evaluation.metrics, **source})
         write_evaluation(dataclasses.replace(evaluation, metrics=metrics), folder)
@@ -122,7 +125,8 @@ def evaluation_table(metrics: dict[str, Any]) -> Table:
     """The most important metrics of a `metrics.json`, for the terminal."""
     table = Table(
         title=f"{metrics['crystals_evaluated']:,} crystals of {metrics['split']}",
-        caption="matcher: CDVAE's 0.5, 0.3, 10° and pymatgen's 0.3, 0.2, 5°",
+        caption=f"matcher: {metrics['matcher']}, with CDVAE's tolerances 0.5, 0.3, 10° and "
+        "pymatgen's 0.3, 0.2, 5°",
     )
     for name in ("reconstruction", "CDVAE", "pymatgen"):
         table.add_column(name, justify="left" if name == "reconstruction" else "right")

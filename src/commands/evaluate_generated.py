@@ -90,7 +90,8 @@ def evaluate_files(cfg: DictConfig) -> dict[str, Any]:
                 None if test is known else _structures(test),
                 scale_reference=None if scale is None else _structures(scale),
                 cutoffs=CoverageCutoffs(**cfg.cutoffs),
-                settings=MatcherSettings(**cfg.matcher),
+                settings=MatcherSettings(**cfg.tolerances),
+                matcher=cfg.matcher,
                 num_workers=cfg.num_workers,
                 match_timeout=cfg.match_timeout,
                 fingerprint_timeout=cfg.fingerprint_timeout,
@@ -252,8 +253,11 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
     )
     table.add_column("metric")
     table.add_column("value", justify="right")
-    matcher, cutoffs = metrics["matcher"], metrics["cutoffs"]
-    settings = f"stol {matcher['stol']}, ltol {matcher['ltol']}, angle {matcher['angle_tol']}°"
+    tolerances, cutoffs = metrics["tolerances"], metrics["cutoffs"]
+    settings = (
+        f"matcher: {metrics['matcher']}, stol {tolerances['stol']}, ltol {tolerances['ltol']}, "
+        f"angle {tolerances['angle_tol']}°"
+    )
     cutoffs_used = f"structure {cutoffs['structure']}, composition {cutoffs['composition']}"
     rows = [
         ("valid structure (0.5 Å, 0.1 Å^3)", "valid_structure", "%"),

@@ -23,7 +23,7 @@ from src.data.structures import (
     write_structures,
     written_name,
 )
-from src.metrics.matching import MatcherPool
+from src.metrics.matching import AnyMatcher, open_matcher
 from src.metrics.reconstruction.evaluate import SETTINGS
 from src.utils.errors import UserError
 from src.utils.formulas import full_formula
@@ -56,6 +56,7 @@ def reconstruct(cfg: DictConfig) -> dict[str, Any]:
         UserError: if the checkpoint, input or output cannot be used, or if no crystal could be
             reconstructed.
     """
+    matcher = open_matcher(cfg.matcher, cfg.num_workers, cfg.timeout)  # starts no process yet
     vae = load_vae(cfg)
     cell = choose_trained_cell(vae, cell_asked(cfg.cell, cfg.niggli))
     with new_folder(cfg.output, marker="changes.csv", overwrite=cfg.overwrite) as folder:
@@ -85,7 +86,8 @@ def reconstruct(cfg: DictConfig) -> dict[str, Any]:
             item.structure if same else to_structure(change.chosen)
             for item, change, same in zip(items, changes, related, strict=True)
         ]
-        table = _compare(items, originals, structures, cfg)
+        with matcher:
+            table = _compare(items, originals, structures, matcher)
         table["cell"] = ["given" if same else cell for same in related]
         _write(folder, items, structures)
         table.to_csv(folder / "changes.csv", index=False)
@@ -112,10 +114,10 @@ def reconstruct(cfg: DictConfig) -> dict[str, Any]:
 
 def changes_table(changes: pd.DataFrame) -> Table:
     """A table for the terminal: the largest changes of length and angle of the first crystals."""
-    table = Table(
-        title="Reconstruction minus original",
-        caption=f"the first {MAX_ROWS} of {len(changes):,}" if len(changes) > MAX_ROWS else None,
-    )
+    caption = f"matcher: {changes['matcher'].iloc[0]}"
+    if len(changes) > MAX_ROWS:
+        caption = f"the first {MAX_ROWS} of {len(changes):,}; {caption}"
+    table = Table(title="Reconstruction minus original", caption=caption)
     table.add_column("crystal", overflow="fold")
     table.add_column("formula")
     for name in ("lengths", "angles", "volume", "rms", ""):
@@ -145,11 +147,10 @@ def _compare(
     items: Sequence[NamedStructure],
     originals: Sequence[Structure],
     structures: Sequence[Structure | None],
-    cfg: DictConfig,
+    matcher: AnyMatcher,
 ) -> pd.DataFrame:
     """A row for each crystal; changes are reconstruction minus original, in Å and degrees."""
-    with MatcherPool(cfg.num_workers, timeout=cfg.timeout) as pool:
-        results = pool.match(originals, structures, SETTINGS, progress=True)
+    results = matcher.match(originals, structures, SETTINGS, progress=True)
     rows = []
     for item, old, new, cdvae, default in zip(items, originals, structures, *results, strict=True):
         row: dict[str, Any] = {
@@ -163,6 +164,7 @@ def _compare(
             row[f"matched{end}"] = result.matched
             row[f"rms{end}"] = np.nan if result.rms is None else result.rms
             row[f"status{end}"] = result.status
+        row["matcher"] = matcher.name
         parameters = new.lattice.parameters if new else [np.nan] * 6
         changes = np.subtract(parameters, old.lattice.parameters)
         for name, change in zip(LENGTHS + ANGLES, changes, strict=True):

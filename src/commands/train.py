@@ -10,7 +10,7 @@ from rich.table import Table
 
 from src.commands.training_run import TrainingTask, run_training
 from src.data import DataModule
-from src.metrics.matching import MatcherPool
+from src.metrics.matching import open_matcher
 from src.metrics.reconstruction.evaluate import evaluate_reconstruction
 from src.utils.errors import UserError
 from src.vae_module import VAEModule
@@ -34,7 +34,7 @@ class VAETraining(TrainingTask[VAEModule]):
                 f"eval.num_crystals must be at least 1 (null: all), not {cfg.eval.num_crystals}"
             )
         try:
-            MatcherPool(cfg.eval.num_workers, timeout=cfg.eval.timeout)  # starts no process yet
+            open_matcher(cfg.eval.matcher, cfg.eval.num_workers, cfg.eval.timeout).close()
         except ValueError as error:
             raise UserError(f"eval: {error}") from error
 
@@ -45,14 +45,15 @@ class VAETraining(TrainingTask[VAEModule]):
         size = len(dataset) if cfg.eval.num_crystals is None else cfg.eval.num_crystals
         indices = torch.arange(min(size, len(dataset)))
         batches = (dataset.batch(part) for part in indices.split(datamodule.eval_batch_size))
-        with MatcherPool(cfg.eval.num_workers, timeout=cfg.eval.timeout) as pool:
-            figures = evaluate_reconstruction(module, batches, pool, progress=True)
-        return {**figures, "crystals_evaluated": len(indices)}
+        with open_matcher(cfg.eval.matcher, cfg.eval.num_workers, cfg.eval.timeout) as matcher:
+            figures = evaluate_reconstruction(module, batches, matcher, progress=True)
+        return {**figures, "crystals_evaluated": len(indices), "matcher": matcher.name}
 
     def table(self, summary: dict[str, Any]) -> Table:
         table = Table(
             title=f"Reconstruction of {summary['crystals_evaluated']:,} validation crystals",
-            caption="decoded from the posterior's mean, with the best checkpoint",
+            caption="decoded from the posterior's mean, with the best checkpoint; "
+            f"matcher: {summary['matcher']}",
         )
         table.add_column("metric")
         table.add_column("value", justify="right")

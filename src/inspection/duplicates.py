@@ -1,9 +1,9 @@
 """Find crystals that occur more than once in a data set, within and across splits.
 
-Two crystals are duplicates if pymatgen's StructureMatcher matches them. Only pairs with the same
-composition and the same number of atoms in the primitive cell are compared, since no others can
-match. If there are too many such pairs (all of Carbon-24 is carbon), only the likeliest are
-compared, and the searches that this cuts short are counted.
+Two crystals are duplicates if pymatgen's StructureMatcher, or ours with its verdict, matches them.
+Only pairs with the same composition and the same number of atoms in the primitive cell are
+compared, since no others can match. If there are too many such pairs (all of Carbon-24 is carbon),
+only the likeliest are compared, and the searches that this cuts short are counted.
 
 This module does not import torch, so that worker processes start quickly.
 """
@@ -20,8 +20,18 @@ from pymatgen.core import Lattice, Structure
 from rich.progress import Progress
 from scipy.spatial.distance import cdist
 
+from src.data.crystal import Crystal
 from src.inspection.analysis import LoadStructures, chunks, map_structures, neighbor_distances
-from src.metrics.matching import PYMATGEN, MatcherPool, MatcherSettings, PairResult
+from src.metrics import PreparedCrystals
+from src.metrics.matching import (
+    PYMATGEN,
+    AnyMatcher,
+    FastMatcher,
+    MatcherPool,
+    MatcherSettings,
+    PairResult,
+    open_matcher,
+)
 
 _NUM_NEIGHBORS = 32  # in a fingerprint
 _MAX_ROWS = 256  # rows of a distance matrix computed at once, to limit memory use
@@ -141,6 +151,7 @@ def find_duplicates(
     max_compared: int = 20,
     max_check: int = 20_000,
     seed: int = 0,
+    matcher: str = "fast",
     num_workers: int | None = None,
     timeout: float = 10.0,
     progress: bool = False,
@@ -156,15 +167,18 @@ def find_duplicates(
         splits: (n,) number of each crystal's split, ascending.
         load: returns the crystals at given indices.
         selected: (n,) bool, the crystals to search duplicates of; None for all.
-        settings: tolerances of StructureMatcher, which scales both crystals to the same volume.
+        settings: tolerances of the matcher, which scales both crystals to the same volume.
         max_compared: largest number of comparisons in one search. A crystal with more candidates is
             compared with the nearest ones by fingerprint.
         max_check: number of additional comparisons for completing randomly drawn searches that were
             cut short, to estimate how many matches were missed.
         seed: seed for drawing these searches.
-        num_workers, timeout: see `MatcherPool`.
+        matcher, num_workers, timeout: see `open_matcher`.
         progress: show progress bars.
     """
+    opened: AnyMatcher = open_matcher(matcher, num_workers, timeout)  # starts no process yet
+    if isinstance(opened, MatcherPool):
+        opened = MatcherPool(num_workers, timeout=timeout, matcher=reduced_rms_distance)
     selected = np.ones(len(splits), dtype=bool) if selected is None else selected
     found = Duplicates()
     members = [i for group in _groups(dict(enumerate(compositions)), selected) for i in group]
@@ -185,20 +199,12 @@ def find_duplicates(
     for group in _groups(keys, selected):
         found.searches += _searches(group, reduced, splits, selected, max_compared)
 
-    with (
-        MatcherPool(num_workers, timeout=timeout, matcher=reduced_rms_distance) as pool,
-        Progress(disable=not progress) as bar,
-    ):
+    judge = _Judge(opened, {i: cell for i, cell in reduced.items() if cell is not None}, settings)
+    with opened, Progress(disable=not progress) as bar:
 
         def compare(pairs: list[tuple[DuplicateSearch, int]]) -> None:
             for part in chunks(pairs):
-                needed = {i for search, other in part for i in (search.crystal, other)}
-                cells = {i: reduced[i].to_structure() for i in needed}
-                results = pool.match(
-                    [cells[other] for _, other in part],
-                    [cells[search.crystal] for search, _ in part],
-                    settings,
-                )
+                results = judge([(search.crystal, int(other)) for search, other in part])
                 for (search, other), result in zip(part, results, strict=True):
                     found.num_comparisons += 1
                     found.num_unanswered += _record(search, other, result)
@@ -222,6 +228,32 @@ def find_duplicates(
     found.num_checked = len(drawn)
     found.num_found_by_check = sum(search.match is not None for search in drawn)
     return found
+
+
+class _Judge:
+    """Matches pairs of reduced crystals, given by their indices."""
+
+    def __init__(
+        self, matcher: AnyMatcher, reduced: Mapping[int, ReducedCrystal], settings: MatcherSettings
+    ) -> None:
+        self._matcher, self._reduced, self._settings = matcher, reduced, settings
+        self._places = {index: place for place, index in enumerate(reduced)}
+        if isinstance(matcher, FastMatcher):
+            self._prepared = PreparedCrystals(
+                [
+                    Crystal(cell.lattice, cell.atom_types, cell.frac_coords)
+                    for cell in reduced.values()
+                ]
+            )
+
+    def __call__(self, pairs: Sequence[tuple[int, int]]) -> list[PairResult]:
+        if isinstance(self._matcher, FastMatcher):
+            places = [(self._places[i], self._places[j]) for i, j in pairs]
+            return self._matcher.match(self._prepared, self._prepared, self._settings, pairs=places)
+        cells = {i: self._reduced[i].to_structure() for pair in pairs for i in pair}
+        return self._matcher.match(
+            [cells[j] for _, j in pairs], [cells[i] for i, _ in pairs], self._settings
+        )
 
 
 def _groups(keys: Mapping[int, Hashable], selected: np.ndarray) -> list[list[int]]:

@@ -130,9 +130,9 @@ def _duplicates_table(summary: Mapping[str, Any]) -> SummaryTable:
         for name, others in duplicates["found"].items()
         for searched, num in others.items()
     ]
-    settings = settings_text(MatcherSettings(**duplicates["matcher"]))
+    settings = settings_text(MatcherSettings(**duplicates["tolerances"]))
     note = (
-        f"StructureMatcher ({settings}; volumes scaled to be equal) compared "
+        f"The matcher ({duplicates['matcher']}; {settings}; volumes scaled to be equal) compared "
         f"{duplicates['num_comparisons']:,} pairs of the same composition; "
         f"{duplicates['num_unanswered']:,} had no result (timeout or error). Copies have an rms "
         f"below {COPY_RMS:g}; other matches may be distortions of the same structure. A crystal "

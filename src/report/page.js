@@ -130,7 +130,7 @@ function showSummary() {
   const sampled = metrics.sampled ?? {}, gated = metrics.gated ?? {};
   const both = (source, key, show) => matchers.map(({suffix}) => show(source[key + suffix]));
   $("tables").append(
-    table("Structure matching", ["", ...matchers.map(m => `${m.name}: ${m.settings}`)], [
+    table(`Structure matching${metrics.matcher ? `, matcher: ${metrics.matcher}` : ""}`, ["", ...matchers.map(m => `${m.name}: ${m.settings}`)], [
       ["match rate", ...both(metrics, "match_rate", percent)],
       ["RMSE of matched pairs, in units of (V/N)^(1/3)", ...both(metrics, "rmse", number)],
       ["cRMSE, unmatched pairs count as stol", ...both(metrics, "crmse", number)],

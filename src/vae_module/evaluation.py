@@ -11,11 +11,14 @@ from torch import Tensor
 
 from src.data.dataset import CrystalDataset
 from src.data.schema import CrystalBatch
-from src.metrics.matching import CDVAE, UNREDUCED, MatcherPool, summarize
+from src.metrics.matching import CDVAE, UNREDUCED, AnyMatcher, summarize
 from src.metrics.reconstruction.errors import ReconstructionErrors
 from src.metrics.reconstruction.evaluate import (
     SETTINGS,
-    match_batches,
+    Prepared,
+    match_prepared,
+    part_of,
+    prepare_batches,
     reconstruction_figures,
     to_structures,
 )
@@ -60,7 +63,7 @@ class Evaluation:
 def evaluate_vae(
     vae: VAEModule,
     dataset: CrystalDataset,
-    pool: MatcherPool,
+    matcher: AnyMatcher,
     batch_size: int = 256,
     noise_levels: Sequence[float] = (0, 0.05, 0.1, 0.2, 0.5, 1.0),
     num_probed: int | None = 1000,
@@ -116,15 +119,18 @@ def evaluate_vae(
     reconstructions = decode_dataset(vae, latents.mean, dataset, batch_size)
     drawn = decode_dataset(vae, sample, dataset, batch_size)
 
+    targets = prepare_batches([originals], matcher)
+    results, results_drawn = (
+        match_prepared(targets, prepare_batches([each], matcher), matcher, progress=progress)
+        for each in (reconstructions, drawn)
+    )
     structures, rebuilt = originals.to_structure(), to_structures(reconstructions)
-    results = pool.match(structures, rebuilt, SETTINGS, progress=progress)
-    results_drawn = match_batches([originals], [drawn], pool, progress=progress)
     table = crystal_table(
         dataset.ids, originals, reconstructions, structures, rebuilt, results, results_drawn
     )
     metrics: dict[str, Any] = {
         **reconstruction_figures([originals], [reconstructions], results),
-        **metre(structures, rebuilt, results, pool, progress),
+        **metre(structures, rebuilt, results, matcher, progress),
         "crystals_evaluated": len(dataset),
         "crystals_without_structure": rebuilt.count(None),
         "sampled": reconstruction_figures([originals], [drawn], results_drawn),
@@ -140,15 +146,24 @@ def evaluate_vae(
     if len(probed):
         subset, mean = dataset.subset(probed), latents.batch(probed).mean
         here = CrystalDataset.from_batch(reconstructions).batch(probed)
+        probed_targets = part_of(targets, probed.tolist())
         if len(levels) > 1:
             noise = torch.randn(mean.shape, generator=_generator(seed, 2))
             noise = noise * latents.mean.std(dim=0, correction=0)
             metrics["noise"] = noise_curve(
-                vae, subset, pool, mean, noise, levels, batch_size, progress
+                vae, subset, matcher, probed_targets, mean, noise, levels, batch_size, progress
             )
         metrics["symmetry"] = {
             name: invariance_errors(
-                vae, subset, pool, here, name, _generator(seed, 3), batch_size, progress
+                vae,
+                subset,
+                matcher,
+                probed_targets,
+                here,
+                name,
+                _generator(seed, 3),
+                batch_size,
+                progress,
             )
             for name in transformations
         }
@@ -164,7 +179,8 @@ def _generator(seed: int, part: int) -> torch.Generator:
 def noise_curve(
     vae: VAEModule,
     dataset: CrystalDataset,
-    pool: MatcherPool,
+    matcher: AnyMatcher,
+    targets: Prepared,
     mean: Tensor,
     noise: Tensor,
     levels: Sequence[float],
@@ -174,17 +190,18 @@ def noise_curve(
     """Match rates with noise on the latents, using the same noise, scaled, at every level.
 
     Args:
+        targets: the data set's crystals, from `prepare_batches`.
         mean: (N, latent_dim) of the posteriors of the data set's atoms.
         noise: (N, latent_dim), of the standard deviation that is level 1.
         levels: ascending.
     """
-    crystals = dataset.batch(torch.arange(len(dataset)))
     settings, found = (*SETTINGS, UNREDUCED), []
     for level in levels:
         if progress:
             log.info("Adding noise of %g standard deviations to the latents", level)
         decoded = decode_dataset(vae, mean + level * noise, dataset, batch_size)
-        results = match_batches([crystals], [decoded], pool, settings, progress)
+        predictions = prepare_batches([decoded], matcher)
+        results = match_prepared(targets, predictions, matcher, settings, progress)
         found.append([summarize(*each).match_rate for each in zip(results, settings, strict=True)])
     match_rate, match_rate_default, unreduced = (list(each) for each in zip(*found, strict=True))
     return {
@@ -202,7 +219,8 @@ def noise_curve(
 def invariance_errors(
     vae: VAEModule,
     dataset: CrystalDataset,
-    pool: MatcherPool,
+    matcher: AnyMatcher,
+    targets: Prepared,
     reconstructions: CrystalBatch,
     name: str,
     generator: torch.Generator,
@@ -212,6 +230,7 @@ def invariance_errors(
     """How much reconstructions change when the same crystals are described differently.
 
     Args:
+        targets: the data set's crystals, from `prepare_batches`.
         reconstructions: of the data set in its own description.
         name: one of `TRANSFORMATIONS`.
     """
@@ -224,7 +243,8 @@ def invariance_errors(
     back = transformed.undo(decode_dataset(vae, latents.mean, moved, batch_size))
     errors = ReconstructionErrors(sync_on_compute=False)
     errors.update(back, reconstructions)
-    (results,) = match_batches([crystals], [back], pool, [CDVAE], progress)
+    predictions = prepare_batches([back], matcher)
+    (results,) = match_prepared(targets, predictions, matcher, [CDVAE], progress)
     return {
         "crystals": len(dataset),
         **{key: float(value) for key, value in errors.compute().items()},

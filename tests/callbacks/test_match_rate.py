@@ -71,7 +71,7 @@ def fit(cls, data_dir, path, callback: MatchRate, **kwargs):
 
 
 def test_every_so_many_epochs(data_dir, tmp_path, caplog):
-    callback = MatchRate(every_n_epochs=2, num_crystals=5, num_workers=0)
+    callback = MatchRate(every_n_epochs=2, num_crystals=5, max_share=None)
     with caplog.at_level(logging.INFO, "src.callbacks.match_rate"):
         vae, logged = fit(Echo, data_dir, tmp_path, callback, max_epochs=5)
     assert sorted(logged) == [3, 7]  # the last steps of epochs two and four, of two steps each
@@ -87,7 +87,7 @@ def test_every_so_many_epochs(data_dir, tmp_path, caplog):
 
 def test_an_untrained_model_in_bfloat16_matches_nothing(data_dir, tmp_path):
     """More crystals than there are, in mixed precision, after a sanity check that is not logged."""
-    callback = MatchRate(every_n_epochs=1, num_crystals=1000, num_workers=0)
+    callback = MatchRate(every_n_epochs=1, num_crystals=1000)
     _, logged = fit(
         VAEModule,
         data_dir,
@@ -101,8 +101,23 @@ def test_an_untrained_model_in_bfloat16_matches_nothing(data_dir, tmp_path):
     assert logged[1][0] == 0.0
 
 
+def test_a_validation_that_would_take_more_than_its_share_is_passed_over(data_dir, tmp_path):
+    """All validation crystals, in the first validation and none of the next."""
+    callback = MatchRate(max_share=1e-6)
+    assert fit(Echo, data_dir, tmp_path, callback, max_epochs=3)[1].keys() == {1}
+    with pytest.raises(UserError, match="max_share must be between 0 and 1, not 2"):
+        MatchRate(max_share=2)
+
+
+@pytest.mark.parametrize("matcher", ["fast", "pymatgen"])
+def test_either_matcher(data_dir, tmp_path, matcher):
+    callback = MatchRate(num_crystals=3, matcher=matcher, num_workers=0)
+    (figures,) = fit(Echo, data_dir, tmp_path, callback, max_epochs=1)[1].values()
+    assert figures == (1.0, pytest.approx(0, abs=1e-6))
+
+
 def test_never(data_dir, tmp_path):
-    callback = MatchRate(every_n_epochs=0, num_workers=0)
+    callback = MatchRate(every_n_epochs=0)
     assert fit(Echo, data_dir, tmp_path, callback, max_epochs=2)[1] == {}
 
 
@@ -118,7 +133,7 @@ def test_it_does_not_touch_the_training(data_dir, tmp_path):
             VAEModule,
             data_dir,
             tmp_path / str(n),
-            MatchRate(every_n_epochs=n, num_crystals=4, num_workers=0),
+            MatchRate(every_n_epochs=n, num_crystals=4, max_share=None),
             max_epochs=2,
         )[0]
         for n in (0, 1)
@@ -134,10 +149,10 @@ def test_it_can_be_sent_to_spawned_processes():
 
 def test_a_run_that_goes_on_matches_when_it_would_have(data_dir, tmp_path):
     """Every three epochs, of a run that ends after four: the sixth is due then."""
-    first = MatchRate(every_n_epochs=3, num_crystals=2, num_workers=0)
+    first = MatchRate(every_n_epochs=3, num_crystals=2, max_share=None)
     assert fit(Echo, data_dir, tmp_path / "first", first, max_epochs=4)[1].keys() == {5}
     state = pickle.loads(pickle.dumps(first.state_dict()))
     assert state == {"next_epoch": 6}
-    second = MatchRate(every_n_epochs=3, num_crystals=2, num_workers=0)
+    second = MatchRate(every_n_epochs=3, num_crystals=2, max_share=None)
     second.load_state_dict(state)
     assert second.state_dict() == state

@@ -32,7 +32,7 @@ from src.commands.evaluate import (
 )
 from src.data import CrystalBatch, DataError, DataModule
 from src.data.dataset import CrystalDataset
-from src.metrics.matching import MatcherPool, PairResult
+from src.metrics.matching import FastMatcher, MatcherPool, PairResult
 from src.metrics.reconstruction import tables
 from src.metrics.reconstruction.invariance import TRANSFORMATIONS
 from src.nn.transformer import segment_mean
@@ -140,7 +140,7 @@ def known_defects(batch: CrystalBatch) -> CrystalBatch:
 
 @pytest.fixture
 def pool():
-    with MatcherPool(num_workers=0) as pool:
+    with FastMatcher() as pool:
         yield pool
 
 
@@ -173,7 +173,7 @@ def assert_same(a: Evaluation, b: Evaluation) -> None:
 
 @pytest.fixture(scope="module")
 def perfect() -> Evaluation:
-    with MatcherPool(num_workers=0) as pool:
+    with FastMatcher() as pool:
         return evaluate_vae(FakeVAE(), make_dataset(), pool, batch_size=3, noise_levels=LEVELS)
 
 
@@ -258,7 +258,7 @@ def test_the_noise_is_in_units_of_each_channel_and_the_same_draw_at_every_level(
 
 @pytest.fixture(scope="module")
 def defective() -> Evaluation:
-    with MatcherPool(num_workers=0) as pool:
+    with FastMatcher() as pool:
         return evaluate_vae(
             FakeVAE(known_defects), make_dataset(), pool, noise_levels=(), num_probed=0
         )
@@ -520,7 +520,7 @@ def test_a_model_that_makes_no_crystals(pool, tmp_path, spoil):
         assert all(np.isfinite(atoms.positions).all() for atoms in frames)
         assert all(np.isfinite(atoms.cell.array).all() for atoms in frames)
     console = Console(file=io.StringIO(), width=100)
-    console.print(evaluation_table({**metrics, "split": "test"}))
+    console.print(evaluation_table({**metrics, "split": "test", "matcher": "fast"}))
     assert "nan" not in console.file.getvalue()
 
 
@@ -557,9 +557,9 @@ def test_latents_that_are_nan(pool, tmp_path):
 
 
 def test_a_timeout_is_a_failure_that_is_counted():
-    class Slow(MatcherPool):
-        def match(self, targets, predictions, settings, *, progress=False):
-            several = super().match(targets, predictions, settings, progress=progress)
+    class Slow(FastMatcher):
+        def match(self, targets, predictions, settings, **options):
+            several = super().match(targets, predictions, settings, **options)
             if isinstance(settings, tuple):
                 several[0][0] = PairResult("timeout", message="no result within 10 s")
             return several
@@ -583,7 +583,7 @@ def test_the_result_does_not_depend_on_the_size_of_batches(pool, kind):
     assert_same(*runs)
 
 
-def test_the_result_does_not_depend_on_the_number_of_processes(defective):
+def test_the_result_does_not_depend_on_the_matcher_and_its_processes(defective):
     with MatcherPool(num_workers=2) as pool:
         found = evaluate_vae(
             FakeVAE(known_defects), make_dataset(), pool, noise_levels=(), num_probed=0
@@ -606,11 +606,11 @@ def test_metre_is_left_out_where_it_takes_too_long(pool, monkeypatch, caplog):
     """Two crystals that did not match, each with two reconstructions of its composition."""
     dataset = make_dataset()
     for limit, metre in ((1, 3 / 4), (0.9, None)):
-        monkeypatch.setattr(tables, "MAX_METRE_PAIRS", limit)
+        monkeypatch.setitem(tables.MAX_METRE_PAIRS, "fast", limit)
         found = evaluate_vae(FakeVAE(known_defects), dataset, pool, num_probed=0)
         assert (found.metrics["metre"], found.metrics["metre_default"]) == (metre, metre)
     assert "metre is left out: it would take 4 more comparisons" in caplog.text
-    monkeypatch.setattr(tables, "MAX_METRE_PAIRS", 0)
+    monkeypatch.setitem(tables.MAX_METRE_PAIRS, "fast", 0)
     assert evaluate_vae(FakeVAE(), dataset, pool, num_probed=0).metrics["metre"] == 1
 
 

@@ -247,11 +247,16 @@ def test_a_missing_package_is_a_clear_error(files, monkeypatch):
         evaluate_files(make_config(files))
 
 
+def test_a_matcher_that_does_not_exist(files):
+    with pytest.raises(UserError, match="matcher must be fast or pymatgen, not ours"):
+        evaluate_files(make_config(files, "matcher=ours"))
+
+
 def test_the_config_has_the_defaults_of_the_code():
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         cfg = compose("eval_generated")
     assert vars_of(CUTOFFS["mp_20"]) == dict(cfg.cutoffs)
-    assert vars_of(PYMATGEN) == dict(cfg.matcher)
+    assert vars_of(PYMATGEN) == dict(cfg.tolerances)
 
 
 def vars_of(settings) -> dict[str, float]:

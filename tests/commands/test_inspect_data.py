@@ -260,7 +260,7 @@ def test_the_last_line_says_if_not_all_pairs_were_compared(inspect, tmp_path):
         different.append(crystal)
     write_split(folder, "train", {str(i): s for i, s in enumerate(different[:4])})
     write_split(folder, "test", {"new": different[4], "known": redescribed(different[2])})
-    strict = ["matcher.stol=0.01", "max_compared=1", "data.min_distance=0.1"]
+    strict = ["tolerances.stol=0.01", "max_compared=1", "data.min_distance=0.1"]
     summary = inspect(*strict, "max_check=0")
     end = "At least 1 crystal of test is in train (not all pairs were compared)."
     assert summary["line"] == f"Nothing rejected of 6. {end}"
@@ -346,7 +346,7 @@ def test_no_data(inspect, tmp_path):
 def test_the_config_has_the_defaults_of_the_code():
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         cfg = compose("inspect_data")
-    assert dict(cfg.matcher) == {n: getattr(PYMATGEN, n) for n in PYMATGEN.__slots__}
+    assert dict(cfg.tolerances) == {n: getattr(PYMATGEN, n) for n in PYMATGEN.__slots__}
     assert cfg.symprec == SYMPREC
 
 

@@ -349,6 +349,7 @@ def test_a_perfect_model_matches(config, monkeypatch, crystals, tmp_path):
     ]  # fmt: skip
     assert changes.rms.max() < 1e-4
     assert list(changes.columns[11:]) == [
+        "matcher",
         *(f"{name}_change" for name in ("a", "b", "c", "alpha", "beta", "gamma", "volume")), "cell",
     ]  # fmt: skip
     assert np.abs(changes.loc[:, "a_change":"volume_change"].to_numpy()).max() < 1e-3

@@ -158,13 +158,13 @@ class TestBounded:
 
 
 def test_comparisons_without_a_result_are_counted(monkeypatch):
-    def match(self, targets, predictions, settings):
-        return [PairResult("timeout", message="no result")] * len(targets)
+    def match(self, targets, predictions, settings, pairs):
+        return [PairResult("timeout", message="no result")] * len(pairs)
 
     crystals = [ROCKSALT, ROCKSALT, ROCKSALT]
     reduced = [reduce_crystal(s) for s in crystals]
     monkeypatch.setattr(duplicates, "map_structures", lambda *_: reduced)
-    monkeypatch.setattr(duplicates.MatcherPool, "match", match)
+    monkeypatch.setattr(duplicates.FastMatcher, "match", match)
     found, matches = search(crystals, [0, 0, 1])
     assert matches == {}
     assert (found.num_comparisons, found.num_unanswered) == (3, 3)

@@ -19,14 +19,16 @@ from src.metrics.matching import (
     CDVAE,
     PYMATGEN,
     UNREDUCED,
+    FastMatcher,
     MatcherPool,
     MatcherSettings,
     PairResult,
-    fast_rms_distance,
     match_pairs,
+    open_matcher,
     rms_distance,
     summarize,
 )
+from src.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 MP_20 = ROOT.parent / "shared" / "data" / "mp_20" / "test.csv.gz"
@@ -86,58 +88,61 @@ def pool() -> Iterator[MatcherPool]:
         yield pool
 
 
+@pytest.mark.parametrize("matcher", ["fast", "pymatgen"])
 class TestRms:
-    def test_identical(self) -> None:
-        (result,) = match_pairs([WURTZITE], [WURTZITE], num_workers=0)
+    def test_identical(self, matcher: str) -> None:
+        (result,) = match_pairs([WURTZITE], [WURTZITE], num_workers=0, matcher=matcher)
         assert result.matched
         assert result.rms == pytest.approx(0, abs=1e-6)
 
-    def test_blind_to_order_origin_and_cell(self) -> None:
+    def test_blind_to_order_origin_and_cell(self, matcher: str) -> None:
         prediction = Structure.from_sites(WURTZITE[::-1])
         prediction.translate_sites(range(4), [0.1, 0.2, 0.3])
         prediction.make_supercell([[1, 1, 0], [0, 1, 0], [0, 0, 2]])
-        (result,) = match_pairs([WURTZITE], [prediction], num_workers=0)
+        (result,) = match_pairs([WURTZITE], [prediction], num_workers=0, matcher=matcher)
         assert result.rms == pytest.approx(0, abs=1e-6)
 
-    def test_displaced_atom(self) -> None:
+    def test_displaced_atom(self, matcher: str) -> None:
         # One of two atoms moves by 0.4 Å. Without the mean shift each is 0.2 Å off, so the rms is
         # 0.2 Å; the free length is (4^3 / 2)^(1/3) Å.
         prediction = Structure(NACL.lattice, NACL.species, [[0.0, 0.0, 0.0], [0.6, 0.5, 0.5]])
-        (result,) = match_pairs([NACL], [prediction], num_workers=0)
+        (result,) = match_pairs([NACL], [prediction], num_workers=0, matcher=matcher)
         assert result.rms == pytest.approx(0.2 / 32 ** (1 / 3))
 
-    def test_displaced_atom_of_many(self) -> None:
+    def test_displaced_atom_of_many(self, matcher: str) -> None:
         # In a cell of n atoms, one moved by d leaves a mean shift of d/n:
         # rms^2 = [(d - d/n)^2 + (n - 1) (d/n)^2] / n = d^2 (n - 1) / n^2.
         n, d = len(WURTZITE), 0.3
         prediction = WURTZITE.copy()
         prediction.translate_sites(0, [0, 0, d], frac_coords=False)
-        (result,) = match_pairs([WURTZITE], [prediction], num_workers=0)
+        (result,) = match_pairs([WURTZITE], [prediction], num_workers=0, matcher=matcher)
         free_length = (WURTZITE.volume / n) ** (1 / 3)
         assert result.rms == pytest.approx(d * math.sqrt(n - 1) / n / free_length)
 
-    def test_different_structures(self) -> None:
+    def test_different_structures(self, matcher: str) -> None:
         others = [BLENDE, NACL]
-        results = match_pairs([WURTZITE] * 2, others, PYMATGEN, num_workers=0)
+        results = match_pairs([WURTZITE] * 2, others, PYMATGEN, num_workers=0, matcher=matcher)
         assert results == [PairResult("unmatched")] * 2
 
-    def test_settings_differ(self) -> None:
+    def test_settings_differ(self, matcher: str) -> None:
         # A cell angle that is 8 degrees off: beyond 5, within 10.
         prediction = Structure(
             Lattice.from_parameters(4, 4, 4, 98, 90, 90), NACL.species, NACL.frac_coords
         )
-        loose, strict = match_pairs([NACL], [prediction], [CDVAE, PYMATGEN], num_workers=0)
+        loose, strict = match_pairs(
+            [NACL], [prediction], [CDVAE, PYMATGEN], num_workers=0, matcher=matcher
+        )
         assert loose[0].matched
         assert strict == [PairResult("unmatched")]
 
-    def test_multiple_of_the_primitive_cell_that_does_not_reduce(self) -> None:
+    def test_multiple_of_the_primitive_cell_that_does_not_reduce(self, matcher: str) -> None:
         # One of 4 atoms moves by 0.6 Å, which leaves rms^2 = d^2 (n - 1) / n^2, as above. The cell
         # then has no smaller one, unlike the target's.
         target = NACL * (2, 1, 1)
         prediction = target.copy()
         prediction.translate_sites(0, [0, 0, 0.6], frac_coords=False)
         reduced, as_they_are = match_pairs(
-            [target], [prediction], [CDVAE, UNREDUCED], num_workers=0
+            [target], [prediction], [CDVAE, UNREDUCED], matcher=matcher
         )
         assert reduced == [PairResult("unmatched")]
         free_length = (target.volume / 4) ** (1 / 3)
@@ -159,7 +164,9 @@ class TestGarbage:
             Structure(NACL.lattice, ["Na", "Na"], NACL.frac_coords),
             NACL,
         ]
-        results = match_pairs([NACL] * len(predictions), predictions, num_workers=num_workers)
+        results = match_pairs(
+            [NACL] * len(predictions), predictions, num_workers=num_workers, matcher="pymatgen"
+        )
         statuses = [result.status for result in results]
         assert statuses == ["error"] * 4 + ["unmatched"] * 2 + ["matched"]
         assert "could not be built" in results[0].message
@@ -170,14 +177,18 @@ class TestGarbage:
     def test_wild_cell_of_another_composition_is_quick(self) -> None:
         wild = Structure([[1, 0, 0], [1000, 1, 0], [0, 5000, 1]], ["Na", "Na"], NACL.frac_coords)
         start = time.monotonic()
-        assert match_pairs([NACL], [wild], num_workers=0) == [PairResult("unmatched")]
+        assert match_pairs([NACL], [wild], num_workers=0, matcher="pymatgen") == [
+            PairResult("unmatched")
+        ]
         assert time.monotonic() - start < 5
 
     def test_cell_that_stops_pymatgen(self) -> None:
         """A real case: the Niggli reduction of this cell never returns from compiled code."""
         wild = Structure([[1, 0, 0], [1000, 1, 0], [0, 5000, 1]], NACL.species, NACL.frac_coords)
         start = time.monotonic()
-        results = match_pairs([NACL] * 8, [NACL] * 7 + [wild], num_workers=1, timeout=1.0)
+        results = match_pairs(
+            [NACL] * 8, [NACL] * 7 + [wild], num_workers=1, timeout=1.0, matcher="pymatgen"
+        )
         assert time.monotonic() - start < 30  # twice the limit, two starts, a busy machine
         assert [result.status for result in results] == ["matched"] * 7 + ["timeout"]
 
@@ -195,12 +206,16 @@ class TestPool:
             predictions.append(Structure(crystal.lattice, crystal.species, coords))
         predictions[7] = None
         settings = [CDVAE, PYMATGEN]
-        serial = match_pairs(crystals, predictions, settings, num_workers=0)
-        parallel = match_pairs(crystals, predictions, settings, num_workers=num_workers)
+        serial = match_pairs(crystals, predictions, settings, num_workers=0, matcher="pymatgen")
+        parallel = match_pairs(
+            crystals, predictions, settings, num_workers=num_workers, matcher="pymatgen"
+        )
         assert parallel == serial  # to the last bit
         statuses = {result.status for results in serial for result in results}
         assert statuses == {"matched", "unmatched", "error"}
-        assert serial[0] == match_pairs(crystals, predictions, CDVAE, num_workers=0)
+        assert serial[0] == match_pairs(
+            crystals, predictions, CDVAE, num_workers=0, matcher="pymatgen"
+        )
 
     def test_hang_is_charged_to_its_pair(
         self, pool: MatcherPool, caplog: pytest.LogCaptureFixture
@@ -267,7 +282,7 @@ class TestPool:
             "from src.metrics.matching import match_pairs\n"
             "print('hello')\n"
             "cell = Structure(Lattice.cubic(3.0), ['Fe'], [[0, 0, 0]])\n"
-            "print(match_pairs([cell], [cell], num_workers=1)[0].status)\n"
+            "print(match_pairs([cell], [cell], num_workers=1, matcher='pymatgen')[0].status)\n"
         )
         run = subprocess.run(
             [sys.executable, script],
@@ -288,7 +303,7 @@ class TestPool:
 
     def test_bad_arguments(self) -> None:
         with pytest.raises(ValueError, match="2 targets but 1 predictions"):
-            match_pairs([NACL, NACL], [NACL])
+            MatcherPool(0).match([NACL, NACL], [NACL])
         with pytest.raises(ValueError, match="num_workers"):
             MatcherPool(-1)
         with pytest.raises(ValueError, match="timeout"):
@@ -333,7 +348,7 @@ class TestSummarize:
 
 
 class TestFastMatcher:
-    def test_pool_gives_the_same_results(self, crystals):
+    def test_pymatgen_gives_the_same_results(self, crystals):
         noise = np.random.default_rng(0)
         predictions = [
             Structure(
@@ -343,17 +358,38 @@ class TestFastMatcher:
         ]
         predictions[4] = None
         settings = [CDVAE, UNREDUCED]
-        with MatcherPool(0) as pool, MatcherPool(matcher=fast_rms_distance) as fast:
+        with MatcherPool(0) as pool, FastMatcher() as fast:
             expected = pool.match(crystals[:12], predictions, settings)
             found = fast.match(crystals[:12], predictions, settings)
-            assert fast._pool is None
         for ours, theirs in zip(found, expected, strict=True):
             assert [r.status for r in ours] == [r.status for r in theirs]
             assert [r.rms for r in ours] == [pytest.approx(r.rms, abs=1e-6) for r in theirs]
 
-    def test_one_pair(self):
-        assert fast_rms_distance(NACL, NACL, CDVAE) == rms_distance(NACL, NACL, CDVAE) == 0
-        assert fast_rms_distance(WURTZITE, BLENDE, PYMATGEN) is None
-        flat = Structure(np.diag([4, 4, 0.0]), ["Na", "Cl"], NACL.frac_coords)
-        with pytest.raises(ValueError, match="the prediction has a cell of volume 0"):
-            fast_rms_distance(flat, NACL, CDVAE)
+    def test_a_pair_over_the_limit_is_named_at_once(self, caplog):
+        large = BLENDE * (3, 3, 3)
+        with caplog.at_level(logging.WARNING):
+            results = FastMatcher(timeout=0.1).match([NACL, large], [NACL, large], UNREDUCED)
+        assert [result.status for result in results] == ["matched", "timeout"]
+        assert "pair 1 (S1 Zn1): timeout, needs work of" in caplog.text
+
+    def test_chosen_pairs(self):
+        targets, predictions = [WURTZITE, BLENDE], [BLENDE, None, WURTZITE]
+        pairs = [(0, 1), (0, 0), (2, 0), (1, 1)]
+        for matcher in (FastMatcher(), MatcherPool(0)):
+            results = matcher.match(targets, predictions, PYMATGEN, pairs=pairs)
+            assert [r.status for r in results] == ["matched", "unmatched", "matched", "error"]
+
+    def test_bad_arguments(self):
+        with pytest.raises(ValueError, match="1 predictions but 2 targets"):
+            FastMatcher().match([NACL, NACL], [NACL])
+        with pytest.raises(UserError, match="num_workers must be at least 0"):
+            open_matcher("fast", -1)
+        with pytest.raises(UserError, match="timeout must be a positive number"):
+            open_matcher("fast", timeout=0)
+        with pytest.raises(UserError, match="matcher must be fast or pymatgen, not ours"):
+            open_matcher("ours")
+
+    def test_by_name(self):
+        assert open_matcher().name == "fast"
+        with open_matcher("pymatgen", 3, 7.0) as pool:
+            assert (pool.name, pool.num_workers, pool.timeout) == ("pymatgen", 3, 7.0)

@@ -35,11 +35,13 @@ def run(benchmark, tmp_path, *arguments: str) -> list[dict]:
 
 @pytest.mark.slow
 def test_match(benchmark, tmp_path):
-    rows = run(benchmark, tmp_path, "match")
-    assert [row["variant"] for row in rows[-3:]] == ["serial", "1 worker", "2 workers"]
-    assert rows[-3]["ratio"] == 1.0
+    rows = run(benchmark, tmp_path, "match", "--crystals", "20")
     assert [row["variant"] for row in rows[:2]] == ["StructureMatcher", "NumPy"]
     assert rows[1]["ratio"] > 1
+    pairs = [tuple(row["variant"] for row in rows[i : i + 2]) for i in range(-8, 0, 2)]
+    assert pairs == [*2 * [("pymatgen", "fast")], ("1 process", "2 processes"), pairs[0]]
+    assert [rows[i]["ratio"] for i in range(-8, 0, 2)] == [1.0] * 4
+    assert all(rows[i]["ratio"] > 1 for i in (-7, -5, -1))
 
 
 @pytest.mark.slow

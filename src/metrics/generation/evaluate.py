@@ -22,12 +22,19 @@ from scipy.spatial.distance import cdist, pdist
 from scipy.stats import wasserstein_distance
 
 from src.data.structures import to_crystal, to_structure
+from src.metrics import PreparedCrystals
 from src.metrics.generation.validity import (
     invalid_reason,
     is_valid_composition,
     is_valid_structure,
 )
-from src.metrics.matching import PYMATGEN, MatcherPool, MatcherSettings
+from src.metrics.matching import (
+    PYMATGEN,
+    AnyMatcher,
+    FastMatcher,
+    MatcherSettings,
+    open_matcher,
+)
 from src.utils.errors import UserError
 from src.utils.formulas import reduced_formula
 
@@ -99,6 +106,7 @@ def evaluate_generated(
     scale_reference: Sequence[Structure] | None = None,
     cutoffs: CoverageCutoffs = CUTOFFS["mp_20"],
     settings: MatcherSettings = PYMATGEN,
+    matcher: str = "fast",
     num_workers: int | None = None,
     match_timeout: float = 10.0,
     fingerprint_timeout: float = 60.0,
@@ -116,7 +124,7 @@ def evaluate_generated(
         cutoffs: distance cutoffs for coverage.
         settings: matcher tolerances for uniqueness and novelty. Most papers use pymatgen's defaults
             for these two, and CDVAE's wider tolerances for reconstruction only.
-        num_workers: see `MatcherPool`.
+        matcher, num_workers: see `open_matcher`.
         match_timeout, fingerprint_timeout: time limits in seconds, per pair and per crystal.
         progress: show progress bars.
 
@@ -143,7 +151,8 @@ def evaluate_generated(
         - `amd_precision`, `amd_recall`, `amd_diversity`, `amd_diversity_reference` (Å): see
           `amd_distances`; computed for the valid generated crystals. None if the package
           average-minimum-distance is not installed.
-        - `matcher`, `cutoffs`: the settings that the metrics depend on.
+        - `matcher`: which one judged; `tolerances`, `cutoffs`: the settings that the metrics depend
+          on.
 
     Raises:
         UserError: if there are no generated crystals or no valid reference crystals.
@@ -151,6 +160,7 @@ def evaluate_generated(
     """
     if not generated:
         raise UserError("there are no generated crystals to evaluate")
+    opened = open_matcher(matcher, num_workers, match_timeout)  # starts no process yet
     known = _valid_by_index(reference, "training")
     test = list(
         (known if test_reference is None else _valid_by_index(test_reference, "test")).values()
@@ -188,11 +198,13 @@ def evaluate_generated(
     # Indices of the structurally valid crystals: first_matches returns positions in this list.
     generated_indices, known_indices = list(crystals), list(known)
     logger.info("Matching %s crystals", f"{len(generated_indices):,}")
-    with MatcherPool(num_workers, timeout=match_timeout) as pool:
-        structures = list(crystals.values())
-        duplicates, unanswered = first_matches(structures, None, pool, settings, progress)
+    with opened:
+        structures: Sequence[Structure] | PreparedCrystals = list(crystals.values())
+        if isinstance(opened, FastMatcher):
+            structures = PreparedCrystals(structures)
+        duplicates, unanswered = first_matches(structures, None, opened, settings, progress)
         known_matches, unanswered_known = first_matches(
-            structures, list(known.values()), pool, settings, progress
+            structures, list(known.values()), opened, settings, progress
         )
     unanswered += unanswered_known
     for position, count in unanswered.items():
@@ -235,16 +247,17 @@ def evaluate_generated(
         "reference_fingerprint_failures": reference_failures,
         **wasserstein_distances([crystals[i] for i in valid], test),
         **amd_distances([fingerprints[i] for i in valid], test_fingerprints),
-        "matcher": asdict(settings),
+        "matcher": opened.name,
+        "tolerances": asdict(settings),
         "cutoffs": asdict(cutoffs),
     }
     return metrics, verdicts
 
 
 def first_matches(
-    crystals: Sequence[Structure],
+    crystals: Sequence[Structure] | PreparedCrystals,
     references: Sequence[Structure] | None,
-    pool: MatcherPool,
+    matcher: AnyMatcher,
     settings: MatcherSettings = PYMATGEN,
     progress: bool = False,
 ) -> tuple[list[int | None], Counter[int]]:
@@ -254,6 +267,7 @@ def first_matches(
     set of carbon crystals), every crystal may be compared with every reference.
 
     Args:
+        crystals: `PreparedCrystals` save time with a `FastMatcher`.
         references: None to compare the crystals among themselves: each crystal is then compared
             with the earlier crystals that have no match themselves.
 
@@ -261,6 +275,11 @@ def first_matches(
         For each crystal, the index of its match or None; and, by the index of the crystal, the
         number of pairs for which the matcher returned no result.
     """
+    if isinstance(matcher, FastMatcher):
+        found = matcher.first_match(crystals, references, settings, progress=progress)
+        counts = {i: len(each.undecided) for i, each in enumerate(found) if each.undecided}
+        return [each.reference for each in found], Counter(counts)
+    assert not isinstance(crystals, PreparedCrystals), "which are FastMatcher's"
     others = crystals if references is None else references
     waiting = _by_formula(crystals)
     queues = waiting if references is None else _by_formula(references)
@@ -280,7 +299,7 @@ def first_matches(
                     members.clear()
             if not any(waiting.values()):
                 break
-            results = pool.match(
+            results = matcher.match(
                 [others[target] for _, target in pairs],
                 [crystals[member] for member, _ in pairs],
                 settings,

@@ -1,15 +1,17 @@
 """Reconstruct crystals with a VAE and measure how well they match the originals."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from pymatgen.core import Structure
 
 from src.data.schema import CrystalBatch
+from src.metrics import PreparedCrystals
 from src.metrics.matching import (
     CDVAE,
     PYMATGEN,
-    MatcherPool,
+    AnyMatcher,
+    FastMatcher,
     MatcherSettings,
     PairResult,
     summarize,
@@ -43,11 +45,11 @@ def reconstruct_batches(
 
 
 def evaluate_reconstruction(
-    vae: Any, batches: Iterable[CrystalBatch], pool: MatcherPool, progress: bool = False
+    vae: Any, batches: Iterable[CrystalBatch], matcher: AnyMatcher, progress: bool = False
 ) -> dict[str, float]:
     """Reconstruct from the posterior means and return the `reconstruction_figures`."""
     targets, predictions = reconstruct_batches(vae, batches)
-    results = match_batches(targets, predictions, pool, SETTINGS, progress)
+    results = match_batches(targets, predictions, matcher, SETTINGS, progress)
     return reconstruction_figures(targets, predictions, results)
 
 
@@ -82,17 +84,49 @@ def reconstruction_figures(
     }
 
 
+Prepared: TypeAlias = "PreparedCrystals | list[Structure | None]"
+
+
+def prepare_batches(batches: Iterable[CrystalBatch], matcher: AnyMatcher) -> Prepared:
+    """Crystals as the matcher wants them; worth keeping if they are matched more than once."""
+    if isinstance(matcher, FastMatcher):
+        return PreparedCrystals(list(batches))
+    return [structure for batch in batches for structure in to_structures(batch)]
+
+
+def part_of(crystals: Prepared, indices: Sequence[int]) -> Prepared:
+    """Some crystals, with what is known of them."""
+    if isinstance(crystals, PreparedCrystals):
+        return crystals.part(indices)
+    return [crystals[i] for i in indices]
+
+
 def match_batches(
     targets: Iterable[CrystalBatch],
     predictions: Iterable[CrystalBatch],
-    pool: MatcherPool,
+    matcher: AnyMatcher,
     settings: Sequence[MatcherSettings] = SETTINGS,
     progress: bool = False,
 ) -> list[list[PairResult]]:
     """Match each prediction with its target: one list of results for each of the settings."""
-    true = [structure for batch in targets for structure in batch.to_structure()]
-    predicted = [structure for batch in predictions for structure in to_structures(batch)]
-    return pool.match(true, predicted, settings, progress=progress)
+    return match_prepared(
+        prepare_batches(targets, matcher),
+        prepare_batches(predictions, matcher),
+        matcher,
+        settings,
+        progress,
+    )
+
+
+def match_prepared(
+    targets: Prepared,
+    predictions: Prepared,
+    matcher: AnyMatcher,
+    settings: Sequence[MatcherSettings] = SETTINGS,
+    progress: bool = False,
+) -> list[list[PairResult]]:
+    """`match_batches` for what `prepare_batches` gave."""
+    return matcher.match(targets, predictions, settings, progress=progress)  # type: ignore[arg-type]
 
 
 def to_structures(batch: CrystalBatch) -> list[Structure | None]:

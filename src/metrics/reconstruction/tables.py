@@ -14,7 +14,7 @@ from torch import Tensor
 
 from src.data.schema import CrystalBatch
 from src.metrics.generation.validity import invalid_reason, is_valid_composition
-from src.metrics.matching import CDVAE, PYMATGEN, MatcherPool, PairResult
+from src.metrics.matching import CDVAE, PYMATGEN, AnyMatcher, PairResult
 from src.metrics.reconstruction.evaluate import SETTINGS
 from src.metrics.space_groups import SpaceGroup, space_group
 from src.utils.formulas import reduced_formula
@@ -22,7 +22,7 @@ from src.utils.geometry import transform, wrapped_difference
 
 log = logging.getLogger(__name__)
 
-MAX_METRE_PAIRS = 20  # per crystal
+MAX_METRE_PAIRS = {"fast": 400, "pymatgen": 20}  # per crystal, by matcher
 RARE_SHARE = 0.05  # the rarest elements or sizes make up at most this part of the training set
 Results = Sequence[Sequence[PairResult]]  # for each of SETTINGS, for each crystal
 
@@ -271,7 +271,7 @@ def metre(
     structures: Sequence[Structure],
     rebuilt: Sequence[Structure | None],
     results: Results,
-    pool: MatcherPool,
+    matcher: AnyMatcher,
     progress: bool = False,
 ) -> dict[str, float | None]:
     """METRe (arXiv:2509.12178): the fraction of crystals that match any reconstruction in the set.
@@ -280,8 +280,8 @@ def metre(
     composition.
 
     Returns:
-        `metre` with CDVAE's tolerances and `metre_default` with pymatgen's; None if more than
-        `MAX_METRE_PAIRS` pairs per crystal would have to be compared.
+        `metre` with CDVAE's tolerances and `metre_default` with pymatgen's; None if there are more
+        pairs to compare per crystal than `MAX_METRE_PAIRS` says.
     """
     by_formula = defaultdict(list)
     for j, structure in enumerate(rebuilt):
@@ -292,13 +292,18 @@ def metre(
         unmatched = [i for i, result in enumerate(own) if not result.matched]
         others_of = {i: by_formula[reduced_formula(structures[i].composition)] for i in unmatched}
         num_pairs = sum(len(others) for others in others_of.values())
-        if num_pairs > MAX_METRE_PAIRS * len(structures):
+        if num_pairs > MAX_METRE_PAIRS[matcher.name] * len(structures):
             log.warning("%s is left out: it would take %s more comparisons", name, f"{num_pairs:,}")
             out[name] = None
             continue
         pairs = [(i, j) for i, others in others_of.items() for j in others if j != i]
-        targets, candidates = [structures[i] for i, _ in pairs], [rebuilt[j] for _, j in pairs]
-        found = pool.match(targets, candidates, settings, progress=progress and bool(pairs))
+        found = matcher.match(
+            structures,
+            rebuilt,
+            settings,
+            pairs=[(j, i) for i, j in pairs],
+            progress=progress and bool(pairs),
+        )
         rescued = {i for (i, _), result in zip(pairs, found, strict=True) if result.matched}
         out[name] = 1 - (len(unmatched) - len(rescued)) / len(structures)
     return out

@@ -8,27 +8,21 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, overload
 
 import numpy as np
 from rich.progress import Progress
 
 from src.metrics.structure_matching.crystals import PreparedCrystals, prepare
-from src.metrics.structure_matching.reduction import Cell, ReductionError
-from src.metrics.structure_matching.search import UNMATCHED, Goal, Outcome, Tolerances, search
+from src.metrics.structure_matching.judging import CHUNK, MAX_WORK, Pairs, Task, Workers, judge
 from src.metrics.structure_matching.settings import CDVAE, PYMATGEN, MatcherSettings, PairResult
 
 if TYPE_CHECKING:
     from src.metrics.structure_matching.crystals import AnyCrystals
 
 logger = logging.getLogger(__name__)
-
-MAX_WORK = 2e8
-"""Default limit on the work for one pair, about ten seconds. The work is the number of cell bases
-to try, times translations, times pairs of atoms of the same element; it is known beforehand."""
-
-_CHUNK = 512  # pairs at a time: enough to spread the overhead, few enough for the memory
 
 
 @overload
@@ -37,8 +31,10 @@ def match(
     targets: AnyCrystals,
     settings: MatcherSettings = ...,
     *,
+    pairs: Pairs | None = ...,
     max_work: float = ...,
     compiled: bool | None = ...,
+    num_workers: int | Workers | None = ...,
     progress: bool = ...,
 ) -> list[PairResult]: ...
 
@@ -49,8 +45,10 @@ def match(
     targets: AnyCrystals,
     settings: Sequence[MatcherSettings],
     *,
+    pairs: Pairs | None = ...,
     max_work: float = ...,
     compiled: bool | None = ...,
+    num_workers: int | Workers | None = ...,
     progress: bool = ...,
 ) -> list[list[PairResult]]: ...
 
@@ -60,8 +58,10 @@ def match(
     targets: AnyCrystals,
     settings: MatcherSettings | Sequence[MatcherSettings] = CDVAE,
     *,
+    pairs: Pairs | None = None,
     max_work: float = MAX_WORK,
     compiled: bool | None = None,
+    num_workers: int | Workers | None = None,
     progress: bool = False,
 ) -> list[PairResult] | list[list[PairResult]]:
     """Match each prediction with the target at the same place.
@@ -74,17 +74,20 @@ def match(
             None for one that could not be built, an `error`.
         targets: The same for the true crystals.
         settings: One, or several, for which crystals are reduced only once.
+        pairs: Indices of predictions and targets to match instead.
         max_work: A pair that needs more work is not matched: it is a `timeout`, with a message that
             gives its work. See `MAX_WORK`.
-        compiled: Whether loops that Numba compiles do the work (the extra `fast`), or NumPy's
-            arrays, which give the same results. None for Numba's where it is installed.
+        compiled: Whether loops that Numba compiles do the work, or NumPy's arrays, which give the
+            same results. None for Numba's where it can be imported.
+        num_workers: Processes to match with; None for one per CPU, if there is so much to do that
+            it pays to start them; 0 for this one alone. Or `Workers` that outlast this call.
         progress: Show a progress bar.
 
     Returns:
         One result per pair, in order. For several settings, one such list for each of them.
 
     Raises:
-        ValueError: If predictions and targets differ in length.
+        ValueError: If predictions and targets differ in length and there are no `pairs`.
 
     Example:
         ```python
@@ -96,23 +99,25 @@ def match(
         ```
     """
     first, second = prepare(predictions), prepare(targets)
-    if len(first) != len(second):
-        raise ValueError(
-            f"got {len(first)} predictions but {len(second)} targets; pass one prediction per "
-            "target, None for one that could not be built"
-        )
-    several = [settings] if isinstance(settings, MatcherSettings) else list(settings)
+    if pairs is None:
+        if len(first) != len(second):
+            raise ValueError(
+                f"got {len(first)} predictions but {len(second)} targets; pass one prediction per "
+                "target, None for one that could not be built"
+            )
+        pairs = [(i, i) for i in range(len(first))]
+        keep = first is predictions, second is targets  # the others are needed only once
+    else:
+        keep = True, True
+    several = (settings,) if isinstance(settings, MatcherSettings) else tuple(settings)
+    task = Task(several, max_work, compiled)
     results: list[list[PairResult]] = [[] for _ in several]
-    with Progress(disable=not progress) as bar:
-        task = bar.add_task("matching", total=len(first) * len(several))
-        for start in range(0, len(first), _CHUNK):
-            pairs = [(i, i) for i in range(start, min(start + _CHUNK, len(first)))]
-            for each, collected in zip(several, results, strict=True):
-                collected += _judge(first, second, pairs, each, max_work, compiled)
-                bar.advance(task, len(pairs))
-            for given, crystals in ((predictions, first), (targets, second)):
-                if given is not crystals:  # nobody needs them again
-                    crystals.forget(i for i, _ in pairs)
+    with _workers(num_workers) as workers, Progress(disable=not progress) as bar:
+        shown = bar.add_task("matching", total=len(pairs))
+        for chunk, found in judge(first, second, pairs, len(pairs), task, workers, keep):
+            for collected, more in zip(results, found, strict=True):
+                collected += more
+            bar.advance(shown, len(chunk))
     return results[0] if isinstance(settings, MatcherSettings) else results
 
 
@@ -131,11 +136,12 @@ class FirstMatch(NamedTuple):
 
 def first_match(
     queries: AnyCrystals,
-    references: AnyCrystals,
+    references: AnyCrystals | None,
     settings: MatcherSettings = PYMATGEN,
     *,
     max_work: float = MAX_WORK,
     compiled: bool | None = None,
+    num_workers: int | Workers | None = None,
     progress: bool = False,
 ) -> list[FirstMatch]:
     """For each query, the first reference that it matches.
@@ -144,45 +150,67 @@ def first_match(
     has matched. A verdict is that of `StructureMatcher.get_rms_dist(query, reference)`.
 
     Args:
-        queries, references: See `match`.
+        queries: See `match`.
+        references: The same. None for the queries themselves: each is then compared with the
+            earlier ones that have no match among theirs.
         settings: Tolerances.
-        max_work, compiled: See `match`.
+        max_work, compiled, num_workers: See `match`.
         progress: Show a progress bar.
 
     Returns:
         One for each query, in order.
     """
-    first, second = prepare(queries), prepare(references)
-    candidates = _by_formula(second)
-    waiting = {i: candidates.get(first.formula(i), []) for i in range(len(first))}
+    first = prepare(queries)
+    second = first if references is None else prepare(references)
+    task = Task((settings,), max_work, compiled, "verdict")
     found: list[int | None] = [None] * len(first)
     undecided: list[list[int]] = [[] for _ in range(len(first))]
-    at = dict.fromkeys(waiting, 0)
-    size = 1
-    with Progress(disable=not progress) as bar:
-        task = bar.add_task("matching", total=len(first))
-        while waiting:
-            for group in _grouped(waiting, size):
-                pairs = [(i, j) for i in group for j in waiting[i][at[i] : at[i] + size]]
-                for (i, j), result in zip(
-                    pairs,
-                    _judge(first, second, pairs, settings, max_work, compiled, "verdict"),
-                    strict=True,
-                ):
+    with _workers(num_workers) as workers, Progress(disable=not progress) as bar:
+        shown = bar.add_task("matching", total=len(first))
+        candidates = _by_formula(second)
+        queues = {key: list(members) for key, members in _by_formula(first).items()}
+        place, size = 0, 1
+        while queues:
+            # In each round, all that wait are compared with the next candidates of their formula:
+            # with one among themselves, since it has to be known whether that has a match.
+            if references is None:
+                candidates = {key: waiting[:1] for key, waiting in queues.items()}
+                queues = {key: waiting[1:] for key, waiting in queues.items()}
+                place = 0
+            pairs = _round(queues, candidates, place, size)
+            count = sum(
+                len(waiting) * len(candidates.get(key, ())[place : place + size])
+                for key, waiting in queues.items()
+            )
+            for chunk, (results,) in judge(first, second, pairs, count, task, workers):
+                for (i, j), result in zip(chunk, results, strict=True):
                     if found[i] is None and result.matched:
                         found[i] = j
                     elif found[i] is None and result.status != "unmatched":
                         undecided[i].append(j)
-                for i in group:
-                    at[i] += size
-            over = [i for i in waiting if found[i] is not None or at[i] >= len(waiting[i])]
-            for i in over:
-                del waiting[i]
-            bar.advance(task, len(over))
-            size = min(2 * size, _CHUNK)
-    if count := sum(map(bool, undecided)):
-        logger.warning("%d crystals could not be compared with all references", count)
+            place += size
+            queues = {
+                key: waiting
+                for key, members in queues.items()
+                if (references is None or place < len(candidates.get(key, ())))
+                and (waiting := [i for i in members if found[i] is None])
+            }
+            bar.update(shown, completed=len(first) - sum(map(len, queues.values())))
+            if references is not None:
+                size = min(2 * size, CHUNK)
+        bar.update(shown, completed=len(first))
+    if incomplete := sum(map(bool, undecided)):
+        logger.warning("%d crystals could not be compared with all references", incomplete)
     return [FirstMatch(*pair) for pair in zip(found, map(tuple, undecided), strict=True)]
+
+
+def _round(
+    queues: dict[object, list[int]], candidates: dict[object, list[int]], place: int, size: int
+) -> Iterator[tuple[int, int]]:
+    for key, waiting in queues.items():
+        for i in waiting:
+            for j in candidates.get(key, ())[place : place + size]:
+                yield i, j
 
 
 def match_matrix(
@@ -192,6 +220,7 @@ def match_matrix(
     *,
     max_work: float = MAX_WORK,
     compiled: bool | None = None,
+    num_workers: int | Workers | None = None,
     progress: bool = False,
 ) -> np.ndarray:
     """The rms of each query with each reference, as `StructureMatcher.get_rms_dist` gives it.
@@ -199,7 +228,7 @@ def match_matrix(
     Args:
         queries, references: See `match`; Q and R crystals.
         settings: Tolerances.
-        max_work, compiled: See `match`.
+        max_work, compiled, num_workers: See `match`.
         progress: Show a progress bar.
 
     Returns:
@@ -212,84 +241,39 @@ def match_matrix(
         invalid = [i for i in range(len(crystals)) if crystals.formula(i) is None]
         matrix[(invalid, slice(None)) if axis == 0 else (slice(None), invalid)] = np.nan
     candidates = _by_formula(second)
-    pairs = [
-        (i, j)
+    groups = [
+        (i, candidates.get(formula, []))
         for i in range(len(first))
-        if first.formula(i) is not None
-        for j in candidates.get(first.formula(i), [])
+        if (formula := first.formula(i)) is not None
     ]
-    with Progress(disable=not progress) as bar:
-        task = bar.add_task("matching", total=len(pairs))
-        for start in range(0, len(pairs), _CHUNK):
-            chunk = pairs[start : start + _CHUNK]
-            for pair, result in zip(
-                chunk, _judge(first, second, chunk, settings, max_work, compiled), strict=True
-            ):
+    count = sum(len(others) for _, others in groups)
+    pairs = ((i, j) for i, others in groups for j in others)
+    task = Task((settings,), max_work, compiled)
+    with _workers(num_workers) as workers, Progress(disable=not progress) as bar:
+        shown = bar.add_task("matching", total=count)
+        for chunk, (results,) in judge(first, second, pairs, count, task, workers):
+            for pair, result in zip(chunk, results, strict=True):
                 if result.rms is not None:
                     matrix[pair] = result.rms
                 elif result.status != "unmatched":
                     matrix[pair] = np.nan
-            bar.advance(task, len(chunk))
+            bar.advance(shown, len(chunk))
     return matrix
+
+
+@contextmanager
+def _workers(given: int | Workers | None) -> Iterator[Workers]:
+    """Those that were given, or some for as long as the block runs."""
+    if isinstance(given, Workers):
+        yield given
+    else:
+        with Workers(given) as workers:
+            yield workers
 
 
 def _by_formula(crystals: PreparedCrystals) -> dict[object, list[int]]:
     groups: dict[object, list[int]] = defaultdict(list)
     for i in range(len(crystals)):
-        if crystals.formula(i) is not None:
-            groups[crystals.formula(i)].append(i)
+        if (formula := crystals.formula(i)) is not None:
+            groups[formula].append(i)
     return dict(groups)
-
-
-def _grouped(items: Iterable[int], size: int) -> Iterator[list[int]]:
-    """Lists of as many items as make a chunk, where each stands for `size` pairs."""
-    listed = list(items)
-    step = max(1, _CHUNK // size)
-    for start in range(0, len(listed), step):
-        yield listed[start : start + step]
-
-
-def _judge(
-    first: PreparedCrystals,
-    second: PreparedCrystals,
-    pairs: Sequence[tuple[int, int]],
-    settings: MatcherSettings,
-    max_work: float,
-    compiled: bool | None,
-    goal: Goal = "rms",
-) -> list[PairResult]:
-    """The results of some pairs of crystals, given by their indices."""
-    outcomes: list[Outcome | ReductionError] = [UNMATCHED] * len(pairs)
-    possible = []
-    for k, (i, j) in enumerate(pairs):
-        formulas = first.formula(i), second.formula(j)
-        if None in formulas or formulas[0] == formulas[1]:
-            possible.append(k)
-    predictions = first.cells((pairs[k][0] for k in possible), settings.primitive_cell)
-    targets = second.cells((pairs[k][1] for k in possible), settings.primitive_cell)
-    cells: list[tuple[Cell, Cell]] = []
-    searched = []
-    for k, prediction, target in zip(possible, predictions, targets, strict=True):
-        if isinstance(prediction, ReductionError):
-            outcomes[k] = ReductionError(f"the prediction {prediction}")
-        elif isinstance(target, ReductionError):
-            outcomes[k] = ReductionError(f"the target {target}")
-        else:
-            cells.append((prediction, target))
-            searched.append(k)
-    tolerances = Tolerances(settings.stol, settings.ltol, settings.angle_tol)
-    for k, outcome in zip(
-        searched, search(cells, tolerances, max_work, goal, compiled), strict=True
-    ):
-        outcomes[k] = outcome
-    return [_result(outcome, max_work) for outcome in outcomes]
-
-
-def _result(outcome: Outcome | ReductionError, max_work: float) -> PairResult:
-    if isinstance(outcome, ReductionError):
-        return PairResult("error", message=f"ValueError: {outcome}")
-    if not outcome.complete:
-        return PairResult(
-            "timeout", message=f"needs work of {outcome.work:.2g}, over the limit of {max_work:.2g}"
-        )
-    return PairResult("matched", outcome.rms) if outcome.matched else PairResult("unmatched")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from src.metrics.structure_matching.reduction import (
     Cell,
     ReductionError,
+    kind_name,
     kind_of,
     niggli_cells,
     primitive_cells,
@@ -20,9 +22,11 @@ if TYPE_CHECKING:
     from ase import Atoms
     from pymatgen.core import Structure
 
+    from src.data.crystal import Crystal
     from src.data.schema import CrystalBatch
 
-    AnyCrystals: TypeAlias = "PreparedCrystals | CrystalBatch | Sequence[Structure | Atoms | None]"
+    OneOrMore: TypeAlias = "Structure | Atoms | Crystal | CrystalBatch | None"
+    AnyCrystals: TypeAlias = "PreparedCrystals | CrystalBatch | Sequence[OneOrMore]"
 
 
 class PreparedCrystals:
@@ -32,8 +36,8 @@ class PreparedCrystals:
     several settings, noise levels or samples.
 
     Args:
-        crystals: Ordered crystals as pymatgen's Structures, ASE's Atoms or a CrystalBatch. None for
-            one that is missing.
+        crystals: Ordered crystals as pymatgen's Structures, ASE's Atoms or CrystalBatches, in a
+            list, or one batch. None for one that is missing.
     """
 
     def __init__(self, crystals: AnyCrystals) -> None:
@@ -51,6 +55,11 @@ class PreparedCrystals:
         """Kinds of atoms and their numbers without common factor; None for what is no crystal."""
         return self._formulas[index]
 
+    def formula_text(self, index: int) -> str:
+        """As `Na1 Cl1`, for messages."""
+        kinds, counts = self._formulas[index] or ((), ())
+        return " ".join(f"{kind_name(k)}{n}" for k, n in zip(kinds, counts, strict=True))
+
     def cells(self, indices: Iterable[int], primitive: bool) -> list[Cell | ReductionError]:
         """Reduced cells: Niggli cells, or those of the primitive cells."""
         wanted = list(indices)
@@ -66,11 +75,83 @@ class PreparedCrystals:
         self._primitive.update(zip(new, found, strict=True))
         return [self._primitive[i] for i in wanted]
 
+    def part(self, indices: Iterable[int]) -> PreparedCrystals:
+        """Some of the crystals, with what is known of them."""
+        wanted = list(indices)
+        part = PreparedCrystals([])
+        part._given = [self._given[i] for i in wanted]
+        part._formulas = [self._formulas[i] for i in wanted]
+        for mine, other in ((self._niggli, part._niggli), (self._primitive, part._primitive)):
+            other.update((k, mine[i]) for k, i in enumerate(wanted) if i in mine)
+        return part
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        same = [i for i, cell in self._primitive.items() if cell is self._niggli.get(i)]
+        other = {i: cell for i, cell in self._primitive.items() if cell is not self._niggli.get(i)}
+        given = dict(enumerate(self._given))
+        return self._formulas, same, *map(pack, (given, self._niggli, other))
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._formulas, same, *packed = state
+        given, self._niggli, self._primitive = map(unpack, packed)
+        self._given = list(given.values())
+        self._primitive.update((i, self._niggli[i]) for i in same)
+
+    def reduced(self) -> list[dict[int, Cell | ReductionError]]:
+        """The Niggli cells and the primitive cells so far, by index."""
+        return [self._niggli, self._primitive]
+
+    def learn(
+        self, indices: Sequence[int], reduced: Sequence[dict[int, Cell | ReductionError]]
+    ) -> None:
+        """Keep what `reduced` of a part with these indices gave elsewhere."""
+        for mine, other in zip(self.reduced(), reduced, strict=True):
+            mine.update((indices[k], cell) for k, cell in other.items())
+
+    def num_atoms(self, index: int) -> int:
+        """0 for what is no crystal."""
+        cell = self._given[index]
+        return len(cell.kinds) if isinstance(cell, Cell) else 0
+
     def forget(self, indices: Iterable[int]) -> None:
         """Keep the reduced cells of these no longer."""
         for i in indices:
             self._niggli.pop(i, None)
             self._primitive.pop(i, None)
+
+
+Packed = tuple[list[int], Any, Any, Any, list[int], dict[int, ReductionError]]
+
+
+def pack(cells: dict[int, Cell | ReductionError]) -> Packed:
+    """A few large arrays, which travel to other processes faster than many small ones."""
+    errors = {i: cell for i, cell in cells.items() if isinstance(cell, ReductionError)}
+    valid = {i: cell for i, cell in cells.items() if isinstance(cell, Cell)}
+    if not valid:
+        return list(cells), None, None, None, [], errors
+    return (
+        list(cells),
+        np.stack([cell.lattice for cell in valid.values()]),
+        np.concatenate([cell.kinds for cell in valid.values()]),
+        np.concatenate([cell.frac_coords for cell in valid.values()]),
+        [len(cell.kinds) for cell in valid.values()],
+        errors,
+    )
+
+
+def unpack(packed: Packed) -> dict[int, Cell | ReductionError]:
+    """The cells that were packed, as views of the large arrays."""
+    indices, lattices, kinds, coords, counts, errors = packed
+    cells: dict[int, Cell | ReductionError] = {}
+    valid = start = 0
+    for i in indices:
+        if i in errors:
+            cells[i] = errors[i]
+        else:
+            end = start + counts[valid]
+            cells[i] = Cell(lattices[valid], kinds[start:end], coords[start:end])
+            valid, start = valid + 1, end
+    return cells
 
 
 def prepare(crystals: AnyCrystals) -> PreparedCrystals:
@@ -85,9 +166,17 @@ def _formula(cell: Cell) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _cells(crystals: Any) -> Iterable[Cell | ReductionError]:
-    if hasattr(crystals, "lattices") and hasattr(crystals, "atom_types"):
-        return _cells_of_batch(crystals)
-    return map(_cell, crystals)
+    if _is_batch(crystals):
+        crystals = [crystals]
+    for crystal in crystals:
+        if _is_batch(crystal):
+            yield from _cells_of_batch(crystal)
+        else:
+            yield _cell(crystal)
+
+
+def _is_batch(crystals: Any) -> bool:
+    return hasattr(crystals, "lattices") and hasattr(crystals, "atom_types")
 
 
 def _cells_of_batch(batch: CrystalBatch) -> Iterable[Cell | ReductionError]:
@@ -116,11 +205,19 @@ def _cell(crystal: Any) -> Cell | ReductionError:
         coords = np.dot(crystal.positions, np.linalg.inv(lattice))
         return _checked(lattice, crystal.numbers.astype(np.int64), coords)
     if hasattr(crystal, "atom_types"):
-        return _checked(crystal.lattice, crystal.atom_types, crystal.frac_coords)
-    if not crystal.is_ordered:
-        return ReductionError("has partial occupancies")
-    kinds = np.array([kind_of(str(species)) for species in crystal.species], dtype=np.int64)
+        return _checked(crystal.lattice, crystal.atom_types.astype(np.int64), crystal.frac_coords)
+    kinds = np.empty(len(crystal), dtype=np.int64)
+    for i, site in enumerate(crystal):
+        species = site.species
+        if len(species) != 1 or species.num_atoms != 1:
+            return ReductionError("has partial occupancies")
+        kinds[i] = _kind_of_species(next(iter(species)))
     return _checked(crystal.lattice.matrix, kinds, crystal.frac_coords)
+
+
+@lru_cache(maxsize=1024)
+def _kind_of_species(species: Any) -> int:
+    return kind_of(str(species))
 
 
 def _checked(lattice: np.ndarray, kinds: np.ndarray, coords: np.ndarray) -> Cell | ReductionError:

@@ -1,8 +1,8 @@
-"""The innermost loops of the search, compiled by Numba where it is installed.
+"""The innermost loops of the search, compiled by Numba where it can be imported.
 
-It does for each trial what `search._Batch._try` does with arrays, several times as fast. What it
-cannot decide without a doubt, because two choices are equally good within rounding, it leaves to
-those arrays, which follow pymatgen's order of operations.
+It does for each trial what `trials` does with arrays, several times as fast. What it cannot
+decide without a doubt, because two choices are equally good within rounding, it leaves to those
+arrays, which follow pymatgen's order of operations.
 """
 
 import math

@@ -41,6 +41,9 @@ class Cell:
     kinds: Integers
     frac_coords: Floats
 
+    def __reduce__(self) -> tuple[type["Cell"], tuple[Floats, Integers, Floats]]:
+        return Cell, (self.lattice, self.kinds, self.frac_coords)  # what is cached stays here
+
     @cached_property
     def composition(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The kinds in ascending order, and the number of atoms of each."""
@@ -158,6 +161,7 @@ def _find_smaller(cell: Cell) -> Cell | None:
     return Cell(lattice, merged, np.concatenate(coords))
 
 
+_NUM_ELEMENTS = 119  # with the unknown one, 0
 _NAMES: list[str] = []
 _KINDS: dict[str, int] = {}
 
@@ -167,7 +171,7 @@ def kind_of(name: str) -> int:
     if not _NAMES:
         import gemmi
 
-        _NAMES.extend(gemmi.Element(z).name for z in range(119))
+        _NAMES.extend(gemmi.Element(z).name for z in range(_NUM_ELEMENTS))
         _KINDS.update((name, z) for z, name in enumerate(_NAMES))
     if name not in _KINDS:
         _KINDS[name] = len(_NAMES)
@@ -179,6 +183,14 @@ def kind_name(kind: int) -> str:
     """The species that a number stands for."""
     kind_of("H")
     return _NAMES[kind]
+
+
+def named_kinds() -> tuple[str, ...]:
+    """The species that are no elements, in the order of their numbers.
+
+    A worker has to call `kind_of` on them before it gets crystals from this process.
+    """
+    return tuple(_NAMES[_NUM_ELEMENTS:])
 
 
 def _niggli(

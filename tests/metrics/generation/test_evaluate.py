@@ -19,7 +19,7 @@ from src.metrics.generation.evaluate import (
     wasserstein_distances,
 )
 from src.metrics.generation.fingerprints import Fingerprint, compute_fingerprints, fingerprint
-from src.metrics.matching import CDVAE, PYMATGEN, MatcherPool
+from src.metrics.matching import CDVAE, PYMATGEN, FastMatcher, MatcherPool
 
 
 def cubic(edge: float, *species: str) -> Structure:
@@ -57,7 +57,8 @@ class TestEvaluate:
         more = ("wdist_num_elements", "wdist_num_atoms")
         assert {metrics[name] for name in (*zeros, *more)} == {0.0}
         assert metrics["num_generated"] == metrics["num_reference"] == 4
-        assert metrics["matcher"] == {"stol": 0.3, "ltol": 0.2, "angle_tol": 5.0}
+        assert metrics["matcher"] == "fast"
+        assert metrics["tolerances"] == {"stol": 0.3, "ltol": 0.2, "angle_tol": 5.0}
         assert metrics["cutoffs"] == {"structure": 0.4, "composition": 10.0}
         assert [verdict.known_as for verdict in verdicts] == [0, 1, 2, 3]
 
@@ -156,8 +157,9 @@ class TestMatches:
                     moved = rng.normal(size=3) * amplitude / np.sqrt(3)
                     crystals[-1].translate_sites(site, moved, frac_coords=False)
         crystals = [crystals[i] for i in rng.permutation(len(crystals))]
+        matches, unanswered = first_matches(crystals, None, FastMatcher(), PYMATGEN)
         with MatcherPool(0) as pool:
-            matches, unanswered = first_matches(crystals, None, pool, PYMATGEN)
+            assert first_matches(crystals, None, pool, PYMATGEN) == (matches, unanswered)
         groups = StructureMatcher().group_structures(crystals)
         assert 4 < matches.count(None) == len(groups) < 20
         assert not unanswered
@@ -167,9 +169,9 @@ class TestMatches:
     def test_tolerances_are_used(self):
         moved = CSCL.copy()
         moved.translate_sites(1, [0.3, 0.3, 0.3])  # rms 0.33
-        with MatcherPool(0) as pool:
-            assert first_matches([CSCL, moved], None, pool, PYMATGEN)[0] == [None, None]
-            assert first_matches([CSCL, moved], None, pool, CDVAE)[0] == [None, 0]
+        for matcher in (FastMatcher(), MatcherPool(0)):
+            assert first_matches([CSCL, moved], None, matcher, PYMATGEN)[0] == [None, None]
+            assert first_matches([CSCL, moved], None, matcher, CDVAE)[0] == [None, 0]
 
     def test_pairs_without_a_result_are_counted(self):
         def fails(prediction, target, settings):

@@ -11,8 +11,8 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from src.data.schema import CrystalBatch
 from src.metrics import FirstMatch, PreparedCrystals, first_match, match, match_matrix
 from src.metrics.matching import CDVAE, PYMATGEN, UNREDUCED, MatcherPool
-from src.metrics.structure_matching import calls
 from src.metrics.structure_matching import crystals as crystals_module
+from src.metrics.structure_matching import judging
 from tests.conftest import ROOT
 from tests.metrics.structure_matching.conftest import (
     BLENDE,
@@ -99,7 +99,7 @@ def test_crystals_are_reduced_once(monkeypatch):
 
 
 def test_memory_is_flat_in_the_number_of_pairs(monkeypatch):
-    monkeypatch.setattr(calls, "_CHUNK", 2)
+    monkeypatch.setattr(judging, "CHUNK", 2)
     kept = []
     cells = PreparedCrystals.cells
     monkeypatch.setattr(
@@ -135,6 +135,43 @@ def test_first_match_names_what_it_could_not_compare(caplog):
     (found,) = first_match([big], [big, DIAMOND], UNREDUCED, max_work=1e4)
     assert found == FirstMatch(None, (0,))
     assert caplog.text.count("1 crystals could not be compared") == 2
+
+
+def test_first_match_among_themselves():
+    """With earlier ones that have no match: the fourth matches the third, but not the first."""
+    crystals = [WURTZITE, NACL, BLENDE, shaken(BLENDE, 0.02, 1), shaken(WURTZITE, 0.02, 0)]
+    crystals.append(shaken(BLENDE, 0.02, 2))
+    found = first_match(crystals, None)
+    assert [each.reference for each in found] == [None, None, None, 2, 0, 2]
+
+
+def test_workers_give_what_this_process_gives(monkeypatch):
+    """Also for ions, whose numbers only this process knows, and when a worker has died."""
+    monkeypatch.setattr(judging, "_WORTH_STARTING", 0)
+    monkeypatch.setattr(judging, "_WORTH_SENDING", 0)
+    monkeypatch.setattr(judging, "_MIN_CHUNK", 3)
+    ions = NACL.copy()
+    ions.add_oxidation_state_by_element({"Na": 1, "Cl": -1})
+    crystals = [QUARTZ, ions, None, WURTZITE, BLENDE, NACL, FLAT, DIAMOND]
+    moved = [c if c is None else shaken(c, 0.02, 0) if c is not FLAT else c for c in crystals]
+    settings = [CDVAE, UNREDUCED]
+    here = match(moved, crystals, settings, num_workers=0)
+    targets = PreparedCrystals(crystals)
+    with judging.Workers(2) as workers:
+        assert match(moved, targets, settings, num_workers=workers) == here
+        assert set(targets._primitive) == set(range(8)), "what workers reduced is kept here"
+        assert first_match(moved, targets, num_workers=workers) == first_match(moved, crystals)
+        assert workers._executor is not None
+        for process in workers._executor._processes.values():
+            process.kill()
+        assert match(moved, targets, settings, num_workers=workers) == here
+        assert workers._executor is None
+
+
+def test_few_pairs_start_no_workers():
+    with judging.Workers(2) as workers:
+        match([NACL], [NACL], num_workers=workers)
+        assert workers._executor is None
 
 
 def test_match_matrix_is_all_against_all():

@@ -2,7 +2,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from pymatgen.core import Structure
+from pymatgen.core import Lattice, Structure
 from pymatgen.core.structure_matcher import StructureMatcher
 
 from src.metrics.structure_matching.reduction import niggli_cells, primitive_cells
@@ -103,6 +103,19 @@ def test_an_atom_halfway_between_two_partners(compiled):
         for result, rms in zip(results, found, strict=True):
             assert (result is None) == (rms is None), name
             assert result is None or rms == pytest.approx(result[0], abs=1e-6)
+
+
+def test_choices_that_are_as_good_because_three_atoms_can_change_places(compiled):
+    """The same prototype with two elements exchanged; no two atoms can change places at no cost."""
+    cells = [Lattice.tetragonal(4.3743, 7.0652), Lattice.tetragonal(3.7727, 6.0936)]
+    boron = [[0.5, 0.5, 0], [0, 0.5, 0.312], [0, 0.5, 0.688], [0.5, 0, 0.688], [0.5, 0, 0.312]]
+    first, second = (
+        Structure(cell, [*ends[:1], *5 * ["B"], *ends[1:]], [[0, 0, 0], *boron, [0, 0, 0.5]])
+        for cell, ends in zip(cells, (["Rh", "Eu"], ["Eu", "Rh"]), strict=True)
+    )
+    (outcome,) = ours([(first, second)], CDVAE, compiled)
+    assert outcome.rms == pytest.approx(stock(CDVAE).get_rms_dist(first, second)[0], abs=1e-6)
+    assert outcome.rms == pytest.approx(0.464722, abs=1e-6)
 
 
 def test_work_over_the_limit_is_not_begun(compiled):
