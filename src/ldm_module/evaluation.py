@@ -92,22 +92,18 @@ def de_novo(
         "valid_structure": len(valid) / len(generated),
         "valid_composition": sum(sensible) / len(generated),
         "valid": len(both) / len(generated),
-        "unique": _share_without_earlier(prepared),
-        "novel": _share_without(prepared, PreparedCrystals(known)),
+        "unique": _share_without_match(prepared, None),
+        "novel": _share_without_match(prepared, PreparedCrystals(known)),
         **wasserstein_distances(both, held_out),
     }
 
 
-def _share_without(crystals: PreparedCrystals, references: PreparedCrystals) -> float | None:
+def _share_without_match(
+    crystals: PreparedCrystals, references: PreparedCrystals | None
+) -> float | None:
+    """Share of crystals that match none of the references; None: none of those before them."""
     found = first_match(crystals, references, PYMATGEN)
     return sum(each.reference is None for each in found) / len(found) if found else None
-
-
-def _share_without_earlier(crystals: PreparedCrystals) -> float | None:
-    """Share of crystals that match none before them."""
-    found = first_match(crystals, crystals, PYMATGEN)
-    is_first = [each.reference in (None, i) for i, each in enumerate(found)]
-    return sum(is_first) / len(found) if found else None
 
 
 def _all_of(dataset: CrystalDataset) -> list[Structure]:
