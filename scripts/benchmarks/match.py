@@ -173,8 +173,10 @@ def _novelty(
     def search(name: str, matcher: AnyMatcher):
         def run() -> float:
             StructureMatcher._get_reduced_istructure.cache_clear()
-            unique, _ = first_matches(generated, None, matcher, PYMATGEN)
-            known, _ = first_matches(generated, references, matcher, PYMATGEN)
+            fast = isinstance(matcher, FastMatcher)
+            given = PreparedCrystals(generated) if fast else generated
+            unique, _ = first_matches(given, None, matcher, PYMATGEN)
+            known, _ = first_matches(given, references, matcher, PYMATGEN)
             results[name] = unique, known
             return crystals
 

@@ -22,6 +22,7 @@ from scipy.spatial.distance import cdist, pdist
 from scipy.stats import wasserstein_distance
 
 from src.data.structures import to_crystal, to_structure
+from src.metrics import PreparedCrystals
 from src.metrics.generation.validity import (
     invalid_reason,
     is_valid_composition,
@@ -198,7 +199,9 @@ def evaluate_generated(
     generated_indices, known_indices = list(crystals), list(known)
     logger.info("Matching %s crystals", f"{len(generated_indices):,}")
     with opened:
-        structures = list(crystals.values())
+        structures: Sequence[Structure] | PreparedCrystals = list(crystals.values())
+        if isinstance(opened, FastMatcher):
+            structures = PreparedCrystals(structures)
         duplicates, unanswered = first_matches(structures, None, opened, settings, progress)
         known_matches, unanswered_known = first_matches(
             structures, list(known.values()), opened, settings, progress
@@ -252,7 +255,7 @@ def evaluate_generated(
 
 
 def first_matches(
-    crystals: Sequence[Structure],
+    crystals: Sequence[Structure] | PreparedCrystals,
     references: Sequence[Structure] | None,
     matcher: AnyMatcher,
     settings: MatcherSettings = PYMATGEN,
@@ -264,6 +267,7 @@ def first_matches(
     set of carbon crystals), every crystal may be compared with every reference.
 
     Args:
+        crystals: `PreparedCrystals` save time with a `FastMatcher`.
         references: None to compare the crystals among themselves: each crystal is then compared
             with the earlier crystals that have no match themselves.
 
@@ -275,6 +279,7 @@ def first_matches(
         found = matcher.first_match(crystals, references, settings, progress=progress)
         counts = {i: len(each.undecided) for i, each in enumerate(found) if each.undecided}
         return [each.reference for each in found], Counter(counts)
+    assert not isinstance(crystals, PreparedCrystals), "which are FastMatcher's"
     others = crystals if references is None else references
     waiting = _by_formula(crystals)
     queues = waiting if references is None else _by_formula(references)

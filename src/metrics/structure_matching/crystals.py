@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -205,10 +206,18 @@ def _cell(crystal: Any) -> Cell | ReductionError:
         return _checked(lattice, crystal.numbers.astype(np.int64), coords)
     if hasattr(crystal, "atom_types"):
         return _checked(crystal.lattice, crystal.atom_types.astype(np.int64), crystal.frac_coords)
-    if not crystal.is_ordered:
-        return ReductionError("has partial occupancies")
-    kinds = np.array([kind_of(str(species)) for species in crystal.species], dtype=np.int64)
+    kinds = np.empty(len(crystal), dtype=np.int64)
+    for i, site in enumerate(crystal):
+        species = site.species
+        if len(species) != 1 or species.num_atoms != 1:
+            return ReductionError("has partial occupancies")
+        kinds[i] = _kind_of_species(next(iter(species)))
     return _checked(crystal.lattice.matrix, kinds, crystal.frac_coords)
+
+
+@lru_cache(maxsize=1024)
+def _kind_of_species(species: Any) -> int:
+    return kind_of(str(species))
 
 
 def _checked(lattice: np.ndarray, kinds: np.ndarray, coords: np.ndarray) -> Cell | ReductionError:
