@@ -2,5 +2,6 @@
 
 from src.metrics.structure_matching.calls import FirstMatch, first_match, match, match_matrix
 from src.metrics.structure_matching.crystals import PreparedCrystals
+from src.metrics.structure_matching.judging import Workers
 
-__all__ = ["FirstMatch", "PreparedCrystals", "first_match", "match", "match_matrix"]
+__all__ = ["FirstMatch", "PreparedCrystals", "Workers", "first_match", "match", "match_matrix"]

@@ -35,6 +35,7 @@ from src.data.dataset import CrystalDataset
 from src.metrics.matching import FastMatcher, MatcherPool, PairResult
 from src.metrics.reconstruction import tables
 from src.metrics.reconstruction.invariance import TRANSFORMATIONS
+from src.metrics.structure_matching import crystals as crystals_module
 from src.nn.transformer import segment_mean
 from src.utils.checkpoints import CheckpointError, save_checkpoint
 from src.utils.output import OutputError
@@ -600,6 +601,19 @@ def test_a_seed_decides_and_the_global_one_does_not_matter(pool):
     assert_same(first, run(0, 2))
     other = run(1, 1)
     assert first.metrics["sampled"]["lengths_mae"] != other.metrics["sampled"]["lengths_mae"]
+
+
+def test_originals_are_reduced_once(pool, monkeypatch):
+    """Not again for the sample, each level of noise and each symmetry."""
+    counted = []
+    reduce = crystals_module.niggli_cells
+    monkeypatch.setattr(
+        crystals_module, "niggli_cells", lambda cells: counted.append(len(cells)) or reduce(cells)
+    )
+    evaluate_vae(FakeVAE(), make_dataset(), pool, noise_levels=(0, 0.1))
+    # Four originals; their reconstructions, samples, two levels and four transformations. With the
+    # wrong elements, some of these are not looked at.
+    assert 4 + 4 * 7 <= sum(counted) <= 4 + 4 * 8
 
 
 def test_metre_is_left_out_where_it_takes_too_long(pool, monkeypatch, caplog):
