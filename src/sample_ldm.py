@@ -1,7 +1,6 @@
 """Generate crystals: `python src/sample_ldm.py ckpt_path=PATH num_samples=10000`."""
 
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from src.utils.threads import limit_spinning  # noqa: E402
 limit_spinning()  # before torch is loaded
 
 from src.commands.sample import sample_ldm  # noqa: E402
+from src.utils.arguments import for_hydra  # noqa: E402
 from src.utils.errors import exit_on_user_error  # noqa: E402
 
 
@@ -27,8 +27,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    bare_list = r"^(compositions|num_atoms)=([^'\"\[].*,.*)$"  # which Hydra takes for a sweep
-    sys.argv = [re.sub(bare_list, r"\1=[\2]", argument) for argument in sys.argv]
-    # any name may follow, since each model has its own conditions
-    sys.argv = [re.sub(r"^conditions\.", "++conditions.", argument) for argument in sys.argv]
+    sys.argv = for_hydra(sys.argv)
     main()

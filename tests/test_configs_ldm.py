@@ -12,6 +12,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from omegaconf import OmegaConf
 
+from src.callbacks import SamplePictures
 from src.commands.train_ldm import LDMTraining
 from src.data import DataModule
 from src.ldm_module import LDMModule
@@ -52,6 +53,7 @@ def test_experiments(make_config, name):
     callbacks = [instantiate(c) for c in cfg.callbacks.values() if c and "_target_" in c]
     assert all(isinstance(c, Callback) for c in callbacks)
     assert any(isinstance(c, WeightAveraging) for c in callbacks)
+    assert any(isinstance(c, SamplePictures) for c in callbacks)
     ldm = LDMTraining().build(cfg)
     assert isinstance(ldm, LDMModule)
     assert isinstance(instantiate(cfg.data), DataModule)

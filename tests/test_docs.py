@@ -28,10 +28,12 @@ from pymatgen.core import Lattice, Structure
 import src.vae_module.encoders
 from src.data.cif import read_cif
 from src.data.structures import to_atoms
+from src.utils.arguments import for_hydra
 from src.utils.checkpoints import save_checkpoint
 from src.vae_module import VAEModule
 from src.vae_module.decoders.transformer import TransformerDecoder
 from src.vae_module.encoders.transformer import TransformerEncoder
+from tests.ldm_module.conftest import make_ldm
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -86,6 +88,8 @@ def place(tmp_path, monkeypatch) -> Path:
     rocksalt().to(str(run / "cifs" / "rocksalt.cif"))
     save_checkpoint(make_vae(), run / "best.ckpt")
     save_checkpoint(make_vae(), data / "prototypes" / "vae.ckpt")
+    for name, predicted in (("ldm", True), ("ldm_csp", False)):
+        save_checkpoint(make_ldm(predicted), run / f"{name}.ckpt")
     content = {"_target_": "src.data.DataModule", "data_dir": str(data / "prototypes")}
     (run / "config.yaml").write_text(yaml.safe_dump({"data": content}))
     monkeypatch.chdir(tmp_path)
@@ -200,7 +204,7 @@ def check_python(arguments: list[str], folder: Path) -> None:
     script = ROOT / arguments[0]
     assert script.is_file(), script
     if config := re.search(r'config_name="(\w+)"', script.read_text()):
-        compose_with(config[1], arguments[1:], folder)
+        compose_with(config[1], for_hydra(arguments[1:]), folder)
     else:
         parse_only(script, arguments[1:])
 
@@ -383,7 +387,10 @@ def test_functions_that_are_named_are_in_their_files():
             body = getattr(found[0], "body", [])
 
 
-ROOTS = ("callbacks", "data", "eval", "hparams_search", "hydra", "paths", "trainer", "vae_module")
+ROOTS = (
+    "callbacks", "data", "eval", "hparams_search", "hydra", "ldm_module", "paths", "trainer",
+    "vae_module",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -154,7 +154,6 @@ def _train(
 
     start = time.monotonic()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # a frozen VAE
         if resume_from is not None:
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
         trainer.fit(module, datamodule, ckpt_path=resume_from, weights_only=True)

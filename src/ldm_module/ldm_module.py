@@ -21,6 +21,7 @@ from src.ldm_module.solver import solve
 from src.ldm_module.statistics import fit_statistics
 from src.utils.config import to_plain
 from src.utils.errors import UserError
+from src.utils.inference import inference
 from src.utils.precision import full_precision
 from src.vae_module.datasets import decode_latents
 from src.vae_module.elements import ElementCheck, check_types
@@ -70,7 +71,7 @@ class LDMModule(CrystalModule):
         super().__init__(optimizer, scheduler)
         if origins not in ORIGINS:
             raise UserError(f"ldm_module.origins must be one of {list(ORIGINS)}, not {origins!r}")
-        self.vae: VAEModule = make_network(vae).requires_grad_(False).eval()
+        self.vae: VAEModule = make_network(vae).requires_grad_(False)
         if isinstance(denoiser, Mapping):
             given = not self.vae.atom_type_predict
             of_vae = {"latent_dim": self.vae.latent_dim, "atom_type_input": given}
@@ -103,11 +104,6 @@ class LDMModule(CrystalModule):
     def card_rows(self) -> list[tuple[str, str]]:
         asked = ", ".join(["number of atoms", *self.conditions.names])
         return [*self.vae.card_rows(), ("conditions", asked)]
-
-    def train(self, mode: bool = True) -> "LDMModule":
-        super().train(mode)
-        self.vae.eval()
-        return self
 
     # Public calls
 
@@ -280,7 +276,7 @@ class LDMModule(CrystalModule):
             batch: crystals as in training, with their origins.
             generator: source of randomness, on the module's device.
         """
-        with torch.no_grad():
+        with inference(self.vae):
             posterior = self.vae.encode(batch)["posterior"]
             noise = augment.draw_per_atom(torch.randn, batch, self.vae.latent_dim, generator)
             return (posterior.sample(noise=noise) - self.latent_mean) / self.latent_std

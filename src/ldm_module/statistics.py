@@ -7,6 +7,7 @@ from torch import Tensor
 from src.data.dataset import CrystalDataset
 from src.ldm_module.conditions import Conditions
 from src.ldm_module.origins import ORIGINS
+from src.utils.inference import inference
 from src.vae_module.vae_module import VAEModule
 
 NUM_CRYSTALS = 50_000  # enough for means and standard deviations
@@ -35,7 +36,7 @@ def fit_statistics(
     parts = order[:NUM_CRYSTALS].split(BATCH_SIZE)
     for part in track(parts, "Encoding the training set", transient=True):
         batch = dataset.batch(part).to(vae.device)
-        with torch.no_grad():
+        with inference(vae):
             posterior = vae.encode(ORIGINS[origins](batch, generator))["posterior"]
         latents.append(posterior.sample(generator=generator))
         values.append(conditions.values(batch))

@@ -62,6 +62,7 @@ def test_a_run(run):
     assert 0 <= summary["valid_structure"] <= 1
     assert summary["steps"] == 3
     assert np.isfinite(summary["best_val_loss"])
+    assert (run / "pictures" / "epoch_0001.png").is_file()
     best = LDMModule.load_from_checkpoint(run / "checkpoints" / "best.ckpt")
     vae = VAEModule.load_from_checkpoint(VAE)
     for one, other in zip(best.vae.parameters(), vae.parameters(), strict=True):

