@@ -24,9 +24,7 @@ MAY_IMPORT = {
     "ldm_module": {"utils", "data", "nn", "metrics", "base", "vae_module"},
     "report": {"utils", "data", "metrics"},
     "inspection": {"utils", "data", "metrics", "report"},
-    "callbacks": {
-        "utils", "data", "nn", "metrics", "base", "vae_module", "ldm_module", "report",
-    },
+    "callbacks": {"utils", "data", "nn", "metrics", "base", "vae_module", "report"},
     "commands": {
         "utils", "data", "nn", "metrics", "base", "vae_module", "ldm_module", "report",
         "inspection", "callbacks",
