@@ -154,6 +154,9 @@ def evaluation_table(metrics: dict[str, Any]) -> Table:
                 row(f"match rate, noise {level:g} std", "{:.2%}", cdvae, default)
                 row("  without reduction to primitive cells", "{:.2%}", unreduced)
         both("  area under the noise curve", "{:.3f}", noise, "area")
+        distances = (noise.get(name, []) for name in ("coords_median", "coords_rmsd"))
+        for level, median, rmsd in zip(noise["levels"], *distances, strict=False):
+            row(f"displacement, noise {level:g} std: median, RMSD", "{:.3f} Å", median, rmsd)
     table.add_section()
     latent, kl = metrics["latent"], metrics["latent"]["kl_per_channel"]
     row("atom type accuracy", "{:.2%}", metrics["atom_type_accuracy"])

@@ -35,6 +35,7 @@ from src.metrics.reconstruction.tables import (
 from src.metrics.space_groups import SYMPREC
 from src.nn.transformer import segment_mean
 from src.utils.errors import UserError
+from src.utils.geometry import transform, wrapped_difference
 from src.vae_module.datasets import decode_dataset, encode_dataset
 from src.vae_module.vae_module import VAEModule
 
@@ -187,7 +188,10 @@ def noise_curve(
     batch_size: int,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Match rates with noise on the latents, using the same noise, scaled, at every level.
+    """Match rates and errors with noise on the latents: the same, scaled, at every level.
+
+    Besides match rates, it gives for each level `coords_median`, the median distance in Å of an
+    atom from its original position, and errors that `ReconstructionErrors` defines.
 
     Args:
         targets: the data set's crystals, from `prepare_batches`.
@@ -196,10 +200,14 @@ def noise_curve(
         levels: ascending.
     """
     settings, found = (*SETTINGS, UNREDUCED), []
+    originals = dataset.batch(torch.arange(len(dataset)))
+    errors: dict[str, list[float]] = {name: [] for name in NOISE_ERRORS}
     for level in levels:
         if progress:
             log.info("Adding noise of %g standard deviations to the latents", level)
         decoded = decode_dataset(vae, mean + level * noise, dataset, batch_size)
+        for name, value in _noise_errors(decoded, originals).items():
+            errors[name].append(value)
         predictions = prepare_batches([decoded], matcher)
         results = match_prepared(targets, predictions, matcher, settings, progress)
         found.append([summarize(*each).match_rate for each in zip(results, settings, strict=True)])
@@ -213,7 +221,21 @@ def noise_curve(
         "area": noise_area(levels, match_rate),
         "area_default": noise_area(levels, match_rate_default),
         "area_unreduced": noise_area(levels, unreduced),
+        **errors,
     }
+
+
+NOISE_ERRORS = ("coords_median", "coords_rmsd", "atom_type_accuracy", "lengths_mae", "angles_mae")
+
+
+def _noise_errors(decoded: CrystalBatch, originals: CrystalBatch) -> dict[str, float]:
+    metric = ReconstructionErrors()
+    metric.update(decoded, originals)
+    found = {name: float(value) for name, value in metric.compute().items()}
+    difference = wrapped_difference(decoded.frac_coords, originals.frac_coords)
+    distance = transform(difference, originals.lattices[originals.batch]).norm(dim=-1)
+    found["coords_median"] = float(distance.median())
+    return {name: found[name] for name in NOISE_ERRORS}
 
 
 def invariance_errors(

@@ -42,6 +42,7 @@ from src.utils.output import OutputError
 from src.vae_module import VAEModule
 from src.vae_module.decoders.transformer import TransformerDecoder
 from src.vae_module.encoders.transformer import TransformerEncoder
+from src.vae_module.evaluation import NOISE_ERRORS
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"d_model": 16, "nhead": 2, "num_layers": 1, "dim_feedforward": 16}
@@ -223,6 +224,10 @@ def test_noise_on_latents_has_a_known_area(perfect):
         assert noise[f"match_rate{suffix}"] == [1, 0, 0, 0, 0, 0]
         assert noise[f"area{suffix}"] == pytest.approx(0.05 / 2)
     assert noise["crystals"] == 4
+    assert noise["atom_type_accuracy"][0] == 1
+    assert max(noise["atom_type_accuracy"][1:]) < 1
+    assert noise["coords_median"][0] == pytest.approx(0, abs=1e-4)
+    assert all(len(noise[name]) == len(LEVELS) for name in NOISE_ERRORS)
 
 
 def test_a_decoder_that_noise_cannot_mislead(pool):
@@ -503,6 +508,8 @@ def test_a_model_that_makes_no_crystals(pool, tmp_path, spoil):
     assert (metrics["crmse"], metrics["crmse_default"], metrics["rmse"]) == (0.5, 0.3, None)
     assert metrics["gated"]["match_rate"] == metrics["gated"]["valid"] == 0
     assert metrics["space_group"]["lost"] == 1
+    errors = {name: metrics["noise"].pop(name) for name in NOISE_ERRORS}
+    assert all(len(values) == 2 for values in errors.values())
     assert metrics["noise"] == {
         "crystals": 4, "levels": [0, 1], "match_rate": [0, 0], "match_rate_default": [0, 0],
         "match_rate_unreduced": [0, 0], "area": 0, "area_default": 0, "area_unreduced": 0,
