@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--beside", type=int, default=1, help="other busy processes, for `busy`")
     parser.add_argument("--crystals", type=int, default=1024, help="crystals to use")
     parser.add_argument("--rounds", type=int, default=5, help="to take the median of")
+    parser.add_argument("--tables", nargs="+", help="some of `match` only: pairs, noise, ...")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument("--picture", type=Path, default=Path("scale.png"), help="plot of `scale`")
     args = parser.parse_args(argv)
@@ -76,7 +77,10 @@ def _run(args: argparse.Namespace) -> list:
         return data.run(path, args.rounds)
     module = DataModule(args.data_dir)
     if args.bench == "match":
-        return match.run(module.dataset("test"), args.crystals, args.rounds)
+        tables = args.tables or match.TABLES
+        if unknown := set(tables) - set(match.TABLES):
+            raise SystemExit(f"{unknown} are not among the tables {match.TABLES}")
+        return match.run(module.dataset("train"), args.crystals, args.rounds, tables)
     if args.bench == "scale":
         return scale.run(args.preset, args.rounds, args.picture)
     dataset = module.dataset("train")

@@ -109,7 +109,8 @@ class FastMatcher:
     workers, which stay until `close` or the end of the `with` block.
 
     Args:
-        num_workers: None for one per CPU that this process may use; with 0 or 1, there are none.
+        num_workers: None for one per CPU that this process may use, at most 16; with 0 or 1, there
+            are none.
         timeout: Limit for one pair under one settings, in seconds of one core. It is compared with
             an estimate made beforehand (`WORK_PER_SECOND`), not with a clock: a pair that is over
             it is not begun, here and on every other machine.

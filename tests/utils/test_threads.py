@@ -24,7 +24,7 @@ COMMANDS = sorted(
 # which do without it
 WITHOUT_TORCH = {
     "collect_sweep.py", "config_reference.py", "download_data.py", "draw_imports.py",
-    "make_prototypes.py",
+    "draw_matching.py", "make_prototypes.py",
 }  # fmt: skip
 
 

@@ -36,6 +36,7 @@ to try, times translations, times pairs of atoms of the same element; it is know
 
 CHUNK = 512  # pairs at a time: enough to spread the overhead, few enough for the memory
 _MIN_CHUNK = 64
+_MAX_WORKERS = 16  # default only: each takes some memory, and a second to start
 _WORTH_STARTING = 80_000  # atoms times settings, some three seconds: for less, no workers start
 _WORTH_SENDING = 8_000  # for less, workers that are there are left alone
 
@@ -61,8 +62,8 @@ class Workers:
     """Processes that match. They start once there is so much to do that it pays, and then stay.
 
     Args:
-        number: None for one per CPU that this process may use; with 0 or 1, all is done in this
-            process.
+        number: None for one per CPU that this process may use, at most 16; with 0 or 1, all is done
+            in this process.
 
     Raises:
         UserError: If `number` is negative.
@@ -71,7 +72,7 @@ class Workers:
     def __init__(self, number: int | None = None) -> None:
         if number is not None and number < 0:
             raise UserError(f"num_workers must be at least 0, got {number}")
-        self.number = num_cpus() if number is None else number
+        self.number = min(num_cpus(), _MAX_WORKERS) if number is None else number
         self._executor: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Workers:

@@ -146,6 +146,13 @@ def _compiled_kernel() -> Callable[..., None] | None:
     return evaluate
 
 
+@lru_cache(maxsize=1)
+def warm_up() -> None:
+    """Compile the loops now, which takes seconds, once on a machine, and is no part of a match."""
+    cell = Cell(np.eye(3), np.zeros(1, dtype=np.int64), np.zeros((1, 3)))
+    search([(cell, cell)], Tolerances(0.3, 0.2, 5.0))
+
+
 class _Batch:
     """Pairs that are matched together, laid out as flat arrays."""
 

@@ -6,7 +6,7 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.core.structure_matcher import StructureMatcher
 
 from src.metrics.structure_matching.reduction import niggli_cells, primitive_cells
-from src.metrics.structure_matching.search import Tolerances, search
+from src.metrics.structure_matching.search import Tolerances, search, warm_up
 from src.metrics.structure_matching.settings import CDVAE, PYMATGEN, UNREDUCED
 from tests.metrics.structure_matching.conftest import (
     DIAMOND,
@@ -150,6 +150,15 @@ def test_many_atoms_of_one_kind_need_an_assignment(compiled):
         result = matcher.get_rms_dist(*pair)
         assert (result is None) == (outcome.rms is None)
         assert result is None or outcome.rms == pytest.approx(result[0], abs=1e-6)
+
+
+def test_after_warming_up_nothing_is_compiled():
+    kernel = pytest.importorskip("src.metrics.structure_matching.kernel")
+    warm_up()
+    (signature,) = kernel.evaluate.signatures
+    found = search([2 * (reduced([QUARTZ], CDVAE)[0],)], Tolerances(**asdict(CDVAE)))
+    assert found[0].matched
+    assert kernel.evaluate.signatures == [signature]
 
 
 def test_nothing_to_match(compiled):
