@@ -71,6 +71,11 @@ class LDMModule(CrystalModule):
         super().__init__(optimizer, scheduler)
         if origins not in ORIGINS:
             raise UserError(f"ldm_module.origins must be one of {list(ORIGINS)}, not {origins!r}")
+        if not (time_std > 0 and 0 <= condition_dropout <= 1):
+            raise UserError(
+                f"ldm_module.time_std={time_std} must be above 0, and condition_dropout="
+                f"{condition_dropout} between 0 and 1"
+            )
         self.vae: VAEModule = make_network(vae).requires_grad_(False)
         if isinstance(denoiser, Mapping):
             given = not self.vae.atom_type_predict
@@ -238,12 +243,18 @@ class LDMModule(CrystalModule):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         self.vae.training_set, self.vae.read_options = self.training_set, self.read_options
+        if bool((self.latent_std > 0).all()):  # of a checkpoint
+            return
         datamodule = getattr(self.trainer, "datamodule", None)
-        if isinstance(datamodule, DataModule) and not bool((self.latent_std > 0).all()):
-            dataset = datamodule.dataset("train")
-            mean, std = fit_statistics(self.vae, self.conditions, self.origins, dataset)
-            self.latent_mean.copy_(mean)
-            self.latent_std.copy_(std)
+        if not isinstance(datamodule, DataModule):
+            raise UserError(
+                "mean and spread of the latents are not known: train with a DataModule, or set "
+                "latent_mean and latent_std"
+            )
+        dataset = datamodule.dataset("train")
+        mean, std = fit_statistics(self.vae, self.conditions, self.origins, dataset)
+        self.latent_mean.copy_(mean)
+        self.latent_std.copy_(std)
 
     def training_step(self, batch: CrystalBatch, batch_idx: int) -> Tensor:
         generator = self.step_generator(batch_idx)

@@ -98,6 +98,8 @@ class VAEModule(CrystalModule):
                 f"vae_module.atom_type_predict={atom_type_predict}, but the decoder has "
                 f"atom_type_predict={self.atom_type_predict}: set only the former"
             )
+        if translate not in (False, *TRANSLATIONS):
+            raise UserError(f"vae_module.translate must be true, false or half, not {translate!r}")
         check_settings(noise_share, coords_delta=coords_delta, lengths_delta=lengths_delta)
         self.latent_dim = latent_dim
         self.loss_weights = complete_loss_weights(loss_weights)

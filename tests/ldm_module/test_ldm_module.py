@@ -7,6 +7,7 @@ import torch
 from ase import Atoms
 from lightning import Trainer
 from pymatgen.core import Structure
+from torch.utils.data import DataLoader
 
 from src.base.pretrained import restore
 from src.data import CrystalBatch, DataModule
@@ -87,6 +88,9 @@ def test_requests_that_cannot_be_met():
         ldm.sample(ASK)
     with pytest.raises(UserError, match=r"origins must be one of .*not 'center'"):
         make_ldm(origins="center")
+    for wrong in ({"time_std": 0.0}, {"condition_dropout": 1.5}):
+        with pytest.raises(UserError, match=r"time_std=.*condition_dropout="):
+            make_ldm(**wrong)
 
 
 def test_the_vae_is_not_trained(batch):
@@ -160,12 +164,12 @@ def prototypes() -> DataModule:
     return DataModule(ROOT / "data" / "prototypes", batch_size=16, **options)
 
 
-def fit(ldm: LDMModule, data: DataModule, folder, **options) -> Trainer:
+def fit(ldm: LDMModule, *data: DataModule | DataLoader, folder: Path, **options) -> Trainer:
     trainer = Trainer(
         max_steps=3, limit_val_batches=1, accelerator="cpu", logger=False, barebones=False,
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, **options,
     )  # fmt: skip
-    trainer.fit(ldm, data)
+    trainer.fit(ldm, *data)
     return trainer
 
 
@@ -175,7 +179,7 @@ def test_training_learns_the_spread_of_latents(prototypes, tmp_path):
     ldm.latent_std.zero_()
     ldm.latent_mean.zero_()
     before = {name: p.clone() for name, p in ldm.named_parameters()}
-    trainer = fit(ldm, prototypes, tmp_path)
+    trainer = fit(ldm, prototypes, folder=tmp_path)
     dataset = prototypes.dataset("train")
     generator = torch.Generator().manual_seed(0)
     latents = ldm.encode(dataset.batch(torch.arange(len(dataset))), generator)
@@ -193,6 +197,13 @@ def test_training_learns_the_spread_of_latents(prototypes, tmp_path):
     assert torch.equal(again.latent_std, ldm.latent_std)
     assert again.training_set["num_crystals"] == len(dataset)
     assert torch.equal(draw(again, ASK).frac_coords, draw(ldm.eval(), ASK).frac_coords)
+
+
+def test_training_without_a_data_module_is_refused(batch, tmp_path):
+    ldm = make_ldm().train()
+    ldm.latent_std.zero_()
+    with pytest.raises(UserError, match="latent_mean and latent_std"):
+        fit(ldm, *[DataLoader([batch], batch_size=None)] * 2, folder=tmp_path)
 
 
 def test_the_denoiser_takes_its_sizes_from_the_vae():

@@ -506,5 +506,7 @@ def test_arguments_that_contradict_are_refused():
         VAEModule(encoder, decoder, coords_delta=0)
     with pytest.raises(ValueError, match="noise_share=1"):
         VAEModule(encoder, decoder, noise_share=1)
+    with pytest.raises(ValueError, match="translate must be true, false or half, not 'quarter'"):
+        VAEModule(encoder, decoder, translate="quarter")
     with pytest.raises(ValueError, match="coords_input"):
         TransformerEncoder(**SIZES, coords_input="polar")
