@@ -8,6 +8,7 @@ from lightning import Callback
 from omegaconf import DictConfig
 from rich.table import Table
 
+from src.callbacks import SamplePictures
 from src.commands.training_run import TrainingTask, run_training
 from src.data import DataModule
 from src.metrics.matching import open_matcher
@@ -27,6 +28,7 @@ class VAETraining(TrainingTask[VAEModule]):
     group = "vae_module"
     objective = "crmse"
     module_class = VAEModule
+    foreign_callbacks = (SamplePictures,)
 
     def check(self, cfg: DictConfig) -> None:
         if cfg.eval.num_crystals is not None and cfg.eval.num_crystals < 1:

@@ -9,6 +9,7 @@ from lightning import Callback
 from omegaconf import DictConfig
 from rich.table import Table
 
+from src.callbacks import MatchRate, ReconstructionPictures
 from src.commands.training_run import TrainingTask, run_training
 from src.data import DataModule
 from src.ldm_module import LDMModule
@@ -47,6 +48,7 @@ class LDMTraining(TrainingTask[LDMModule]):
     group = "ldm_module"
     objective = "best_val_loss"
     module_class = LDMModule
+    foreign_callbacks = (MatchRate, ReconstructionPictures)
 
     def check(self, cfg: DictConfig) -> None:
         if cfg.eval.num_samples < 0 or cfg.eval.sampling_steps < 1:

@@ -56,6 +56,8 @@ class TrainingTask(ABC, Generic[M]):
     objective: ClassVar[str]
     """The figure of the summary that a sweep minimizes."""
     module_class: type[M]
+    foreign_callbacks: ClassVar[tuple[type[Callback], ...]] = ()
+    """Callbacks for other kinds of module, which would fail during the training."""
 
     def check(self, cfg: DictConfig) -> None:
         """Raise a `UserError` for settings that would end the run only after the training."""
@@ -105,6 +107,12 @@ def run_training(
     """
     output_dir = Path(cfg.paths.output_dir)
     callbacks = [*_instantiate_all(cfg.callbacks), *callbacks]
+    for callback in callbacks:
+        if isinstance(callback, task.foreign_callbacks):
+            raise UserError(
+                f"the callback {type(callback).__name__} is for another kind of model: leave out "
+                f"callbacks=..., or use callbacks=none"
+            )
     goes_on = any(isinstance(c, LastCheckpoint) for c in callbacks)
     with at_most_threads(cfg.get("num_threads")), StopWhenTold(goes_on) as signals:
         if not _is_first_process():  # only the first one logs and writes

@@ -1,6 +1,7 @@
 """The LightningModule: its public calls, steps and logging."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -76,7 +77,8 @@ class LDMModule(CrystalModule):
                 f"ldm_module.time_std={time_std} must be above 0, and condition_dropout="
                 f"{condition_dropout} between 0 and 1"
             )
-        self.vae: VAEModule = make_network(vae).requires_grad_(False)
+        # a copy, since it is not to be trained, whatever its owner does with the given one
+        self.vae: VAEModule = deepcopy(make_network(vae)).requires_grad_(False).train()
         if isinstance(denoiser, Mapping):
             given = not self.vae.atom_type_predict
             of_vae = {"latent_dim": self.vae.latent_dim, "atom_type_input": given}

@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from lightning import Callback
 
 from src.commands.sample import sample_ldm, shard_of
+from src.commands.train import train as train_vae
 from src.commands.train_ldm import train_ldm
 from src.ldm_module import LDMModule
 from src.utils.checkpoints import CheckpointError, load_checkpoint
@@ -97,6 +98,27 @@ def test_a_run_goes_on(run, tmp_path):
 def test_a_vae_of_another_cell_is_refused(run, tmp_path):
     with pytest.raises(UserError, match=r"niggli cells, but data.cell=conventional"):
         train(tmp_path, run.parent / "cache", "data.cell=conventional")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("logger=none", "callbacks=none", "ldm_module/optimizer=adamw"),
+        ("logger=tensorboard", "ldm_module/scheduler=constant"),
+        ("logger=none", "ldm_module.origins=random"),
+    ],
+)
+def test_options_go_together(run, tmp_path, options):
+    summary = train(tmp_path / "run", run.parent / "cache", "eval.num_samples=0", *options)
+    assert summary["steps"] == 3
+
+
+def test_callbacks_of_other_models_are_refused(run, tmp_path):
+    with pytest.raises(UserError, match="MatchRate is for another kind of model"):
+        train(tmp_path / "run", run.parent / "cache", "callbacks=default")
+    cfg = config("train_vae", "callbacks=ldm", f"paths.output_dir={tmp_path / 'vae'}")
+    with pytest.raises(UserError, match="SamplePictures is for another kind of model"):
+        train_vae(cfg)
 
 
 def test_a_missing_vae(run, tmp_path):

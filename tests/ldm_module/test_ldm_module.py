@@ -16,6 +16,7 @@ from src.ldm_module import LDMModule
 from src.ldm_module.origins import ORIGINS
 from src.utils.checkpoints import CheckpointError, load_checkpoint
 from src.utils.errors import UserError
+from src.vae_module import VAEModule
 from tests.ldm_module.conftest import CONDITIONS, DENOISER, TRAINING_SET, make_ldm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,6 +96,10 @@ def test_requests_that_cannot_be_met():
 
 def test_the_vae_is_not_trained(batch):
     ldm = make_ldm().train()
+    mine = VAEModule(**{k: v for k, v in ldm.hparams["vae"].items() if k != "_target_"}).eval()
+    LDMModule(mine, DENOISER)
+    assert not mine.training
+    assert all(p.requires_grad for p in mine.parameters())
     loss, _ = ldm._losses(batch, torch.Generator().manual_seed(0), 0.2)
     loss.mean().backward()
     assert all(p.grad is None for p in ldm.vae.parameters())
