@@ -88,13 +88,13 @@ def energies_gained(crystals: Sequence[Structure]) -> list[float]:
     """The energy that each crystal gains when atoms and cell relax, eV/atom."""
     from chgnet.model import StructOptimizer
 
-    optimizer = StructOptimizer(model=_load(), use_device="cpu")
+    optimizer: Any = StructOptimizer(model=_load(), use_device="cpu")
     gained = []
     for crystal in track(crystals, "Relaxing", transient=True):
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 result = optimizer.relax(crystal, fmax=RELAXED, steps=MAX_STEPS, verbose=False)
-            energies = result["trajectory"].energies  # type: ignore[union-attr]
+            energies = result["trajectory"].energies
             gained.append((energies[0] - energies[-1]) / len(crystal))
         except Exception:
             gained.append(math.inf)
