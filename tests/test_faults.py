@@ -611,6 +611,7 @@ def test_one_folder_is_for_one_run(common, tmp_path):
 
 LOAD = """
 import os, sys
+import hydra.core.hydra_config, lightning  # as every command has them, before it can fail
 from src.data import DataModule
 from src.utils.errors import exit_on_user_error
 @exit_on_user_error
