@@ -142,9 +142,9 @@ def _train(
     datamodule: DataModule = instantiate(
         {**to_plain(cfg.data), **(kept_splits(output_dir) if same_run else {})}
     )
+    module: CrystalModule = task.build(cfg)
     datamodule.prepare_data()
     _keep_splits(datamodule, output_dir)
-    module: CrystalModule = task.build(cfg)
     if cfg.ckpt_path:
         weights = load_checkpoint(cfg.ckpt_path)
         check_weights(module, weights, cfg.ckpt_path)

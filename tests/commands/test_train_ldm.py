@@ -100,6 +100,7 @@ def test_a_vae_of_another_cell_is_refused(run, tmp_path):
         train(tmp_path, run.parent / "cache", "data.cell=conventional")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
