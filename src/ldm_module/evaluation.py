@@ -1,6 +1,8 @@
 """Judge a latent diffusion model by the crystals that it generates."""
 
 from collections.abc import Iterable, Sequence
+from itertools import compress
+from operator import and_
 from typing import Any, cast
 
 import torch
@@ -83,9 +85,10 @@ def de_novo(
 
     There are no fingerprints, which take minutes, and so no coverage.
     """
-    valid = [crystal for crystal in generated if invalid_reason(crystal) is None]
+    is_valid = [invalid_reason(crystal) is None for crystal in generated]
+    valid = list(compress(generated, is_valid))
     sensible = [is_valid_composition(crystal.composition) for crystal in generated]
-    both = [c for c, s in zip(generated, sensible, strict=True) if s and invalid_reason(c) is None]
+    both = list(compress(generated, map(and_, is_valid, sensible)))
     prepared = PreparedCrystals(valid)
     return {
         "num_samples": len(generated),

@@ -22,15 +22,8 @@ def time_grid(num_steps: int, shift: float = 1.0) -> list[float]:
     return [t * shift / (1 + (shift - 1) * t) for t in equal]
 
 
-def solve(
-    denoise: Denoise,
-    noise: Tensor,
-    num_steps: int,
-    shift: float = 1.0,
-    heun: bool = False,
-    on_step: Callable[[Tensor], None] | None = None,
-) -> Tensor:
-    """Follow the flow from noise at time 0 to latents at time 1.
+def solve(denoise: Denoise, noise: Tensor, num_steps: int, shift: float = 1.0) -> Tensor:
+    """Follow the flow from noise at time 0 to latents at time 1, in Euler steps.
 
     The velocity at time t is (x_1 - x_t) / (1 - t) with the predicted x_1, so the last step ends at
     the last prediction.
@@ -40,27 +33,12 @@ def solve(
         noise: (N, Z).
         num_steps: steps, each of which calls `denoise` once.
         shift: see `time_grid`.
-        heun: correct each step but the last with the velocity at its end (Heun's method), which
-            takes a second call.
-        on_step: called with each prediction of x_1.
 
     Returns:
         (N, Z).
     """
-    times = time_grid(num_steps, shift)
     x = noise
-    for t, t_next in pairwise(times):
+    for t, t_next in pairwise(time_grid(num_steps, shift)):
         predicted = denoise(x, torch.as_tensor(t, device=x.device, dtype=x.dtype))
-        if on_step is not None:
-            on_step(predicted)
-        if t_next >= 1:
-            return predicted
-        velocity = (predicted - x) / (1 - t)
-        stepped = x + (t_next - t) * velocity
-        if heun:
-            end = torch.as_tensor(t_next, device=x.device, dtype=x.dtype)
-            predicted = denoise(stepped, end)
-            velocity = 0.5 * (velocity + (predicted - stepped) / (1 - t_next))
-            stepped = x + (t_next - t) * velocity
-        x = stepped
+        x = predicted if t_next == 1 else x + (t_next - t) / (1 - t) * (predicted - x)
     return x
