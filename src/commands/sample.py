@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from src.commands.sample_files import join_rows, write_samples
-from src.commands.trained_model import load_vae, move_to, run_folder
+from src.commands.trained_model import load_shared, load_vae, move_to, run_folder
 from src.data.compositions import read_compositions
 from src.data.schema import CrystalBatch
 from src.ldm_module import LDMModule
@@ -38,24 +38,13 @@ def sample_ldm(cfg: DictConfig) -> dict[str, Any]:
     `cfg_scale`.
     """
     _check_format(cfg)
-    ldm = move_to(load_ldm(cfg.ckpt_path), cfg.device)
+    ldm = move_to(load_shared(LDMModule, cfg.ckpt_path, "src/train_ldm.py"), cfg.device)
     how = {
         "conditions": to_plain(cfg.conditions),
         "sampling_steps": cfg.sampling_steps,
         "cfg_scale": cfg.cfg_scale,
     }
     return write_to_folder(cfg, lambda **asked: generate_crystals(ldm, **asked, **how), how)
-
-
-def load_ldm(source: str) -> LDMModule:
-    """The model in a checkpoint, in a folder written by `save_pretrained`, or on the hub.
-
-    Raises:
-        FileNotFoundError, CheckpointError: if it cannot be loaded; the message says why.
-    """
-    if source.endswith(".ckpt") or Path(source).expanduser().is_file():
-        return LDMModule.load_from_checkpoint(source)
-    return LDMModule.from_pretrained(source)
 
 
 def write_to_folder(

@@ -1,7 +1,6 @@
 """Training a prior over the latents of a VAE."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
@@ -10,6 +9,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from src.callbacks import MatchRate, ReconstructionPictures
+from src.commands.trained_model import load_shared
 from src.commands.training_run import TrainingTask, run_training
 from src.data import DataModule
 from src.ldm_module import LDMModule
@@ -58,7 +58,7 @@ class LDMTraining(TrainingTask[LDMModule]):
             )
 
     def build(self, cfg: DictConfig) -> LDMModule:
-        vae = load_vae_of(cfg.vae_ckpt_path)
+        vae = load_shared(VAEModule, cfg.vae_ckpt_path, "src/train_vae.py")
         trained_on = (vae.read_options or {}).get("cell")
         if trained_on not in (None, cfg.data.cell):
             raise UserError(
@@ -90,21 +90,3 @@ class LDMTraining(TrainingTask[LDMModule]):
                 value = summary[name]
                 table.add_row(heading, "none" if value is None else form.format(value))
         return table
-
-
-def load_vae_of(source: str) -> VAEModule:
-    """The VAE in a checkpoint, in a folder written by `save_pretrained`, or on the hub.
-
-    Raises:
-        FileNotFoundError: if there is no such checkpoint; the message says how to make one.
-        CheckpointError: if it cannot be loaded; the message says why.
-    """
-    path = Path(source).expanduser()
-    if path.is_dir() or not (path.is_file() or source.endswith(".ckpt")):
-        return VAEModule.from_pretrained(source)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"there is no VAE {source}: train one with src/train_vae.py, whose checkpoint is "
-            "checkpoints/best.ckpt in the folder of the run"
-        )
-    return VAEModule.load_from_checkpoint(path)

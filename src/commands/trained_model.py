@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from yaml import YAMLError
 
-from src.base.pretrained import checked_options
+from src.base.pretrained import PretrainedModule, checked_options
 from src.data import DataModule
 from src.data.parsing import ReadOptions
 from src.data.readers import DataError
@@ -24,6 +24,7 @@ from src.vae_module.input import log_as_in_training, name_of
 log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=nn.Module)
+P = TypeVar("P", bound=PretrainedModule)
 
 SPLITS_FILE = "splits.csv"  # in a run folder: the splits, if the data had none
 
@@ -39,6 +40,29 @@ def load_vae(cfg: DictConfig) -> VAEModule:
         UserError: if the device is not available.
     """
     return move_to(_load(Path(cfg.ckpt_path)), cfg.device)
+
+
+def load_shared(cls: type[P], source: str, trained_by: str) -> P:
+    """The module in a checkpoint, in a folder written by `save_pretrained`, or on the hub.
+
+    Args:
+        cls: its class.
+        source: a path, or the name of a repository on the hub.
+        trained_by: the command that makes such checkpoints.
+
+    Raises:
+        FileNotFoundError: if there is no such checkpoint; the message says how to make one.
+        CheckpointError: if it cannot be loaded; the message says why.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir() or not (path.is_file() or source.endswith(".ckpt")):
+        return cls.from_pretrained(source)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no checkpoint {source}: train a model with {trained_by}, which writes "
+            "checkpoints/best.ckpt in the folder of the run"
+        )
+    return cls.load_from_checkpoint(path)
 
 
 def move_to(module: M, device: str) -> M:
