@@ -568,6 +568,7 @@ def load_at_once(reader, cache_dir, log_file, barrier, results) -> None:
     results.put((list(dataset.ids), dataset.frac_coords.double().sum().item()))
 
 
+@pytest.mark.slow
 def test_processes_that_start_at_once_make_one_cache(tmp_path, cache_dir):
     reader = write_table(tmp_path / "train.csv", num=200)
     barrier, results = PROCESSES.Barrier(4), PROCESSES.Queue()

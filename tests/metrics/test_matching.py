@@ -254,6 +254,7 @@ class TestPool:
         assert messages[0] == messages[1]
         assert messages[0].startswith("RuntimeError: [] 1 ")
 
+    @pytest.mark.slow
     def test_nothing_is_left_behind_after_an_interrupt(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -33,6 +33,7 @@ def test_online_with_a_key(monkeypatch, tmp_path):
     assert not is_offline(wandb_logger(save_dir=tmp_path))
 
 
+@pytest.mark.slow
 def test_online_with_a_key_in_netrc(tmp_path):
     netrc = tmp_path / ".netrc"
     netrc.write_text(f"machine api.wandb.ai\n  login user\n  password {'0' * 40}\n")
