@@ -8,6 +8,9 @@ times, with NumPy's arrays and with Numba's loops: `get_rms_dist` with CDVAE's t
 without reduction to primitive cells, in one order, and with either in the other order; and `fit`
 with pymatgen's default tolerances.
 
+With `--once`, each pair is compared in one of these four ways, in turn: more pairs in the same
+time.
+
 `--out` is the folder for `counts.json`, and for `disagreements.jsonl` with a line for each match or
 rms (to 1e-6) that differs. For these pairs, pymatgen is run again on the same crystals with
 coordinates that differ by about 1e-12, half of the times with the atoms in another order: if its
@@ -291,18 +294,21 @@ def agree(ours: float | None, theirs: float | None) -> bool:
     return abs(ours - theirs) <= AGREEMENT
 
 
-def compare_chunk(pairs: list[Pair], numbers: list[int], clock: dict[str, float]) -> list[dict]:
-    """The disagreements in a chunk of pairs."""
+def compare_chunk(
+    pairs: list[Pair], numbers: list[int], clock: dict[str, float], once: bool = False
+) -> list[dict]:
+    """The disagreements in a chunk of pairs; with `once`, in one of the four tasks."""
     found = []
     swapped = [(b, a) for a, b in pairs]
-    parity = numbers[0] // CHUNK % 2
+    chunk = numbers[0] // CHUNK
+    parity = chunk // (4 if once else 1) % 2
     tasks = [
         ("primitive", pairs, CDVAE, pymatgen_rms),
         ("unreduced", pairs, UNREDUCED, pymatgen_rms),
         ("swapped", swapped, (CDVAE, UNREDUCED)[parity], pymatgen_rms),
         ("fit", pairs, PYMATGEN, pymatgen_fit),
     ]
-    for task, these, settings, oracle in tasks:
+    for task, these, settings, oracle in tasks[chunk % 4 : chunk % 4 + 1] if once else tasks:
         start = time.process_time()
         theirs = [oracle(pair, settings) for pair in these]
         clock["pymatgen"] += time.process_time() - start
@@ -371,6 +377,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data-dir", type=Path, default=ROOT.parent / "shared" / "data",
                         help="with mp_20, perov_5, carbon_24 and mpts_52")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="for other pairs, with another --out")
+    parser.add_argument("--once", action="store_true", help="compare each pair in one way only")
     parser.add_argument("--out", type=Path, default=Path("compare_matchers"))
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore")
@@ -395,7 +402,7 @@ def main(argv: list[str] | None = None) -> None:
             for number in numbers
         ]
         clock: dict[str, float] = defaultdict(float, state.get(name, {}))
-        found = compare_chunk(pairs, numbers, clock)
+        found = compare_chunk(pairs, numbers, clock, args.once)
         clock["pairs"] += CHUNK
         clock["disagreements"] += len(found)
         clock["unexplained"] += sum(item["cause"] == "unexplained" for item in found)

@@ -43,6 +43,18 @@ def test_it_goes_on_where_it_stopped(script, tmp_path):
     assert second["pymatgen"] > first["pymatgen"]
 
 
+def test_once_takes_the_four_ways_in_turn(script, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(script, "pymatgen_rms", lambda pair, settings: seen.append(settings))
+    monkeypatch.setattr(script, "pymatgen_fit", lambda pair, settings: seen.append("fit"))
+    monkeypatch.setattr(script, "agree", lambda ours, theirs: True)
+    monkeypatch.setattr(script, "variants", lambda *args: [None, None])
+    script.main(["--once", "--families", "single", "--pairs", "16", "--out", str(tmp_path)])
+    one_round = [script.CDVAE, script.UNREDUCED, script.CDVAE, "fit"]
+    other_round = [script.CDVAE, script.UNREDUCED, script.UNREDUCED, "fit"]
+    assert seen[::2] == one_round + other_round  # two pairs of a chunk
+
+
 def test_what_differs_is_kept_with_its_cause(script, tmp_path, monkeypatch):
     monkeypatch.setattr(
         script, "match", lambda first, second, settings, compiled: [PairResult("matched", 7.0)] * 2
