@@ -34,8 +34,8 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
 def sample_ldm(cfg: DictConfig) -> dict[str, Any]:
     """Sample crystals from a latent diffusion model as `configs/sample_ldm.yaml` says.
 
-    Besides what `write_to_folder` says, `samples.json` has `conditions`, `sampling_steps` and
-    `cfg_scale`.
+    Besides what `write_to_folder` says, `samples.json` has `conditions`, `sampling_steps`,
+    `cfg_scale` and `autoguidance`.
     """
     _check_format(cfg)
     ldm = move_to(load_shared(LDMModule, cfg.ckpt_path, "src/train_ldm.py"), cfg.device)
@@ -43,6 +43,7 @@ def sample_ldm(cfg: DictConfig) -> dict[str, Any]:
         "conditions": to_plain(cfg.conditions),
         "sampling_steps": cfg.sampling_steps,
         "cfg_scale": cfg.cfg_scale,
+        "autoguidance": cfg.autoguidance,
     }
     return write_to_folder(cfg, lambda **asked: generate_crystals(ldm, **asked, **how), how)
 

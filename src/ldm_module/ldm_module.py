@@ -1,6 +1,6 @@
 """The LightningModule: its public calls, steps and logging."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -18,21 +18,29 @@ from src.data.schema import CrystalBatch
 from src.ldm_module.conditions import Conditions, drop
 from src.ldm_module.flow import denoising_loss, draw_times, interpolate, precondition
 from src.ldm_module.origins import ORIGINS
+from src.ldm_module.pairing import PAIRINGS
 from src.ldm_module.solver import solve
 from src.ldm_module.statistics import fit_statistics
 from src.utils.config import to_plain
 from src.utils.errors import UserError
 from src.utils.inference import inference
 from src.utils.precision import full_precision
+from src.utils.schedules import run_progress
 from src.vae_module.datasets import decode_latents
 from src.vae_module.elements import ElementCheck, check_types
 from src.vae_module.vae_module import VAEModule
+
+GUIDED_UNTIL = 0.5  # time up to which samples are guided away from the guide's predictions
+GUIDE_DECAY = 0.999  # weight of the old average at each step
 
 
 class LDMModule(CrystalModule):
     """A prior over the latents of a VAE, learned by flow matching.
 
-    A checkpoint also holds the VAE, which is not trained.
+    A checkpoint also holds the VAE, which is not trained, and the guide: an average of the
+    denoiser's weights early in training. It makes the same mistakes as the denoiser, but larger
+    ones, so samples become better when the difference between the two predictions is exaggerated
+    (Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself").
 
     Args:
         vae: the VAE.
@@ -41,8 +49,10 @@ class LDMModule(CrystalModule):
         conditions: what can be asked for, see `src.ldm_module.conditions`. In a config, `d_model`
             is taken from the denoiser. None: nothing.
         origins: one of `ORIGINS`.
+        pairing: one of `PAIRINGS`.
         time_mean, time_std: distribution of the time in training, see `draw_times`.
         condition_dropout: how often conditions are hidden in training, see `conditions.drop`.
+        guide_share: share of the training run after which the guide no longer changes.
         optimizer: config of a `torch.optim.Optimizer`, which is given the named parameters.
         scheduler: config of a `src.utils.schedules.Schedule`.
 
@@ -63,19 +73,23 @@ class LDMModule(CrystalModule):
         denoiser: nn.Module | Mapping[str, Any],
         conditions: nn.Module | Mapping[str, Any] | None = None,
         origins: str = "half",
+        pairing: str = "nearest",
         time_mean: float = 1.0,
         time_std: float = 1.4,
         condition_dropout: float = 0.2,
+        guide_share: float = 0.125,
         optimizer: Mapping[str, Any] | None = None,
         scheduler: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(optimizer, scheduler)
-        if origins not in ORIGINS:
-            raise UserError(f"ldm_module.origins must be one of {list(ORIGINS)}, not {origins!r}")
-        if not (time_std > 0 and 0 <= condition_dropout <= 1):
+        for name, value, known in (("origins", origins, ORIGINS), ("pairing", pairing, PAIRINGS)):
+            if value not in known:
+                raise UserError(f"ldm_module.{name} must be one of {list(known)}, not {value!r}")
+        if not (time_std > 0 and 0 <= condition_dropout <= 1 and 0 < guide_share <= 1):
             raise UserError(
-                f"ldm_module.time_std={time_std} must be above 0, and condition_dropout="
-                f"{condition_dropout} between 0 and 1"
+                f"ldm_module.time_std={time_std} must be above 0, condition_dropout="
+                f"{condition_dropout} between 0 and 1, and guide_share={guide_share} above 0 and "
+                "at most 1"
             )
         # a copy, since it is not to be trained, whatever its owner does with the given one
         self.vae: VAEModule = deepcopy(make_network(vae)).requires_grad_(False).train()
@@ -89,9 +103,13 @@ class LDMModule(CrystalModule):
             conditions = {**to_plain(conditions), "d_model": d_model}
         self.conditions: Conditions = make_network(conditions or Conditions(d_model))
         self.origins = origins
+        self.pairing = pairing
         self.time_mean = time_mean
         self.time_std = time_std
         self.condition_dropout = condition_dropout
+        self.guide_share = guide_share
+        parts = {"denoiser": self.denoiser, "conditions": self.conditions}
+        self.guide = deepcopy(nn.ModuleDict(parts)).requires_grad_(False)
         # of each latent channel over the training set; a std of 0: not yet known
         self.register_buffer("latent_mean", torch.zeros(self.vae.latent_dim))
         self.register_buffer("latent_std", torch.zeros(self.vae.latent_dim))
@@ -124,6 +142,7 @@ class LDMModule(CrystalModule):
         return_atoms: bool = False,
         return_structures: bool = False,
         generator: torch.Generator | None = None,
+        autoguidance: float = 2.0,
     ) -> CrystalBatch | list[Atoms] | list[Structure]:
         """Generate crystals.
 
@@ -137,6 +156,8 @@ class LDMModule(CrystalModule):
             return_atoms: return a list of ASE `Atoms`.
             return_structures: return a list of pymatgen `Structure`.
             generator: source of randomness, on the module's device.
+            autoguidance: how far the denoiser's difference from the guide is exaggerated: 1 not at
+                all, 0 samples the guide.
 
         Returns:
             A `CrystalBatch`, or such a list.
@@ -152,7 +173,9 @@ class LDMModule(CrystalModule):
         ask = ask.to(self.device)
         shape = (len(ask.batch), self.vae.latent_dim)
         noise = torch.randn(shape, generator=generator, device=self.device)
-        latents = self.sample_latents(ask, noise, sampling_steps, cfg_scale, conditions)
+        latents = self.sample_latents(
+            ask, noise, sampling_steps, cfg_scale, conditions, autoguidance=autoguidance
+        )
         crystals = decode_latents(self.vae, latents, ask)
         if return_structures:
             return crystals.to_structure()
@@ -167,12 +190,13 @@ class LDMModule(CrystalModule):
         cfg_scale: float = 1.0,
         conditions: Mapping[str, Any] | None = None,
         shift: float = 1.0,
+        autoguidance: float = 2.0,
     ) -> Tensor:
         """Turn noise (N, latent_dim) into latents, (N, latent_dim), that the VAE can decode.
 
         Args:
             batch: `num_atoms` and, if they are not predicted, `atom_types`, on the module's device.
-            sampling_steps, cfg_scale, conditions: as for `sample`.
+            sampling_steps, cfg_scale, autoguidance, conditions: as for `sample`.
             shift: see `src.ldm_module.solver.time_grid`.
 
         Raises:
@@ -180,18 +204,24 @@ class LDMModule(CrystalModule):
         """
         num_crystals = len(batch.num_atoms)
         asked = self.check_request(sampling_steps, conditions or {}, num_crystals)
-        guided = self.conditions(asked) if conditions else None
-        free = self.conditions(self.conditions.nothing(num_crystals))
+        nothing = self.conditions.nothing(num_crystals)
 
-        def denoise(x: Tensor, t: Tensor) -> Tensor:
-            times = t.expand(num_crystals)
-            if guided is None or cfg_scale == 0:
-                return self._predict(x, times, batch, free)
-            predicted = self._predict(x, times, batch, guided)
+        def predict(x: Tensor, t: Tensor, guide: bool) -> Tensor:
+            if not conditions or cfg_scale == 0:
+                return self._predict(x, t, batch, nothing, guide)
+            predicted = self._predict(x, t, batch, asked, guide)
             if cfg_scale == 1:
                 return predicted
-            without = self._predict(x, times, batch, free)
+            without = self._predict(x, t, batch, nothing, guide)
             return without + cfg_scale * (predicted - without)
+
+        def denoise(x: Tensor, t: float) -> Tensor:
+            times = x.new_full((num_crystals,), t)
+            predicted = predict(x, times, guide=False)
+            if autoguidance == 1 or t > GUIDED_UNTIL:
+                return predicted
+            worse = predict(x, times, guide=True)
+            return worse + autoguidance * (predicted - worse)
 
         return solve(denoise, noise, sampling_steps, shift) * self.latent_std + self.latent_mean
 
@@ -214,18 +244,20 @@ class LDMModule(CrystalModule):
         x: Tensor,
         t: Tensor,
         batch: CrystalBatch,
-        condition: Tensor | None,
+        conditions: Sequence[Tensor],
+        guide: bool = False,
     ) -> Tensor:
         """Predict clean, normalized latents (N, Z) from noisy ones at times `t` (B,)."""
+        parts = self.guide if guide else {"denoiser": self.denoiser, "conditions": self.conditions}
         with full_precision(x):
             skip, out, scale = precondition(t[batch.batch, None])
             scaled = scale * x
-        network = self.denoiser(
+        network = parts["denoiser"](
             scaled,
             t,
             batch.num_atoms,
             batch.batch,
-            condition=condition,
+            condition=parts["conditions"](conditions),
             atom_types=None if self.atom_type_predict else batch.atom_types,
             max_num_atoms=batch.max_num_atoms,
         )
@@ -257,6 +289,15 @@ class LDMModule(CrystalModule):
         mean, std = fit_statistics(self.vae, self.conditions, self.origins, dataset)
         self.latent_mean.copy_(mean)
         self.latent_std.copy_(std)
+        self.guide["conditions"].load_state_dict(self.conditions.state_dict())
+
+    @torch.no_grad()
+    def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
+        step = self.global_step
+        if run_progress(self.trainer, step) < self.guide_share:
+            decay = min(GUIDE_DECAY, (step + 1) / (step + 10))
+            trained = [*self.denoiser.parameters(), *self.conditions.parameters()]
+            torch._foreach_lerp_(list(self.guide.parameters()), trained, 1 - decay)
 
     def training_step(self, batch: CrystalBatch, batch_idx: int) -> Tensor:
         generator = self.step_generator(batch_idx)
@@ -305,8 +346,9 @@ class LDMModule(CrystalModule):
         )
         t = draw_times(uniform[:, 0], self.time_mean, self.time_std)
         noise = augment.draw_per_atom(torch.randn, batch, self.vae.latent_dim, generator)
+        noise = PAIRINGS[self.pairing](x_1, noise, batch, self.atom_type_predict)
         values = drop(self.conditions.values(batch), uniform[:, 1:], dropout)
         t_atoms = t[batch.batch, None]
         x_t = interpolate(x_1, noise, t_atoms)
-        predicted = self._predict(x_t, t, batch, self.conditions(values))
+        predicted = self._predict(x_t, t, batch, values)
         return denoising_loss(predicted, x_1, t_atoms)

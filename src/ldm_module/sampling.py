@@ -22,13 +22,15 @@ def generate_crystals(
     seed: int = 0,
     batch_size: int = 512,
     indices: range | None = None,
+    autoguidance: float = 2.0,
 ) -> Iterator[CrystalBatch]:
     """Generate crystals, each of which depends on the seed and its index alone.
 
     Args:
         ldm: the model.
         num_samples, num_atoms, compositions, seed, batch_size, indices: see `sample_crystals`.
-        conditions, sampling_steps, cfg_scale: see `LDMModule.sample`; one request for all.
+        conditions, sampling_steps, cfg_scale, autoguidance: see `LDMModule.sample`; one request for
+            all.
 
     Returns:
         An iterator over batches on the CPU, in the order of the samples.
@@ -38,13 +40,17 @@ def generate_crystals(
             the model does not know, or for a model that has not been trained.
     """
     ldm.check_request(sampling_steps, conditions or {})
-    draw = noise_to_latents(ldm, sampling_steps, cfg_scale, conditions)
+    draw = noise_to_latents(ldm, sampling_steps, cfg_scale, conditions, autoguidance)
     given = (num_atoms, compositions, seed, batch_size, draw, indices)
     return sample_crystals(ldm.vae, num_samples, *given)
 
 
 def noise_to_latents(
-    ldm: LDMModule, sampling_steps: int, cfg_scale: float, conditions: Mapping[str, Any] | None
+    ldm: LDMModule,
+    sampling_steps: int,
+    cfg_scale: float,
+    conditions: Mapping[str, Any] | None,
+    autoguidance: float,
 ) -> LatentSampler:
     """Latents that the model makes of standard normal noise; see `LDMModule.sample_latents`."""
     draw_noise = standard_normal(ldm.vae.latent_dim)
@@ -52,6 +58,8 @@ def noise_to_latents(
     def draw(request: CrystalBatch, sources: Sequence[np.random.Generator]) -> Tensor:
         noise = draw_noise(request, sources).to(ldm.device)
         asked = request.to(ldm.device)
-        return ldm.sample_latents(asked, noise, sampling_steps, cfg_scale, conditions)
+        return ldm.sample_latents(
+            asked, noise, sampling_steps, cfg_scale, conditions, autoguidance=autoguidance
+        )
 
     return draw

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
-"""Predicts x_1 (N, Z) from x_t (N, Z) and the time, a scalar."""
+Denoise = Callable[[Tensor, float], Tensor]
+"""Predicts x_1 (N, Z) from x_t (N, Z) and the time."""
 
 
 def time_grid(num_steps: int, shift: float = 1.0) -> list[float]:
@@ -39,6 +38,6 @@ def solve(denoise: Denoise, noise: Tensor, num_steps: int, shift: float = 1.0) -
     """
     x = noise
     for t, t_next in pairwise(time_grid(num_steps, shift)):
-        predicted = denoise(x, torch.as_tensor(t, device=x.device, dtype=x.dtype))
+        predicted = denoise(x, t)
         x = predicted if t_next == 1 else x + (t_next - t) / (1 - t) * (predicted - x)
     return x
