@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from ase import Atoms
-from lightning import Trainer
+from lightning import Callback, Trainer
 from pymatgen.core import Structure
 from torch.utils.data import DataLoader
 
@@ -78,6 +78,43 @@ def test_guidance():
     torch.testing.assert_close(latents(3, {"density": 5.0}), nothing + 3 * (asked - nothing))
 
 
+def test_autoguidance():
+    """0 samples the guide, 1 the denoiser, and others go along the line between, early on."""
+    ldm = make_ldm()
+    noise = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
+
+    def latents(scale, steps=1):
+        return ldm.sample_latents(ASK, noise, steps, autoguidance=scale)
+
+    guide, denoiser = latents(0), latents(1)
+    assert (guide - denoiser).abs().max() > 1e-3
+    torch.testing.assert_close(latents(3), guide + 3 * (denoiser - guide))
+    ldm.guide = None  # it is not needed
+    assert torch.equal(latents(1), denoiser)
+
+
+def test_the_guide_learns_early_only(prototypes, tmp_path):
+    ldm = make_ldm(conditions=None, guide_share=0.5).train()
+    guides = [p.clone() for p in ldm.guide.parameters()]
+    moved = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, module, *args):
+            now = [p.clone() for p in module.guide.parameters()]
+            moved.append(any(not torch.equal(a, b) for a, b in zip(guides, now, strict=True)))
+            guides[:] = now
+
+    trainer = Trainer(
+        max_steps=8, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[Watch()],
+        limit_val_batches=0, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(ldm, prototypes)
+    # the first update is of the untrained weights
+    assert moved[1:] == [True] * 3 + [False] * 4
+    assert not any(p.requires_grad for p in ldm.guide.parameters())
+
+
 def test_requests_that_cannot_be_met():
     ldm = make_ldm()
     with pytest.raises(UserError, match="sampling_steps"):
@@ -89,7 +126,9 @@ def test_requests_that_cannot_be_met():
         ldm.sample(ASK)
     with pytest.raises(UserError, match=r"origins must be one of .*not 'center'"):
         make_ldm(origins="center")
-    for wrong in ({"time_std": 0.0}, {"condition_dropout": 1.5}):
+    with pytest.raises(UserError, match=r"pairing must be one of .*not 'sorted'"):
+        make_ldm(pairing="sorted")
+    for wrong in ({"time_std": 0.0}, {"condition_dropout": 1.5}, {"guide_share": 0.0}):
         with pytest.raises(UserError, match=r"time_std=.*condition_dropout="):
             make_ldm(**wrong)
 
