@@ -6,32 +6,27 @@ force.
 """
 
 import argparse
-import contextlib
-import io
-import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from src.utils.threads import limit_spinning
 
 limit_spinning()  # before torch is loaded
 
-from pymatgen.core import Structure  # noqa: E402
-
 from src.data.structures import read_structures  # noqa: E402
+from src.metrics.generation.stability import (  # noqa: E402
+    POTENTIAL,
+    QUANTILES,
+    energies_gained,
+    largest_forces,
+    quantiles,
+)
 from src.metrics.generation.validity import invalid_reason  # noqa: E402
 from src.utils.strict_json import write_json  # noqa: E402
-
-QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
-RELAXED = 0.05  # eV/Å, largest force at which a relaxation ends
-MAX_STEPS = 200
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -48,15 +43,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     valid = [crystal for crystal in crystals if invalid_reason(crystal) is None]
     forces = largest_forces(valid)
     figures: dict[str, Any] = {
-        "potential": "CHGNet 0.3.0",
+        "potential": POTENTIAL,
         "source": str(source),
         "num_crystals": len(crystals),
         "num_valid": len(valid),
-        "largest_force": _quantiles(forces),
+        "largest_force": quantiles(forces),
     }
     if args.relax:
-        figures["energy_gained"] = _quantiles(energies_gained(valid[: args.relax]))
-    table = Table(title=f"{source}: {len(valid)} valid of {len(crystals)} crystals, CHGNet 0.3.0")
+        figures["energy_gained"] = quantiles(energies_gained(valid[: args.relax]))
+    table = Table(title=f"{source}: {len(valid)} valid of {len(crystals)} crystals, {POTENTIAL}")
     table.add_column("quantile")
     for quantile in QUANTILES:
         table.add_column(f"{quantile:.0%}", justify="right")
@@ -68,54 +63,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if args.json:
         write_json(args.json, figures)
     return figures
-
-
-def largest_forces(crystals: Sequence[Structure]) -> list[float]:
-    """The largest force on an atom of each crystal, eV/Å; inf where the potential fails."""
-    potential = _load()
-    found = []
-    for crystal in track(crystals, "Forces", transient=True):
-        try:
-            forces = potential.predict_structure(crystal, task="ef")["f"]
-            largest = float(np.linalg.norm(forces, axis=1).max())
-        except Exception:  # an isolated atom, for example
-            largest = math.inf
-        found.append(largest if math.isfinite(largest) else math.inf)
-    return found
-
-
-def energies_gained(crystals: Sequence[Structure]) -> list[float]:
-    """The energy that each crystal gains when atoms and cell relax, eV/atom."""
-    from chgnet.model import StructOptimizer
-
-    optimizer: Any = StructOptimizer(model=_load(), use_device="cpu")
-    gained = []
-    for crystal in track(crystals, "Relaxing", transient=True):
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                result = optimizer.relax(crystal, fmax=RELAXED, steps=MAX_STEPS, verbose=False)
-            energies = result["trajectory"].energies
-            gained.append((energies[0] - energies[-1]) / len(crystal))
-        except Exception:
-            gained.append(math.inf)
-    return gained
-
-
-def _load() -> Any:
-    warnings.filterwarnings("ignore", module="chgnet")
-    from chgnet.model import CHGNet
-
-    return CHGNet.load(use_device="cpu", verbose=False)
-
-
-def _quantiles(values: Sequence[float]) -> dict[str, float]:
-    ordered = np.sort(values)
-    return {
-        str(q): float(ordered[min(int(q * len(ordered)), len(ordered) - 1)])
-        if len(ordered)
-        else math.nan
-        for q in QUANTILES
-    }
 
 
 if __name__ == "__main__":
