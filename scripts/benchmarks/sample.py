@@ -54,7 +54,7 @@ def run(
         num_crystals: how many to generate in each turn.
         batch_size: crystals at a time, for both.
         rounds: see `alternate`.
-        num_files: how many to write to files once, with the default number of steps; 0: none.
+        num_files: how many to write to files once, with each number of steps; 0: none.
     """
     keep_freed_memory()
     ldm = (LDMModule.load_from_checkpoint(checkpoint) if checkpoint else make_ldm()).to(device())
