@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     """Run one benchmark, print its tables, optionally write its rows, and return them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bench", choices=["data", "large", "prepare", "train", "infer",
-                                          "match", "scale", "busy"])  # fmt: skip
+                                          "match", "sample", "scale", "busy"])  # fmt: skip
     parser.add_argument(
         "--data-dir", type=Path, default=ROOT / "data" / "prototypes", help="folder of the crystals"
     )
@@ -46,6 +46,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--crystals", type=int, default=1024, help="crystals to use")
     parser.add_argument("--rounds", type=int, default=5, help="to take the median of")
     parser.add_argument("--tables", nargs="+", help="some of `match` only: pairs, noise, ...")
+    parser.add_argument("--checkpoint", type=Path, help="model for `sample`; default: random")
+    parser.add_argument("--files", type=int, default=0, help="crystals `sample` writes to files")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument("--picture", type=Path, default=Path("scale.png"), help="plot of `scale`")
     args = parser.parse_args(argv)
@@ -61,7 +63,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
 
 def _run(args: argparse.Namespace) -> list:
     # imported here to keep `--help` fast
-    from benchmarks import busy, data, infer, large, match, prepare, scale, train
+    from benchmarks import busy, data, infer, large, match, prepare, sample, scale, train
 
     from src.data import DataModule
     from src.data.split_files import find_split
@@ -89,6 +91,9 @@ def _run(args: argparse.Namespace) -> list:
     dataset = dataset.subset(order[: args.crystals])
     if args.bench == "busy":
         return busy.run(dataset, args.size, args.batch_size or 64, args.rounds, args.beside)
+    if args.bench == "sample":
+        size = args.batch_size or 256
+        return sample.run(dataset, args.checkpoint, args.crystals, size, args.rounds, args.files)
     bench = infer if args.bench == "infer" else train
     return bench.run(dataset, args.preset, args.batch_size or 256, args.rounds)
 

@@ -1,16 +1,22 @@
 """The notebooks run from top to bottom, and are committed without outputs."""
 
 import ast
+import math
 import re
 from importlib import import_module
 from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from IPython.core.inputtransformer2 import TransformerManager
+
+from src.utils.checkpoints import save_checkpoint
+from tests.ldm_module.conftest import CONDITIONS, make_ldm
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+SHIPPED_LDM = FOLDER.parent / "data" / "mp_20_small" / "ldm.ckpt"  # of the fifth
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -19,7 +25,7 @@ def notebook(request) -> nbformat.NotebookNode:
 
 
 def test_they_are_all_there():
-    assert [path.name[0] for path in NOTEBOOKS] == ["1", "2", "3", "4"]
+    assert [path.name[0] for path in NOTEBOOKS] == ["1", "2", "3", "4", "5"]
 
 
 def test_they_are_valid_and_without_outputs(notebook):
@@ -64,13 +70,35 @@ def test_what_they_import_is_there_under_its_present_name(notebook):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_they_run(path, monkeypatch):
     """Cells assert on what they compute, so a run without errors has the right results."""
+    monkeypatch.delenv("XTAL_CHECKPOINT", raising=False)
+    monkeypatch.delenv("XTAL_LDM_CHECKPOINT", raising=False)
+    if "mp_20_small" in path.read_text() and not SHIPPED_LDM.is_file():
+        pytest.skip(f"there is no {SHIPPED_LDM}")
+    expected = {"1_quickstart": 1, "2_latent_space": 4, "3_your_own_cifs": 1, "5_new_crystals": 3}
+    assert len(pictures_of(path)) == expected.get(path.stem, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("atom_type_predict", [True, False])
+def test_new_crystals_with_a_model_of_ones_own(tmp_path, monkeypatch, atom_type_predict):
+    """It has random weights, and all conditions that the notebook asks for."""
+    conditions = {**CONDITIONS, "properties": ["density"], "max_num_elements": 60}
+    ldm = make_ldm(atom_type_predict, conditions=conditions)
+    ldm.training_set = ldm.vae.training_set
+    with torch.no_grad():  # cells of about 3 Å per atom, so that structures are valid
+        ldm.vae.decoder.lattice_head.weight *= 0.1
+        ldm.vae.decoder.lattice_head.bias.copy_(torch.tensor([3.0] * 3 + [math.pi / 2] * 3))
+    save_checkpoint(ldm, tmp_path / "ldm.ckpt")
+    monkeypatch.setenv("XTAL_LDM_CHECKPOINT", str(tmp_path / "ldm.ckpt"))
+    assert len(pictures_of(FOLDER / "5_new_crystals.ipynb")) == 3
+
+
+def pictures_of(path: Path) -> list:
+    """Run a notebook; the pictures that it shows."""
     from nbclient import NotebookClient
 
-    monkeypatch.delenv("XTAL_CHECKPOINT", raising=False)
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(notebook, timeout=550, resources={"metadata": {"path": str(FOLDER)}})
     client.execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    pictures = [o for o in outputs if "image/png" in o.get("data", {})]
-    expected = {"1_quickstart": 1, "2_latent_space": 4, "3_your_own_cifs": 1}
-    assert len(pictures) == expected.get(path.stem, 2)
+    return [output for output in outputs if "image/png" in output.get("data", {})]

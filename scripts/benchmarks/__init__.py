@@ -31,13 +31,15 @@ class Row:
 Variant = Callable[[], float]
 
 
-def alternate(variants: Mapping[str, Variant], rounds: int, title: str) -> dict[str, float]:
+def alternate(
+    variants: Mapping[str, Variant], rounds: int, title: str, warm_up: bool = True
+) -> dict[str, float]:
     """Run all variants alternately, `rounds` times; return the median work per second of each.
 
-    An additional first round serves as warm-up and does not count.
+    Unless `warm_up` is False, there is an additional first round that does not count.
     """
     rates: dict[str, list[float]] = {name: [] for name in variants}
-    turns = [(k, name) for k in range(rounds + 1) for name in variants]
+    turns = [(k, name) for k in range(not warm_up, rounds + 1) for name in variants]
     for k, name in track(turns, title, transient=True):
         synchronize()
         start = time.perf_counter()

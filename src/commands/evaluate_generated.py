@@ -28,7 +28,7 @@ from src.utils.strict_json import write_json
 
 log = logging.getLogger(__name__)
 
-_SAMPLE_VAE_FILES = {"samples.extxyz", "samples.json", "cifs", "cifs.zip"}
+_SAMPLE_FILES = {"samples.extxyz", "samples.json", "cifs", "cifs.zip", "report.html"}
 _MAX_LOGGED = 20  # skipped entries; all of them are in skipped.csv
 
 
@@ -58,7 +58,7 @@ def evaluate_files(cfg: DictConfig) -> dict[str, Any]:
     output_dir = Path(cfg.output_dir or source.with_name(f"eval_{name}"))
     if (samples := source / "samples.extxyz").is_file():
         others = {path.name for path in source.iterdir() if not path.name.startswith(".")}
-        if others := others - _SAMPLE_VAE_FILES:
+        if others := others - _SAMPLE_FILES:
             log.warning(
                 "In %s, only samples.extxyz is evaluated; ignored: %s. To evaluate "
                 "another file, use input=FILE",

@@ -9,12 +9,15 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from src.commands.evaluate_generated import find_reference, read_crystals
 from src.commands.sample_files import join_rows, write_samples
 from src.commands.trained_model import load_shared, load_vae, move_to, run_folder
 from src.data.compositions import read_compositions
 from src.data.schema import CrystalBatch
+from src.data.structures import NamedStructure
 from src.ldm_module import LDMModule
 from src.ldm_module.sampling import generate_crystals
+from src.report import write_samples_report
 from src.utils.checksum import sha256_of
 from src.utils.config import to_plain
 from src.utils.errors import UserError
@@ -22,6 +25,8 @@ from src.utils.output import new_folder
 from src.vae_module.sampling import sample_crystals
 
 log = logging.getLogger(__name__)
+
+KNOWN_CRYSTALS = "known.csv.gz"  # beside a checkpoint that is shared with them
 
 
 def sample(cfg: DictConfig) -> dict[str, Any]:
@@ -59,7 +64,8 @@ def write_to_folder(
     `valid_structure`, `valid_composition` (see `src.metrics.generation.validity`), `written`
     (false if it cannot be written to a file, for example because a number is not finite), and
     `reason` (why the structure is invalid). Each batch is written as soon as it is decoded, so
-    memory does not limit the number of samples.
+    memory does not limit the number of samples. With `cfg.report`, there is also `report.html`, see
+    `write_samples_report`.
 
     Args:
         cfg: a composed `configs/sample_vae.yaml` or `configs/sample_ldm.yaml`.
@@ -77,6 +83,7 @@ def write_to_folder(
     output = Path(cfg.output or run_folder(cfg.ckpt_path) / "samples")
     if shard:
         output = output.with_name(f"{output.name}_{shard.replace('/', '_of_')}")
+    known = _known_crystals(cfg) if cfg.report else None
     batches = draw(
         num_samples=cfg.num_samples,
         num_atoms=to_plain(cfg.num_atoms),
@@ -104,6 +111,8 @@ def write_to_folder(
             "counts": counts,
         }
         join_rows(folder / "samples.json", header, rows)
+        if cfg.report:
+            write_samples_report(folder, *(known or ()))
     log.info(
         "Wrote %d samples to %s; valid: %s structures, %s compositions, %s both",
         counts["written"], output, *list(counts.values())[1:],
@@ -139,6 +148,18 @@ def shard_of(shard: str | None, num_samples: int) -> tuple[range, str | None]:
 def _check_format(cfg: DictConfig) -> None:
     if cfg.format not in ("folder", "zip"):
         raise UserError(f"format must be folder or zip, not {cfg.format!r}")
+    if cfg.known is not None and not cfg.report:
+        raise UserError(f"known={cfg.known} is for the report only: set report=true")
+
+
+def _known_crystals(cfg: DictConfig) -> tuple[list[NamedStructure], str] | None:
+    """The crystals of `cfg.known` and their path; None if there are none."""
+    beside = Path(cfg.ckpt_path).expanduser().with_name(KNOWN_CRYSTALS)
+    path = Path(cfg.known).expanduser() if cfg.known is not None else beside
+    if cfg.known is None and not path.is_file():
+        return None
+    reference = find_reference(path, "train")
+    return reference.crystals(read_crystals), str(reference)
 
 
 def _checksum(source: Path) -> str | None:

@@ -32,18 +32,6 @@ const NO_COLORING = ["id", "formula", "reason", "status", "status_default", "spa
 
 // Small helpers
 
-const $ = id => document.getElementById(id);
-
-function el(tag, properties = {}, ...children) {
-  const node = Object.assign(document.createElement(tag), properties);
-  node.append(...children);
-  return node;
-}
-
-const isPresent = value => value !== null && value !== undefined;
-const number = (value, unit = "", digits = 4) =>
-  isPresent(value) ? `${value.toFixed(digits)}${unit}` : "–";
-const percent = x => isPresent(x) ? `${(100 * x).toFixed(2)} %` : "–";
 const percents = fractions => fractions.map(x => isPresent(x) ? 100 * x : null);
 const label = name => LABELS[name] ?? name.replaceAll("_", " ");
 // plotly interprets tags in text
@@ -51,11 +39,6 @@ const escaped = text => String(text).replaceAll("&", "&amp;").replaceAll("<", "&
 
 /** Remove an element that has nothing to show. */
 const drop = id => $(id).remove();
-
-/** A formula such as Na2O with subscripts. */
-function formulaNodes(text) {
-  return text.split(/(\d+)/).map(part => /^\d+$/.test(part) ? el("sub", {}, part) : part);
-}
 
 /** A table; rows without any value are left out. */
 function table(caption, head, rows) {
@@ -114,8 +97,6 @@ function showSummary() {
     metrics.split && ["split ", metrics.split],
   ].filter(Boolean).flatMap(([name, value], i) => [i ? " · " : "", name, el("code", {}, value)]));
 
-  const tile = (name, value, note) => el("div", {className: "tile"},
-    el("span", {}, name), el("strong", {}, value), el("small", {}, note));
   const [cdvae, strict] = matchers;
   $("tiles").append(
     tile("Match rate", percent(metrics.match_rate), `${cdvae.name}: ${cdvae.settings}`),
@@ -190,12 +171,7 @@ class PairCard {
       matched ? `, rms ${number(crystals.rms[i])}` : `: ${reasonOf(i)}`,
       ` · ${crystals.num_atoms[i]} atoms`,
       crystals.spacegroup ? ` · space group ${spaceGroups(i)}` : "");
-    const used = new Set(pairs[i].flatMap(crystal => crystal?.numbers ?? []));
-    this.legend.replaceChildren(...[...used].map(n => {
-      const chip = el("i");
-      chip.style.background = `rgb(${elements[n].color})`;
-      return el("span", {}, chip, elements[n].symbol);
-    }));
+    this.legend.replaceChildren(...legendNodes(pairs[i], elements));
     this.views.forEach((view, k) => view.show(pairs[i][k]));
     this.camera.reset();
   }
@@ -211,22 +187,7 @@ function spaceGroups(i) {
 function showPairs() {
   const cards = Array.from({length: Math.min(PAIRS_PER_PAGE, pairs.length)}, () => new PairCard());
   $("grid").append(...cards.map(card => card.node));
-  const numPages = Math.ceil(pairs.length / PAIRS_PER_PAGE);
-  let page;
-  const goTo = number => {
-    page = number;
-    cards.forEach((card, k) => {
-      const i = page * PAIRS_PER_PAGE + k;
-      card.node.hidden = i >= pairs.length;
-      card.node.classList.remove("chosen");
-      if (i < pairs.length) card.show(i);
-    });
-    $("page").textContent = `Page ${page + 1} of ${numPages}`;
-    $("previous").disabled = page === 0;
-    $("next").disabled = page === numPages - 1;
-  };
-  $("previous").onclick = () => goTo(page - 1);
-  $("next").onclick = () => goTo(page + 1);
+  const goTo = paginate(cards, pairs.length, (card, k) => card.show(k));
   $("ids").append(...crystals.id.map((id, i) => el("option", {value: id}, crystals.formula[i])));
   $("choose").onchange = () => {
     const id = $("choose").value.trim();
@@ -242,7 +203,6 @@ function showPairs() {
       `${total.toLocaleString("en")} crystals are shown: half are the worst, half are drawn at ` +
       "random from the others. All metrics and charts cover all crystals.";
   }
-  goTo(0);
 }
 
 // Match rate by size and element

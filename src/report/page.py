@@ -113,7 +113,7 @@ def _page(evaluation: EvaluationFiles, maps: list[PlaneMap], shown: np.ndarray) 
     metrics, crystals = evaluation.metrics, evaluation.crystals.iloc[shown]
     pairs = [(evaluation.originals[i], evaluation.reconstructions[i]) for i in shown]
     data = {
-        "metrics": _to_json(metrics),
+        "metrics": rounded(metrics),
         "matchers": [
             {"name": name, "suffix": suffix, "settings": settings_text(settings), "color": color}
             for name, (suffix, settings, color) in zip(MATCHER_NAMES, MATCHERS, strict=True)
@@ -123,15 +123,15 @@ def _page(evaluation: EvaluationFiles, maps: list[PlaneMap], shown: np.ndarray) 
             for suffix, settings, color in NOISE_MATCHERS
         ],
         "total": len(evaluation.crystals),
-        "crystals": {name: _to_json(column.tolist()) for name, column in crystals.items()},
-        "pairs": [[_to_drawing(old), _to_drawing(new, like=old)] for old, new in pairs],
-        "elements": _elements([atoms for pair in pairs for atoms in pair]),
+        "crystals": {name: rounded(column.tolist()) for name, column in crystals.items()},
+        "pairs": [[to_drawing(old), to_drawing(new, like=old)] for old, new in pairs],
+        "elements": element_styles([atoms for pair in pairs for atoms in pair]),
         "maps": [
-            {"name": m.name, "points": _to_json(m.points[shown].T.tolist()), "axes": m.axes}
+            {"name": m.name, "points": rounded(m.points[shown].T.tolist()), "axes": m.axes}
             for m in maps
         ],
         "training": {
-            name: _to_json([steps.tolist(), values.tolist()])
+            name: rounded([steps.tolist(), values.tolist()])
             for name, (steps, values) in training_curves(evaluation.training).items()
         },
     }
@@ -144,11 +144,12 @@ def _page(evaluation: EvaluationFiles, maps: list[PlaneMap], shown: np.ndarray) 
         plotly=get_plotlyjs(),
         data=embed_json(data),
         crystals=here.joinpath("crystals.js").read_text("utf-8"),
+        shared=here.joinpath("shared.js").read_text("utf-8"),
         script=here.joinpath("page.js").read_text("utf-8"),
     )
 
 
-def _to_drawing(atoms: Atoms, like: Atoms | None = None) -> dict[str, Any] | None:
+def to_drawing(atoms: Atoms, like: Atoms | None = None) -> dict[str, Any] | None:
     """The input of `crystals.js`, in Å to three decimals; None if the crystal cannot be drawn."""
     if not is_drawable(atoms):
         return None
@@ -160,7 +161,8 @@ def _to_drawing(atoms: Atoms, like: Atoms | None = None) -> dict[str, Any] | Non
     }
 
 
-def _elements(crystals: list[Atoms]) -> dict[str, dict[str, Any]]:
+def element_styles(crystals: list[Atoms]) -> dict[str, dict[str, Any]]:
+    """Symbol, color and radius of each element in the crystals, by atomic number."""
     numbers = sorted({int(number) for atoms in crystals for number in atoms.numbers})
     return {
         str(number): {
@@ -172,12 +174,12 @@ def _elements(crystals: list[Atoms]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _to_json(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Round floats to five significant digits, and replace non-finite ones by None."""
     if isinstance(value, dict):
-        return {key: _to_json(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_to_json(item) for item in value]
+        return [rounded(item) for item in value]
     if isinstance(value, float):
         return float(f"{value:.5g}") if np.isfinite(value) else None
     return value

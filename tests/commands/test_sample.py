@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import ase.io
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -25,8 +27,10 @@ from src.commands.sample import sample, sample_crystals
 from src.data import CrystalBatch
 from src.data.cif import read_cif
 from src.data.compositions import parse_composition
+from src.data.readers import DataError
 from src.data.structures import read_structures
 from src.utils.checkpoints import CheckpointError, save_checkpoint
+from src.utils.errors import UserError
 from src.utils.output import OutputError
 from src.vae_module import VAEModule
 from src.vae_module.decoders.transformer import TransformerDecoder
@@ -320,6 +324,28 @@ def test_what_is_no_checkpoint(config, checkpoints, tmp_path, content):
     with pytest.raises(CheckpointError, match=r"bad\.ckpt"):
         sample(config(f"ckpt_path={path}"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_report_beside_known_crystals(config, tmp_path, monkeypatch):
+    seen = []
+
+    def report(folder, *known):
+        assert (folder / "samples.json").is_file()
+        seen.append(known)
+
+    monkeypatch.setattr(src.commands.sample, "write_samples_report", report)
+    shutil.copy(config().ckpt_path, tmp_path / "dng.ckpt")
+    here = [f"ckpt_path={tmp_path}/dng.ckpt", "report=true", "overwrite=true", "num_samples=2"]
+    sample(config(*here))
+    rows = pd.read_csv(ROOT / "data" / "prototypes" / "test.csv", nrows=3)
+    rows.to_csv(tmp_path / "known.csv.gz", index=False)
+    sample(config(*here))  # found beside the checkpoint
+    sample(config(*here, f"known={ROOT}/data/prototypes/val.csv"))
+    assert [len(known[0]) if known else 0 for known in seen] == [0, 3, 500]
+    with pytest.raises(UserError, match="set report=true"):
+        sample(config("known=x"))
+    with pytest.raises(DataError, match="no file or folder"):
+        sample(config(*here, "known=nowhere.csv"))
 
 
 def test_an_unknown_format(config):

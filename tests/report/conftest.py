@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from ase import Atoms
+from pymatgen.io.ase import AseAtomsAdaptor
 from safetensors.numpy import save_file
 
 from src.data.cif import read_cif
+from src.data.structures import NamedStructure
 
 PROTOTYPES = Path(__file__).resolve().parents[2] / "data" / "prototypes" / "val.csv"
 NUM_CRYSTALS = 14
@@ -62,6 +64,38 @@ def make_folder(crystals, tmp_path):
         metrics = {**FLAT, **(BLOCKS if blocks else {})}
         (folder / "metrics.json").write_text(json.dumps(metrics))
         return folder
+
+    return make
+
+
+@pytest.fixture
+def make_samples(crystals, tmp_path):
+    """Write a folder of samples; of 3 known crystals, the first two are the first two samples.
+
+    The third has the formula of sample 2. Sample 5 is invalid and could not be written.
+    """
+
+    def make() -> tuple[Path, list[NamedStructure]]:
+        folder = tmp_path / "samples"
+        folder.mkdir()
+        rows, written = [], []
+        for k, crystal in enumerate(crystals):
+            row = {"id": f"sample-{k:06d}", "formula": "Na1 Cl1", "num_atoms": len(crystal)}
+            row |= {"valid_structure": k != 5, "valid_composition": k % 2 == 0, "written": k != 5}
+            rows.append({**row, "reason": None if k != 5 else "the cell has no volume"})
+            if k != 5:
+                atoms = crystal.copy()
+                atoms.info = {"id": row["id"]}
+                written.append(atoms)
+        ase.io.write(folder / "samples.extxyz", written, format="extxyz")
+        counts = {"written": 13, "valid_structure": 13, "valid_composition": 7, "valid": 7}
+        content = {"checkpoint": "ldm.ckpt", "seed": 0, "conditions": {}, "counts": counts}
+        (folder / "samples.json").write_text(json.dumps({**content, "samples": rows}))
+        other = crystals[2].copy()
+        other.set_cell(other.cell.array @ np.diag([2, 1, 0.4]), scale_atoms=True)
+        known = [AseAtomsAdaptor.get_structure(each) for each in [*crystals[:2], other]]
+        named = [NamedStructure(f"known-{k}", each, Path("x")) for k, each in enumerate(known)]
+        return folder, named
 
     return make
 

@@ -1,6 +1,7 @@
 """Check the files of a report and their contents."""
 
 import json
+import re
 import sys
 import types
 from html.parser import HTMLParser
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from src.data.readers import DataError
-from src.report import write_report
+from src.report import write_report, write_samples_report
 from src.report.figures import by_num_atoms_figure, noise_figure, training_curves
 from src.report.files import EvaluationFiles
 from src.report.maps import plane_maps, principal_components
@@ -60,7 +61,7 @@ def test_a_complete_report(make_folder):
             assert len(picture.convert("RGB").getcolors(2**24)) > 20, path
     page = Page(folder / "report.html")
     assert "Reconstruction of 14 crystals (test)" in page.html
-    assert len(page.scripts) == 4
+    assert len(page.scripts) == 5
     assert "plotly.js" in page.scripts[0][:200]
     data = page.data
     assert data["crystals"]["id"] == [f"id-{k}" for k in WORST_FIRST]
@@ -130,7 +131,7 @@ def test_hostile_text_is_escaped(make_folder):
     (folder / "metrics.json").write_text(json.dumps(metrics))
     write_report(folder)
     page = Page(folder / "report.html")
-    assert len(page.scripts) == 4
+    assert len(page.scripts) == 5
     assert not [tag for tag, _ in page.elements if tag == "img"]
     assert "alert(1)</script>" not in page.html
     assert page.data["crystals"]["id"][0] == HOSTILE
@@ -317,3 +318,25 @@ def test_training_curves():
     ((name, (steps, values)),) = training_curves(table).items()
     assert (name, steps.tolist(), values.tolist()) == ("val/loss", [1], [2])
     assert training_curves(pd.DataFrame({"val/loss": [1.0]})) == {}
+
+
+def test_the_page_of_samples(make_samples):
+    folder, known = make_samples()
+    write_samples_report(folder, known, HOSTILE)
+    text = (folder / "report.html").read_text()
+    assert HOSTILE not in text
+    data = json.loads(re.search(r'type="application/json">(.*?)</script>', text)[1])
+    assert data["about"] == [["checkpoint", "ldm.ckpt"], ["seed", "0"]]
+    assert data["known"]["count"] == 3
+    samples = data["samples"]
+    assert [s["formula"] for s in samples] == ["NaCl"] * 14
+    assert [samples[k]["known"]["id"] for k in range(3)] == ["known-0", "known-1", "known-2"]
+    assert samples[0]["known"]["rms"] == pytest.approx(0, abs=1e-3)
+    assert samples[2]["known"]["rms"] is None
+    assert all("known" not in sample for sample in samples[3:])
+    assert samples[5]["crystal"] is None
+    assert re.fullmatch(r"\S+ \(\d+\)", samples[0]["space_group"])
+
+    write_samples_report(folder, max_crystals=4)
+    data = json.loads(re.search(r'json">(.*?)</script>', (folder / "report.html").read_text())[1])
+    assert (data["known"], data["total"], len(data["samples"])) == (None, 14, 4)

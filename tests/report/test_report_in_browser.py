@@ -10,7 +10,7 @@ from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 
-from src.report import write_report  # noqa: E402
+from src.report import write_report, write_samples_report  # noqa: E402
 
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = [
@@ -134,6 +134,42 @@ def test_a_report_in_use(make_folder, driver):
     assert errors(driver) == []
     loaded = "return performance.getEntriesByType('resource').map(entry => entry.name)"
     assert driver.execute_script(loaded) == []
+    assert requests(driver) == [(folder / "report.html").as_uri()]
+
+
+def test_a_page_of_samples(make_samples, driver):
+    folder, known = make_samples()
+    write_samples_report(folder, known, "a <b>source</b>")
+    open_page(driver, folder)
+    assert driver.title == "14 generated crystals"
+    tiles = [tile.text for tile in driver.find_elements(By.CSS_SELECTOR, ".tile strong")]
+    assert tiles == ["92.9 %", "50.0 %", "50.0 %", "2", "3"]
+    ids = [f"sample-{k:06d}" for k in range(14)]
+    assert shown_ids(driver) == ids[:12]
+    driver.find_element(By.ID, "next").click()
+    assert shown_ids(driver) == ids[12:]
+
+    options = driver.find_elements(By.CSS_SELECTOR, "#filter option")
+    assert [option.text for option in options] == [
+        "all (14)", "valid (7)", "not valid (7)", "like a known crystal (2)",
+        "of a known formula, otherwise new (1)", "of a new formula (10)",
+    ]  # fmt: skip
+    options[3].click()
+    assert shown_ids(driver) == ids[:2]
+    captions = [c.text for c in driver.find_elements(By.CSS_SELECTOR, "figcaption") if c.text]
+    assert captions[0] == "generated"
+    assert "known-0: matches, rms 0.000" in captions[1]
+    canvases = driver.find_elements(By.CSS_SELECTOR, ".pair canvas")[:2]
+    before = [picture(driver, canvas) for canvas in canvases]
+    for canvas in canvases:
+        assert driver.execute_script(NUM_DRAWN, canvas) > 500
+    ActionChains(driver).drag_and_drop_by_offset(canvases[0], 40, 25).perform()
+    after = [picture(driver, canvas) for canvas in canvases]
+    assert after[0] != before[0]
+    assert after[1] == before[1]  # cells have no common orientation
+    options[5].click()
+    assert "no known crystal has this formula" in driver.find_element(By.ID, "grid").text
+    assert errors(driver) == []
     assert requests(driver) == [(folder / "report.html").as_uri()]
 
 

@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from src.utils.checkpoints import save_checkpoint
 from src.utils.processes import num_cpus
+from tests.ldm_module.conftest import make_ldm
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -81,6 +84,36 @@ def test_infer(benchmark, tmp_path, monkeypatch):
     assert {row["bench"].split(": ")[1] for row in rows if row["unit"] == "crystals/s"} == {
         "encode", "decode", "sample", "sample to Structure",
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_sample(benchmark, tmp_path, monkeypatch):
+    from benchmarks import sample
+
+    monkeypatch.setattr(sample, "NUM_JUDGED", 8)
+    monkeypatch.setattr(sample, "DENSE_STEPS", 20)
+    save_checkpoint(make_ldm(), tmp_path / "ldm.ckpt")
+    path = tmp_path / "rows.json"
+    given = ["--crystals", "8", "--files", "4", "--rounds", "1", "--json", str(path)]
+    benchmark.main(["sample", *given, "--checkpoint", str(tmp_path / "ldm.ckpt")])
+    rows = json.loads(path.read_text())
+    speed = [row for row in rows if row["unit"] == "crystals/s"]
+    assert [row["ratio"] for row in speed[::4]] == [1.0, 1.0]
+    assert sum(row["unit"] == "%" for row in rows) == 12
+    assert [row["variant"] for row in rows[-3:]] == ["50 steps", "20 steps", "10 steps"]
+
+
+def test_the_dense_sampler_leaves_out_padding(benchmark):
+    from benchmarks import sample
+
+    dense = sample.DenseSampler(make_ldm()).eval()
+    x, t = torch.randn(2, 20, dense.latent_dim), torch.tensor([500, 500])
+    padding = torch.arange(20) >= torch.tensor([[3], [20]])
+    with torch.no_grad():
+        one = dense.predict_noise(x, t, padding)
+        other = dense.predict_noise(x.masked_fill(padding[..., None], 9.0), t, padding)
+    torch.testing.assert_close(one[0, :3], other[0, :3])
+    torch.testing.assert_close(one[1], other[1])
 
 
 @pytest.mark.slow

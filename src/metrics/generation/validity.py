@@ -11,7 +11,7 @@ import math
 import numpy as np
 from pymatgen.core import Composition, DummySpecies, Structure
 
-from src.data.cif import CrystalError, check_crystal
+from src.data.cif import Crystal, CrystalError, check_crystal, signed_volume
 from src.data.structures import to_crystal
 
 # CDVAE (Xie et al., ICLR 2022), scripts/eval_utils.py
@@ -27,7 +27,7 @@ def is_valid_structure(structure: Structure) -> bool:
     return invalid_reason(structure) is None
 
 
-def invalid_reason(structure: Structure) -> str | None:
+def invalid_reason(structure: Structure | Crystal) -> str | None:
     """Describe in one line what is wrong with a crystal's geometry; None if it is valid.
 
     A crystal is valid if no two atoms are closer than 0.5 Å and its cell has at least 0.1 Å^3.
@@ -37,13 +37,16 @@ def invalid_reason(structure: Structure) -> str | None:
     """
     try:
         with np.errstate(all="ignore"):  # coordinates and cells may be arbitrary
-            crystal = to_crystal(structure)
+            crystal = structure if isinstance(structure, Crystal) else to_crystal(structure)
             check_crystal(crystal, max_atomic_number=_HEAVIEST_ELEMENT, min_distance=MIN_DISTANCE)
+            volume = abs(signed_volume(crystal.lattice))
     except CrystalError as error:
         return str(error)
-    if structure.volume < MIN_VOLUME:
-        return f"the cell volume is {structure.volume:.3f} Å^3, less than {MIN_VOLUME}"
-    return None
+    return (
+        f"the cell volume is {volume:.3f} Å^3, less than {MIN_VOLUME}"
+        if volume < MIN_VOLUME
+        else None
+    )
 
 
 def is_valid_composition(composition: Composition) -> bool:
@@ -79,15 +82,15 @@ def is_valid_composition(composition: Composition) -> bool:
 
 @functools.lru_cache(maxsize=2**17)
 def _is_valid_formula(formula: str) -> bool:
-    from smact import Element, metals
+    from smact import metals
     from smact.screening import smact_validity
 
     composition = Composition(formula)
     symbols = [element.symbol for element in composition]
     try:
-        if not all(symbol in metals for symbol in symbols):
-            states = [len(Element(symbol).oxidation_states_smact14 or ()) for symbol in symbols]
-            if math.prod(states) > _MAX_COMBINATIONS:
+        if any(symbol not in metals for symbol in symbols):
+            combinations = math.prod(map(_num_oxidation_states, symbols))
+            if combinations > _MAX_COMBINATIONS:
                 return False
         return smact_validity(
             composition,
@@ -99,3 +102,10 @@ def _is_valid_formula(formula: str) -> bool:
         )
     except KeyError:  # SMACT has no data on one of the elements
         return False
+
+
+@functools.cache  # because SMACT reads files to make an element
+def _num_oxidation_states(symbol: str) -> int:
+    from smact import Element
+
+    return len(Element(symbol).oxidation_states_smact14 or ())

@@ -6,7 +6,7 @@ import pytest
 from pymatgen.core import Composition, Lattice, Structure
 
 from src.data.cif import read_cif
-from src.data.structures import to_structure
+from src.data.structures import to_crystal, to_structure
 from src.metrics.generation import validity
 from src.metrics.generation.validity import invalid_reason, is_valid_composition, is_valid_structure
 
@@ -53,6 +53,7 @@ class TestStructure:
             alone = structure.get_neighbor_list(0.5)[3].size == 0
             verdicts.append(alone and structure.volume >= 0.1)
             assert is_valid_structure(structure) is verdicts[-1]
+            assert invalid_reason(to_crystal(structure)) == invalid_reason(structure)
         assert 10 < sum(verdicts) < 50
 
 
