@@ -37,6 +37,9 @@ class CrystalModule(PretrainedModule):
         # loss terms and gradient norm of the last training step, for callbacks
         self.last_step: dict[str, Tensor] = {}
         self._seed: int | None = None  # of the run
+        # what stays the same during a run; saved in checkpoints, so that a continued run can check
+        self.run_record: dict[str, Any] | None = None
+        self._optimizer_settings: list[dict[str, Any]] = []  # of each group of parameters
 
     def on_fit_start(self) -> None:
         self._seed = torch.initial_seed()
@@ -50,6 +53,27 @@ class CrystalModule(PretrainedModule):
         # early. It then does not restore the loader's state when a run resumes within an epoch, so
         # restore it here.
         self.trainer.fit_loop._load_combined_loader_states()
+        if self.trainer.ckpt_path is not None:
+            self._restore_optimizer_settings()
+
+    def _restore_optimizer_settings(self) -> None:
+        """Let the settings of this run act again, after those of a checkpoint were loaded.
+
+        The state of an optimizer holds its learning rate, weight decay and the like, and that of a
+        schedule the base learning rates, as they were when the checkpoint was written.
+        """
+        (optimizer,) = self.trainer.optimizers
+        scheduler: Any = self.trainer.lr_scheduler_configs[0].scheduler
+        for i, settings in enumerate(self._optimizer_settings):
+            lr = settings["lr"]
+            scheduler.base_lrs[i] = lr
+            factor = scheduler.lr_lambdas[i](scheduler.last_epoch)
+            optimizer.param_groups[i].update(settings, initial_lr=lr, lr=lr * factor)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.run_record is not None:
+            checkpoint["run_record"] = self.run_record
 
     def step_generator(self, batch_idx: int) -> torch.Generator:
         """The random generator of a training step, which depends only on the seed, step and batch.
@@ -92,6 +116,10 @@ class CrystalModule(PretrainedModule):
         trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
         optimizer = build(self.optimizer, torch.optim.Optimizer, trained, allow=TRUSTED_MODULES)
         schedule = build(self.scheduler, Schedule, allow=TRUSTED_MODULES)  # type: ignore[type-abstract]
+        self._optimizer_settings = [
+            {name: group[name] for name in ("lr", *self.optimizer) if name in group}
+            for group in optimizer.param_groups
+        ]
 
         def factor(step: int) -> float:
             return schedule(step, run_progress(self.trainer, step))

@@ -28,6 +28,7 @@ class VAETraining(TrainingTask[VAEModule]):
     group = "vae_module"
     objective = "crmse"
     module_class = VAEModule
+    fixed = ("encoder", "decoder", "latent_dim", "atom_type_predict", "quant_bias")
     foreign_callbacks = (SamplePictures,)
 
     def check(self, cfg: DictConfig) -> None:

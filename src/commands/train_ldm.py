@@ -48,6 +48,7 @@ class LDMTraining(TrainingTask[LDMModule]):
     group = "ldm_module"
     objective = "best_val_loss"
     module_class = LDMModule
+    fixed = ("denoiser", "conditions", "origins")
     foreign_callbacks = (MatchRate, ReconstructionPictures)
 
     def check(self, cfg: DictConfig) -> None:

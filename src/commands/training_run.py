@@ -24,15 +24,10 @@ from rich.table import Table
 from src.base import CrystalModule
 from src.callbacks import LastCheckpoint, StopWhenTold
 from src.callbacks.throughput import Throughput
+from src.commands.resuming import CONFIG, find_resume, run_record
 from src.commands.trained_model import SPLITS_FILE, kept_splits, warn_of_other_cell
 from src.data import DataModule
-from src.utils.checkpoints import (
-    CheckpointError,
-    check_weights,
-    find_last,
-    load_checkpoint,
-    load_resumable,
-)
+from src.utils.checkpoints import check_weights, load_checkpoint
 from src.utils.config import to_plain
 from src.utils.csv_logger import CSVLogger
 from src.utils.errors import UserError
@@ -56,6 +51,8 @@ class TrainingTask(ABC, Generic[M]):
     objective: ClassVar[str]
     """The figure of the summary that a sweep minimizes."""
     module_class: type[M]
+    fixed: ClassVar[tuple[str, ...]]
+    """The arguments of the module that determine what is computed with its weights."""
     foreign_callbacks: ClassVar[tuple[type[Callback], ...]] = ()
     """Callbacks for other kinds of module, which would fail during the training."""
 
@@ -119,8 +116,6 @@ def run_training(
             logging.getLogger().setLevel(logging.ERROR)
             return _train(cfg, task, output_dir, callbacks, signals)
         with lock_folder(output_dir), own_wandb_run():
-            with new_file(output_dir / "config.yaml", overwrite=True) as path:
-                OmegaConf.save(_with_absolute_paths(cfg), path, resolve=True)
             return _train(cfg, task, output_dir, callbacks, signals)
 
 
@@ -154,17 +149,21 @@ def _train(
     if cfg.compile:
         module.compile_networks()
     trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=_loggers(cfg))
-    resume_from, first_step = _find_resume(cfg.resume_from, output_dir, module)
+    module.run_record = run_record(cfg, datamodule, trainer)
+    resumed = find_resume(
+        _with_absolute_paths(cfg), output_dir, task.group, task.fixed, module, trainer
+    )
     for logger in trainer.loggers:
         if isinstance(logger, CSVLogger):
-            logger.continue_from(first_step)
+            logger.continue_from(resumed.step)
     _log_start(cfg, module, datamodule, trainer)
+    config_before = _write_config(cfg, output_dir)
 
     start = time.monotonic()
     with warnings.catch_warnings():
-        if resume_from is not None:
+        if resumed.path is not None:
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
-        trainer.fit(module, datamodule, ckpt_path=resume_from, weights_only=True)
+        trainer.fit(module, datamodule, ckpt_path=resumed.path, weights_only=True)
     time_s = time.monotonic() - start
     for callback in callbacks:
         if isinstance(callback, LastCheckpoint):
@@ -173,7 +172,11 @@ def _train(
     if not trainer.is_global_zero:
         return {task.objective: math.nan}
     summary_file = output_dir / "summary.json"
-    if resume_from is not None and trainer.global_step == first_step and summary_file.is_file():
+    took_no_step = resumed.path is not None and trainer.global_step == resumed.step
+    if took_no_step and summary_file.is_file():
+        if config_before is not None:  # the settings of this command did nothing
+            with new_file(output_dir / CONFIG, overwrite=True) as path:
+                path.write_text(config_before)
         log.warning(
             "The run in %s is finished, and stays as it is: a larger trainer.max_epochs (or "
             "max_steps, or max_time) would continue it",
@@ -203,6 +206,21 @@ def _keep_splits(datamodule: DataModule, output_dir: Path) -> None:
     if _is_first_process() and source is not None and source.is_file() and source != target:
         with new_file(target, overwrite=True) as path:
             shutil.copyfile(source, path)
+
+
+def _write_config(cfg: DictConfig, output_dir: Path) -> str | None:
+    """Write the settings of a run that is about to start or to continue.
+
+    Returns:
+        The content of the file before, None if there was none.
+    """
+    if not _is_first_process():
+        return None
+    file = output_dir / CONFIG
+    before = file.read_text() if file.is_file() else None
+    with new_file(file, overwrite=True) as path:
+        OmegaConf.save(_with_absolute_paths(cfg), path, resolve=True)
+    return before
 
 
 def _with_absolute_paths(cfg: DictConfig) -> DictConfig:
@@ -251,44 +269,6 @@ def _instantiate_all(configs: DictConfig | None) -> list[Any]:
 
 def _loggers(cfg: DictConfig) -> list[Logger] | bool:
     return _instantiate_all(cfg.get("logger")) or False
-
-
-def _find_resume(
-    resume_from: str | None, output_dir: Path, module: CrystalModule
-) -> tuple[str | None, int]:
-    """The checkpoint that `resume_from` means, a path or `last`, and its step.
-
-    `last` means the last checkpoint in this run folder. If there is none, a new run starts, so a
-    job that may be requeued can always use `last`.
-
-    Raises:
-        CheckpointError: if the checkpoint belongs to another model or optimizer than this run.
-    """
-    if resume_from is None:
-        return None, 0
-    if resume_from == "last":
-        found = find_last(output_dir / "checkpoints")
-    else:
-        found = Path(resume_from), load_resumable(resume_from)
-    if found is None:
-        log.warning(
-            "resume_from=last: there is no run to continue in %s (hydra.run.dir), so a new one "
-            "starts",
-            output_dir,
-        )
-        return None, 0
-    path, checkpoint = found
-    check_weights(module, checkpoint, path)
-    optimizer = module.optimizer["_target_"]
-    stored = (checkpoint.get("hyper_parameters") or {}).get("optimizer", {})
-    begun_with = stored.get("_target_", optimizer)
-    if begun_with != optimizer:
-        raise CheckpointError(
-            f"the run of {path} was begun with {begun_with}, whose state {optimizer} cannot use: "
-            "continue it with that optimizer, or start a new run from its weights with ckpt_path"
-        )
-    log.info("Continuing from %s, after step %d", path, checkpoint["global_step"])
-    return str(path), checkpoint["global_step"]
 
 
 def _is_first_process() -> bool:
