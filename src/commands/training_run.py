@@ -29,10 +29,9 @@ from src.commands.trained_model import SPLITS_FILE, kept_splits, warn_of_other_c
 from src.data import DataModule
 from src.utils.checkpoints import check_weights, load_checkpoint
 from src.utils.config import to_plain
-from src.utils.csv_logger import CSVLogger
 from src.utils.errors import UserError
 from src.utils.lock import lock_folder
-from src.utils.loggers import own_wandb_run
+from src.utils.loggers import ContinuesFrom, own_wandb_run
 from src.utils.memory import keep_freed_memory
 from src.utils.output import new_file
 from src.utils.strict_json import write_json
@@ -154,7 +153,7 @@ def _train(
         _with_absolute_paths(cfg), output_dir, task.group, task.fixed, module, trainer
     )
     for logger in trainer.loggers:
-        if isinstance(logger, CSVLogger):
+        if isinstance(logger, ContinuesFrom):
             logger.continue_from(resumed.step)
     _log_start(cfg, module, datamodule, trainer)
     config_before = _write_config(cfg, output_dir)
