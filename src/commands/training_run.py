@@ -110,7 +110,7 @@ def run_training(
                 f"callbacks=..., or use callbacks=none"
             )
     goes_on = any(isinstance(c, LastCheckpoint) for c in callbacks)
-    with at_most_threads(cfg.get("num_threads")), StopWhenTold(goes_on) as signals:
+    with at_most_threads(cfg.get("num_threads")), StopWhenTold(goes_on, output_dir) as signals:
         if not _is_first_process():  # only the first one logs and writes
             logging.getLogger().setLevel(logging.ERROR)
             return _train(cfg, task, output_dir, callbacks, signals)
