@@ -25,6 +25,14 @@ from src.base import CrystalModule
 from src.callbacks import LastCheckpoint, StopWhenTold
 from src.callbacks.throughput import Throughput
 from src.commands.resuming import CONFIG, find_resume, run_record
+from src.commands.starting import (
+    batch_size_for,
+    is_automatic,
+    is_given,
+    load_start,
+    with_settings_of,
+    with_small_networks,
+)
 from src.commands.trained_model import SPLITS_FILE, kept_splits, warn_of_other_cell
 from src.data import DataModule
 from src.utils.checkpoints import check_weights, load_checkpoint
@@ -47,6 +55,8 @@ class TrainingTask(ABC, Generic[M]):
 
     group: ClassVar[str]
     """The key of the config that the module is built from."""
+    size_group: ClassVar[str]
+    """The group of configs for sizes of the module."""
     objective: ClassVar[str]
     """The figure of the summary that a sweep minimizes."""
     module_class: type[M]
@@ -58,8 +68,13 @@ class TrainingTask(ABC, Generic[M]):
     def check(self, cfg: DictConfig) -> None:
         """Raise a `UserError` for settings that would end the run only after the training."""
 
-    def build(self, cfg: DictConfig) -> M:
-        """The module to train."""
+    def build(self, cfg: DictConfig, start: M | None = None) -> M:
+        """The module to train.
+
+        Args:
+            cfg: the config of the run.
+            start: the module whose weights it is to have, if any.
+        """
         return instantiate(cfg[self.group])
 
     @abstractmethod
@@ -69,6 +84,15 @@ class TrainingTask(ABC, Generic[M]):
         Args:
             module: the best checkpoint, on the device of the run.
         """
+
+    def evaluate_start(
+        self, module: M, datamodule: DataModule, cfg: DictConfig
+    ) -> dict[str, Any] | None:
+        """Figures of the weights that a run starts from, for `summary.json`; None for none."""
+        return None
+
+    def warn_of_figures(self, summary: dict[str, Any]) -> None:
+        """Warn if the figures call for another training."""
 
     @abstractmethod
     def table(self, summary: dict[str, Any]) -> Table:
@@ -109,6 +133,8 @@ def run_training(
                 f"the callback {type(callback).__name__} is for another kind of model: leave out "
                 f"callbacks=..., or use callbacks=none"
             )
+    if not cfg.init_from:
+        cfg = with_small_networks(cfg, task.group, task.size_group)
     goes_on = any(isinstance(c, LastCheckpoint) for c in callbacks)
     with at_most_threads(cfg.get("num_threads")), StopWhenTold(goes_on, output_dir) as signals:
         if not _is_first_process():  # only the first one logs and writes
@@ -132,14 +158,24 @@ def _train(
     torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
     keep_freed_memory()
 
+    start = None
+    if cfg.init_from:
+        if cfg.ckpt_path:
+            raise UserError("give either init_from or ckpt_path, not both")
+        start = load_start(task.module_class, cfg.init_from)
+        cfg = with_settings_of(start, cfg, task.group, task.fixed)
     same_run = cfg.resume_from == "last"
     datamodule: DataModule = instantiate(
         {**to_plain(cfg.data), **(kept_splits(output_dir) if same_run else {})}
     )
-    module: CrystalModule = task.build(cfg)
+    module: CrystalModule = task.build(cfg, start)
     datamodule.prepare_data()
     _keep_splits(datamodule, output_dir)
-    if cfg.ckpt_path:
+    cfg = _fit_batches(cfg, datamodule)
+    if start is not None:
+        check_weights(module, {"state_dict": start.state_dict()}, cfg.init_from)
+        module.load_state_dict(start.state_dict())
+    elif cfg.ckpt_path:
         weights = load_checkpoint(cfg.ckpt_path)
         check_weights(module, weights, cfg.ckpt_path)
         module.load_state_dict(weights["state_dict"])
@@ -157,13 +193,16 @@ def _train(
             logger.continue_from(resumed.step)
     _log_start(cfg, module, datamodule, trainer)
     config_before = _write_config(cfg, output_dir)
+    before = None
+    if (start is not None or cfg.ckpt_path) and resumed.path is None and trainer.is_global_zero:
+        before = task.evaluate_start(module.to(trainer.strategy.root_device), datamodule, cfg)
 
-    start = time.monotonic()
+    began = time.monotonic()
     with warnings.catch_warnings():
         if resumed.path is not None:
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
         trainer.fit(module, datamodule, ckpt_path=resumed.path, weights_only=True)
-    time_s = time.monotonic() - start
+    time_s = time.monotonic() - began
     for callback in callbacks:
         if isinstance(callback, LastCheckpoint):
             callback.heed_late_signal()
@@ -184,6 +223,9 @@ def _train(
         return json.loads(summary_file.read_text())
     summary = _summarize(task, trainer, module, datamodule, time_s, cfg)
     summary["seed"] = cfg.seed
+    if before is not None:
+        summary["before_training"] = before
+    task.warn_of_figures(summary)
     with new_file(summary_file, overwrite=True) as path:
         write_json(path, summary)
     signals.is_done()
@@ -207,6 +249,21 @@ def _keep_splits(datamodule: DataModule, output_dir: Path) -> None:
             shutil.copyfile(source, path)
 
 
+def _fit_batches(cfg: DictConfig, datamodule: DataModule) -> DictConfig:
+    """Use smaller batches for few crystals, if no batch size was asked for."""
+    number = len(datamodule.dataset("train"))
+    size = batch_size_for(number, cfg.data.batch_size)
+    if not is_automatic() or is_given("data.batch_size") or size == cfg.data.batch_size:
+        return cfg
+    cfg = cfg.copy()
+    cfg.data.batch_size = datamodule.batch_size = size
+    log.info(
+        "data.batch_size=%d, since there are %d training crystals: %d steps an epoch",
+        size, number, -(-number // size),
+    )  # fmt: skip
+    return cfg
+
+
 def _write_config(cfg: DictConfig, output_dir: Path) -> str | None:
     """Write the settings of a run that is about to start or to continue.
 
@@ -225,8 +282,9 @@ def _write_config(cfg: DictConfig, output_dir: Path) -> str | None:
 def _with_absolute_paths(cfg: DictConfig) -> DictConfig:
     """Make paths absolute, so that a saved config is valid from any working directory."""
     cfg = cfg.copy()
-    for key in ("data.data_dir", "data.property_file", "data.split_file", "ckpt_path"):
-        if path := OmegaConf.select(cfg, key):
+    for key in ("data.data_dir", "data.property_file", "data.split_file", "ckpt_path", "init_from"):
+        path = OmegaConf.select(cfg, key)
+        if path and not (key == "init_from" and not Path(path).expanduser().exists()):  # on the Hub
             OmegaConf.update(cfg, key, str(Path(path).expanduser().absolute()))
     return cfg
 
@@ -255,11 +313,17 @@ def _summarize(
         # begun, not completed: a run resumed at its end does not complete its last epoch again
         "epochs": trainer.fit_loop.epoch_progress.current.ready,
         "steps": trainer.global_step,
+        "best_epoch": _epoch_of(checkpoint),
         "best_val_loss": math.nan if best_score is None else float(best_score),
         "num_parameters": sum(p.numel() for p in module.parameters()),
         "precision": str(trainer.precision),
         "checkpoint": checkpoint,
     }
+
+
+def _epoch_of(checkpoint: str | None) -> int | None:
+    """The number of epochs that the model of a checkpoint was trained for."""
+    return None if checkpoint is None else load_checkpoint(checkpoint).get("epoch", -1) + 1
 
 
 def _instantiate_all(configs: DictConfig | None) -> list[Any]:

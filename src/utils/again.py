@@ -18,7 +18,7 @@ def how_to_continue(folder: str | Path) -> str:
     given = [
         override
         for override in hydra.overrides.task
-        if not override.lstrip("+").startswith(("resume_from=", "ckpt_path=", "init_from="))
+        if not override.lstrip("+").startswith(("resume_from=", "ckpt_path="))
     ]
     program = [sys.argv[0]] if not sys.argv[0].endswith(".py") else ["python", sys.argv[0]]
     last = ["resume_from=last", f"hydra.run.dir={folder}"]
