@@ -20,6 +20,7 @@ def how_to_continue(folder: str | Path) -> str:
         for override in hydra.overrides.task
         if not override.lstrip("+").startswith(("resume_from=", "ckpt_path="))
     ]
-    program = [sys.argv[0]] if not sys.argv[0].endswith(".py") else ["python", sys.argv[0]]
+    script = sys.argv[0]
+    program = ["python", script] if script.endswith(".py") else [Path(script).name]
     last = ["resume_from=last", f"hydra.run.dir={folder}"]
     return f"to continue: {shlex.join([*program, *given, *last])}"

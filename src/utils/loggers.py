@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch.loggers import TensorBoardLogger as LightningTensorBoardLogger
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from src.utils.output import new_file
@@ -27,7 +27,7 @@ class ContinuesFrom(Protocol):
         ...
 
 
-class OwnWandbLogger(WandbLogger):
+class WandbLogger(LightningWandbLogger):
     """Lightning's `WandbLogger`, with one Weights & Biases run for each run, also if continued.
 
     The ID of the Weights & Biases run is kept in `wandb_run_id` in `save_dir`. A new run in the
@@ -60,7 +60,7 @@ class TensorBoardLogger(LightningTensorBoardLogger):
 
 
 def wandb_logger(**kwargs: Any) -> WandbLogger:
-    """An `OwnWandbLogger` that never prompts: without an API key, it logs offline.
+    """An `WandbLogger` that never prompts: without an API key, it logs offline.
 
     `WANDB_MODE` takes precedence if it is set. The arguments are those of `WandbLogger`.
     """
@@ -68,7 +68,7 @@ def wandb_logger(**kwargs: Any) -> WandbLogger:
     if kwargs["offline"]:
         # Lightning only sets WANDB_MODE, but wandb already read it when it looked for the key
         kwargs.setdefault("mode", "offline")
-    return OwnWandbLogger(**kwargs)
+    return WandbLogger(**kwargs)
 
 
 def _has_wandb_key() -> bool:

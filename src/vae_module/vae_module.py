@@ -312,9 +312,7 @@ class VAEModule(CrystalModule):
         prediction = self._predict({**encoded, "x": x})
         loss, terms = self._loss(prediction, posterior, target, geometry_weights=geometry_weights)
         self.last_step = {f"{name}_loss": term.detach() for name, term in terms.items()}
-        if self.is_logged_step():
-            figures = {"loss": loss.detach(), **self.last_step}
-            self.log_figures("train", figures, sync_dist=True, batch_size=len(batch.num_atoms))
+        self.log_training(loss, len(batch.num_atoms))
         return loss
 
     def validation_step(self, batch: CrystalBatch, batch_idx: int) -> None:
