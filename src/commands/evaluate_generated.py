@@ -264,6 +264,7 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
         ("valid composition (SMACT)", "valid_composition", "%"),
         ("valid structure and composition", "valid", "%"),
         (f"unique, among valid structures ({settings})", "unique", "%"),
+        ("  groups of matching crystals, in any order", "unique_groups", "%"),
         ("novel, among valid structures", "novel", "%"),
         ("unique and novel, among valid structures", "unique_and_novel", "%"),
         ("valid, unique and novel, among all", "valid_unique_and_novel", "%"),
