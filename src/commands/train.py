@@ -147,5 +147,5 @@ def _evaluate_split(
     indices = torch.arange(len(dataset) if number is None else min(number, len(dataset)))
     batches = (dataset.batch(part) for part in indices.split(datamodule.eval_batch_size))
     with open_matcher(cfg.eval.matcher, cfg.eval.num_workers, cfg.eval.timeout) as matcher:
-        figures = evaluate_reconstruction(module, batches, matcher, progress=True)
+        figures = evaluate_reconstruction(module, batches, matcher, f"matching, {split} split")
     return {**figures, "crystals_evaluated": len(indices), "matcher": matcher.name}

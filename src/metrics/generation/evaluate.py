@@ -370,7 +370,9 @@ def connected_groups(
         if first_of(pair[0]) != first_of(pair[1])
     ]
     if pairs:
-        results = matcher.match(crystals, crystals, settings, pairs=pairs, progress=progress)  # type: ignore[arg-type]
+        either: Any = crystals  # each matcher takes its own kind
+        title = progress and "groups"
+        results = matcher.match(either, either, settings, pairs=pairs, progress=title)
         for (i, j), result in zip(pairs, results, strict=True):
             if result.matched:
                 connect(i, j)
