@@ -1,26 +1,15 @@
 """Evaluate generated crystals: `python src/eval_generated.py input=FOLDER reference=FOLDER`."""
 
-import os
-from pathlib import Path
-
-import hydra
 from omegaconf import DictConfig
 
-ROOT = Path(__file__).resolve().parents[1]
-os.environ.setdefault("PROJECT_ROOT", str(ROOT))
-
-from src.utils.threads import limit_spinning  # noqa: E402
-
-limit_spinning()  # before torch is loaded
-
-from src.commands.evaluate_generated import evaluate_files  # noqa: E402
-from src.utils.errors import exit_on_user_error  # noqa: E402
+from src.utils.entry import command
 
 
-@hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="eval_generated")
-@exit_on_user_error
+@command(config_name="eval_generated")
 def main(cfg: DictConfig) -> None:
     """Write the figures of a set of generated crystals."""
+    from src.commands.evaluate_generated import evaluate_files
+
     evaluate_files(cfg)
 
 

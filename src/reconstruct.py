@@ -1,26 +1,15 @@
 """Reconstruct crystals: `python src/reconstruct.py ckpt_path=PATH input=PATH output=FOLDER`."""
 
-import os
-from pathlib import Path
-
-import hydra
 from omegaconf import DictConfig
 
-ROOT = Path(__file__).resolve().parents[1]
-os.environ.setdefault("PROJECT_ROOT", str(ROOT))
-
-from src.utils.threads import limit_spinning  # noqa: E402
-
-limit_spinning()  # before torch is loaded
-
-from src.commands.reconstruct import reconstruct  # noqa: E402
-from src.utils.errors import exit_on_user_error  # noqa: E402
+from src.utils.entry import command
 
 
-@hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="reconstruct")
-@exit_on_user_error
+@command(config_name="reconstruct")
 def main(cfg: DictConfig) -> None:
     """Write the crystals of files as a checkpoint reconstructs them."""
+    from src.commands.reconstruct import reconstruct
+
     reconstruct(cfg)
 
 

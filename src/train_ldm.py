@@ -1,27 +1,16 @@
 """Train a prior over the latents of a VAE:
 `python src/train_ldm.py experiment=mp_20/ldm_dng vae_ckpt_path=PATH`."""
 
-import os
-from pathlib import Path
-
-import hydra
 from omegaconf import DictConfig
 
-ROOT = Path(__file__).resolve().parents[1]
-os.environ.setdefault("PROJECT_ROOT", str(ROOT))
-
-from src.utils.threads import limit_spinning  # noqa: E402
-
-limit_spinning()  # before torch is loaded
-
-from src.commands.train_ldm import train_ldm  # noqa: E402
-from src.utils.errors import exit_on_user_error  # noqa: E402
+from src.utils.entry import command
 
 
-@hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="train_ldm")
-@exit_on_user_error
+@command(config_name="train_ldm")
 def main(cfg: DictConfig) -> float:
     """Train; returns what a sweep minimizes."""
+    from src.commands.train_ldm import train_ldm
+
     return train_ldm(cfg)["best_val_loss"]
 
 

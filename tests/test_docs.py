@@ -295,7 +295,10 @@ SMALL = {
     "reconstruct": ["num_workers=1", "overwrite=true"],
     "encode_vae": ["overwrite=true"],
 }  # fmt: skip
-NOT_RUN = re.compile(r"trainer=ddp|launcher=|imported|debug=|CHECKPOINT|MP_20|PEROV_5|CARBON_24")
+NOT_RUN = re.compile(
+    r"trainer=ddp|init_from=|my data/set|sweeps/lr|launcher=|imported|debug=|CHECKPOINT|MP_20"
+    r"|PEROV_5|CARBON_24"
+)
 
 RUNNER = """
 import importlib, json, sys

@@ -37,6 +37,12 @@ class CrystalModule(PretrainedModule):
         # loss terms and gradient norm of the last training step, for callbacks
         self.last_step: dict[str, Tensor] = {}
         self._seed: int | None = None  # of the run
+        # sums of loss and terms over the crystals since they were last logged, and their number
+        self._sums: dict[str, Tensor] = {}
+        self._num_summed = 0
+        # what stays the same during a run; saved in checkpoints, so that a continued run can check
+        self.run_record: dict[str, Any] | None = None
+        self._optimizer_settings: list[dict[str, Any]] = []  # of each group of parameters
 
     def on_fit_start(self) -> None:
         self._seed = torch.initial_seed()
@@ -50,6 +56,35 @@ class CrystalModule(PretrainedModule):
         # early. It then does not restore the loader's state when a run resumes within an epoch, so
         # restore it here.
         self.trainer.fit_loop._load_combined_loader_states()
+        if self.trainer.ckpt_path is not None:
+            self._restore_optimizer_settings()
+
+    def _restore_optimizer_settings(self) -> None:
+        """Let the settings of this run act again, after those of a checkpoint were loaded.
+
+        The state of an optimizer holds its learning rate, weight decay and the like, and that of a
+        schedule the base learning rates, as they were when the checkpoint was written.
+        """
+        (optimizer,) = self.trainer.optimizers
+        scheduler: Any = self.trainer.lr_scheduler_configs[0].scheduler
+        for i, settings in enumerate(self._optimizer_settings):
+            lr = settings["lr"]
+            scheduler.base_lrs[i] = lr
+            factor = scheduler.lr_lambdas[i](scheduler.last_epoch)
+            optimizer.param_groups[i].update(settings, initial_lr=lr, lr=lr * factor)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.run_record is not None:
+            checkpoint["run_record"] = self.run_record
+        if self._num_summed:
+            sums = {name: value.cpu() for name, value in self._sums.items()}
+            checkpoint["not_yet_logged"] = {"sums": sums, "crystals": self._num_summed}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if waiting := checkpoint.get("not_yet_logged"):
+            self._sums, self._num_summed = dict(waiting["sums"]), waiting["crystals"]
 
     def step_generator(self, batch_idx: int) -> torch.Generator:
         """The random generator of a training step, which depends only on the seed, step and batch.
@@ -70,9 +105,28 @@ class CrystalModule(PretrainedModule):
         torch.manual_seed((generator.initial_seed() + 1 + self.global_rank) % 2**63)
 
     def is_logged_step(self) -> bool:
-        """Whether the current training step logs; if not, computing metrics is wasted time."""
+        """Whether the current training step logs."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every > 0 and (self.global_step + 1) % every == 0
+
+    def log_training(self, loss: Tensor, num_crystals: int) -> None:
+        """Log the mean of the loss and its terms over the crystals since they were last logged.
+
+        Call this in each training step, after `last_step` is set. A single step would depend on its
+        few crystals.
+        """
+        if not self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        for name, value in {"loss": loss, **self.last_step}.items():
+            # as a new tensor, without waiting for the device
+            weighted = value.detach().float() * num_crystals
+            before = self._sums.get(name)
+            self._sums[name] = weighted if before is None else before.to(value.device) + weighted
+        self._num_summed += num_crystals
+        if self.is_logged_step():
+            means = {name: value / self._num_summed for name, value in self._sums.items()}
+            self.log_figures("train", means, sync_dist=True, batch_size=num_crystals)
+            self._sums, self._num_summed = {}, 0
 
     def compile_networks(self) -> None:
         """Compile the networks (for ours, only the Transformers) in place, for any batch shape.
@@ -92,6 +146,10 @@ class CrystalModule(PretrainedModule):
         trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
         optimizer = build(self.optimizer, torch.optim.Optimizer, trained, allow=TRUSTED_MODULES)
         schedule = build(self.scheduler, Schedule, allow=TRUSTED_MODULES)  # type: ignore[type-abstract]
+        self._optimizer_settings = [
+            {name: group[name] for name in ("lr", *self.optimizer) if name in group}
+            for group in optimizer.param_groups
+        ]
 
         def factor(step: int) -> float:
             return schedule(step, run_progress(self.trainer, step))

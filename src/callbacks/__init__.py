@@ -4,6 +4,7 @@ from src.callbacks.last_checkpoint import LastCheckpoint, StopWhenTold
 from src.callbacks.learning_rate import LearningRate
 from src.callbacks.match_rate import MatchRate
 from src.callbacks.pictures import ReconstructionPictures, SamplePictures
+from src.callbacks.progress_bar import ProgressBar
 from src.callbacks.stop_at_nan import NonFiniteError, StopAtNaN
 from src.callbacks.throughput import Throughput
 from src.callbacks.validation_budget import ValidationBudget
@@ -13,6 +14,7 @@ __all__ = [
     "LearningRate",
     "MatchRate",
     "NonFiniteError",
+    "ProgressBar",
     "ReconstructionPictures",
     "SamplePictures",
     "StopAtNaN",

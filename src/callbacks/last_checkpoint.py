@@ -14,20 +14,23 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from src.callbacks.every_n_epochs import look_every_n_steps
+from src.utils.again import how_to_continue
 from src.utils.checkpoints import LAST
 
 log = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+UNHANDLED = (signal.SIG_DFL, signal.default_int_handler)  # how Python begins
 
 
 class LastCheckpoint(Checkpoint):
     """Keeps `last.ckpt`, from which an interrupted run can resume.
 
     It is written after each validation, every `every_n_steps` steps, when the run ends, and on
-    SIGTERM or SIGUSR1. On a signal, the current step is completed first, and the process then exits
-    with 128 plus the signal number (143 or 138), as is usual in a shell. Under Slurm, SIGUSR1
-    (`sbatch --signal=USR1@120`) also requeues the job.
+    SIGTERM, SIGUSR1 or SIGINT (Ctrl-C). On a signal, the current step is completed first, and the
+    process then exits with 128 plus the signal number (143, 138 or 130), as is usual in a shell.
+    Under Slurm, SIGUSR1 (`sbatch --signal=USR1@120`) also requeues the job. A second Ctrl-C ends
+    the process at once, without saving.
 
     Loggers are flushed to disk before the checkpoint is written. Place this callback after all
     callbacks whose state the checkpoint should contain, including other checkpoint callbacks.
@@ -143,18 +146,20 @@ class LastCheckpoint(Checkpoint):
             SystemExit: if a signal arrived.
         """
         if self._received:
-            _end(self._received)
+            _end(self._received, self.path.parents[1])
 
     def _receive(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT:
+            if self._received == signal.SIGINT:
+                raise SystemExit(128 + number)
+            log.warning("Ctrl-C: saving after this step (once more: stop without saving)")
         self._received = number
 
     def _exit(self, trainer: Trainer) -> NoReturn:
         log.warning(
-            "%s: stopped after step %d, saved in %s (resume_from=last hydra.run.dir=... continues)",
-            signal.Signals(self._signal).name,
-            self._saved,
-            self.path,
-        )
+            "%s: stopped after step %d, saved in %s; %s",
+            _name(self._signal), self._saved, self.path, how_to_continue(self.path.parents[1]),
+        )  # fmt: skip
         if (
             self._signal == signal.SIGUSR1
             and trainer.is_global_zero
@@ -166,7 +171,7 @@ class LastCheckpoint(Checkpoint):
 
 
 class StopWhenTold:
-    """Makes SIGTERM and SIGUSR1 end a run immediately, outside its training steps.
+    """Makes SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) end a run immediately, outside its training steps.
 
     The exit codes are those of `LastCheckpoint`, which has its own handlers during training. As
     there, SIGUSR1 requeues a Slurm job.
@@ -181,17 +186,20 @@ class StopWhenTold:
 
     Args:
         active: whether the run can be resumed at all.
+        folder: of the run, to say how to continue it.
     """
 
-    def __init__(self, active: bool = True) -> None:
+    def __init__(self, active: bool = True, folder: str | Path | None = None) -> None:
         self.active = active
-        self._replaced: list[signal.Signals] = []
+        self.folder = folder
+        self._replaced: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         if self.active and threading.current_thread() is threading.main_thread():
-            self._replaced = [n for n in SIGNALS if signal.getsignal(n) is signal.SIG_DFL]
+            handlers = {number: signal.getsignal(number) for number in SIGNALS}
+            self._replaced = {n: handler for n, handler in handlers.items() if handler in UNHANDLED}
         for number in self._replaced:
-            signal.signal(number, _stop)
+            signal.signal(number, self._stop)
         return self
 
     def is_done(self) -> None:
@@ -200,21 +208,26 @@ class StopWhenTold:
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
     def __exit__(self, *_: object) -> None:
-        for number in self._replaced:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in self._replaced.items():
+            signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: Any) -> NoReturn:
+        for each in SIGNALS:  # a second signal would interrupt the cleanup after the first
+            signal.signal(each, signal.SIG_IGN)
+        _end(number, self.folder)
 
 
-def _stop(number: int, frame: Any) -> NoReturn:
-    for each in SIGNALS:  # a second signal would interrupt the cleanup after the first
-        signal.signal(each, signal.SIG_IGN)
-    _end(number)
+def _name(number: int) -> str:
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
-def _end(number: int) -> NoReturn:
+def _end(number: int, folder: str | Path | None) -> NoReturn:
+    then = how_to_continue(folder) if folder else "resume_from=last continues"
     log.warning(
-        "%s: stopped before the first or after the last step; the same command continues from the "
-        "last checkpoint, if there is one (resume_from=last hydra.run.dir=...)",
-        signal.Signals(number).name,
+        "%s: stopped before the first or after the last training step, so nothing is saved beyond "
+        "the last checkpoint, if there is one; %s",
+        _name(number),
+        then,
     )
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     if number == signal.SIGUSR1 and first and "SLURM_JOB_ID" in os.environ:

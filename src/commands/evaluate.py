@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save
 
-from src.commands.trained_model import load_data, load_vae, run_folder
+from src.commands.trained_model import load_data, load_vae, results_folder, run_folder
 from src.data.schema import CrystalBatch
 from src.metrics.matching import CDVAE, PYMATGEN, open_matcher
 from src.metrics.reconstruction.invariance import TRANSFORMATIONS
@@ -24,7 +24,7 @@ from src.report import write_report
 from src.utils.checksum import sha256_of
 from src.utils.errors import UserError
 from src.utils.geometry import transform
-from src.utils.output import new_folder
+from src.utils.output import new_folder, output_of
 from src.utils.strict_json import json_ready, write_json
 from src.vae_module.elements import check_dataset, readers
 from src.vae_module.evaluation import Evaluation, evaluate_vae
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Evaluate a checkpoint as configured in `configs/eval_vae.yaml` and write the results.
 
-    The folder `cfg.output_dir` (by default `eval_SPLIT` in the run folder) contains
+    The folder `cfg.output` (by default `eval_SPLIT` in the run folder) contains
     `metrics.json`, `per_crystal.csv`, `original.extxyz`, `reconstruction.extxyz`,
     `latents.safetensors` (`pooled`), `training.csv` if the run has a `metrics.csv`, and
     `report.html` with `figures/`. The crystals have the same order and IDs in all files, but some
@@ -54,7 +54,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     if cfg.num_crystals is not None and cfg.num_crystals < 1:
         raise UserError(f"num_crystals must be at least 1 (null: all), not {cfg.num_crystals}")
     run_dir = run_folder(checkpoint)
-    output_dir = Path(cfg.output_dir or run_dir / f"eval_{cfg.split}")
+    output_dir = output_of(cfg, results_folder(checkpoint) / f"eval_{cfg.split}")
     with new_folder(output_dir, marker="metrics.json", overwrite=cfg.overwrite) as folder:
         datamodule = load_data(cfg, vae)
         dataset = datamodule.dataset(cfg.split)

@@ -23,7 +23,7 @@ from src.metrics.generation.evaluate import CoverageCutoffs, Verdict, evaluate_g
 from src.metrics.matching import MatcherSettings
 from src.utils.errors import UserError
 from src.utils.formulas import reduced_formula
-from src.utils.output import new_folder
+from src.utils.output import new_folder, output_of
 from src.utils.strict_json import write_json
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ _MAX_LOGGED = 20  # skipped entries; all of them are in skipped.csv
 def evaluate_files(cfg: DictConfig) -> dict[str, Any]:
     """Evaluate generated crystals as configured in `configs/eval_generated.yaml`.
 
-    Writes these files to `cfg.output_dir` (by default `eval_NAME` next to the input):
+    Writes these files to `cfg.output` (by default `eval_NAME` next to the input):
 
     - `metrics.json`: the metrics from `evaluate_generated`, `num_skipped` (number of entries in the
       input that could not be read; they are not included in any fraction), and the paths of the
@@ -55,7 +55,7 @@ def evaluate_files(cfg: DictConfig) -> dict[str, Any]:
     """
     source = Path(cfg.input).expanduser().absolute()
     name = source.name if source.is_dir() else source.name.partition(".")[0]
-    output_dir = Path(cfg.output_dir or source.with_name(f"eval_{name}"))
+    output_dir = output_of(cfg, source.with_name(f"eval_{name}"))
     if (samples := source / "samples.extxyz").is_file():
         others = {path.name for path in source.iterdir() if not path.name.startswith(".")}
         if others := others - _SAMPLE_FILES:
@@ -264,6 +264,7 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
         ("valid composition (SMACT)", "valid_composition", "%"),
         ("valid structure and composition", "valid", "%"),
         (f"unique, among valid structures ({settings})", "unique", "%"),
+        ("  groups of matching crystals, in any order", "unique_groups", "%"),
         ("novel, among valid structures", "novel", "%"),
         ("unique and novel, among valid structures", "unique_and_novel", "%"),
         ("valid, unique and novel, among all", "valid_unique_and_novel", "%"),

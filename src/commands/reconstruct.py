@@ -150,7 +150,7 @@ def _compare(
     matcher: AnyMatcher,
 ) -> pd.DataFrame:
     """A row for each crystal; changes are reconstruction minus original, in Å and degrees."""
-    results = matcher.match(originals, structures, SETTINGS, progress=True)
+    results = matcher.match(originals, structures, SETTINGS, progress="matching reconstructions")
     rows = []
     for item, old, new, cdvae, default in zip(items, originals, structures, *results, strict=True):
         row: dict[str, Any] = {

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from src.commands.evaluate_generated import find_reference, read_crystals
 from src.commands.sample_files import join_rows, write_samples
-from src.commands.trained_model import load_shared, load_vae, move_to, run_folder
+from src.commands.trained_model import load_shared, load_vae, move_to, results_folder
 from src.data.compositions import read_compositions
 from src.data.schema import CrystalBatch
 from src.data.structures import NamedStructure
@@ -21,7 +21,7 @@ from src.report import write_samples_report
 from src.utils.checksum import sha256_of
 from src.utils.config import to_plain
 from src.utils.errors import UserError
-from src.utils.output import new_folder
+from src.utils.output import new_folder, output_of
 from src.vae_module.sampling import sample_crystals
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def write_to_folder(
             samples can be written.
     """
     indices, shard = shard_of(cfg.get("shard"), cfg.num_samples)
-    output = Path(cfg.output or run_folder(cfg.ckpt_path) / "samples")
+    output = output_of(cfg, results_folder(cfg.ckpt_path) / "samples")
     if shard:
         output = output.with_name(f"{output.name}_{shard.replace('/', '_of_')}")
     known = _known_crystals(cfg) if cfg.report else None

@@ -21,7 +21,7 @@ from omegaconf.errors import ConfigKeyError
 
 from src.commands.sweep import report_sweep, write_status
 from src.commands.train import train
-from src.utils.config import to_plain
+from src.utils.config import flatten, to_plain
 from src.utils.errors import UserError
 from src.utils.lock import lock_folder
 from src.utils.output import new_file
@@ -236,7 +236,8 @@ def _open_study(cfg: DictConfig) -> optuna.Study:
         )
     # with the same seed, a continued search would draw the values of the first trials again
     study.sampler = instantiate(settings.sampler, seed=settings.seed + len(study.trials))
-    now = _flatten({name: to_plain(cfg[name]) for name in SETTINGS})
+    settings_now = flatten({name: to_plain(cfg[name]) for name in SETTINGS})
+    now = {name: value for name, value in settings_now.items() if name not in MAY_CHANGE}
     if _monitor_sign(settings, pruner) < 0:
         # a study that was started without the sign stored values that are not comparable
         now["hparams_search.monitor"] = f"-{settings.monitor}"
@@ -264,16 +265,6 @@ def _storage(url: str | None) -> RDBStorage | str | None:
     if url and re.match("sqlite:///(?!.*memory).", url):
         return RDBStorage(url, engine_kwargs={"poolclass": NullPool})
     return url
-
-
-def _flatten(value: Any, name: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict) or not value:
-        return {} if name in MAY_CHANGE else {name: value}
-    return {
-        key: item
-        for child, below in value.items()
-        for key, item in _flatten(below, f"{name}.{child}" if name else str(child)).items()
-    }
 
 
 def _counts(trial: optuna.trial.FrozenTrial) -> bool:

@@ -28,6 +28,7 @@ ROWS = [
     ("match rate (stol 0.5, ltol 0.3, angle 10°)", "match_rate", "{:.2%}"),
     ("  RMSE of matched pairs", "rmse", "{:.4f}"),
     ("best validation loss", "best_val_loss", "{:.4f}"),
+    ("  after epoch", "best_epoch", "{}"),
     ("time", "time_s", "{:.0f} s"),
     ("  of which training steps", "training_steps_s", "{:.0f} s"),
     ("epochs", "epochs", "{}"),
@@ -46,8 +47,10 @@ class LDMTraining(TrainingTask[LDMModule]):
     """Training a prior, judged by the crystals that it generates."""
 
     group = "ldm_module"
+    size_group = "ldm_size"
     objective = "best_val_loss"
     module_class = LDMModule
+    fixed = ("denoiser", "conditions", "origins")
     foreign_callbacks = (MatchRate, ReconstructionPictures)
 
     def check(self, cfg: DictConfig) -> None:
@@ -57,7 +60,14 @@ class LDMTraining(TrainingTask[LDMModule]):
                 f"eval.sampling_steps={cfg.eval.sampling_steps} at least 1"
             )
 
-    def build(self, cfg: DictConfig) -> LDMModule:
+    def build(self, cfg: DictConfig, start: LDMModule | None = None) -> LDMModule:
+        if start is not None and cfg.vae_ckpt_path is None:
+            return instantiate(cfg.ldm_module, vae=start.vae)
+        if cfg.vae_ckpt_path is None:
+            raise UserError(
+                "vae_ckpt_path is not set: add vae_ckpt_path=VALUE to the command, the VAE whose "
+                "latents the model is to learn"
+            )
         vae = load_shared(VAEModule, cfg.vae_ckpt_path, "src/train_vae.py")
         trained_on = (vae.read_options or {}).get("cell")
         if trained_on not in (None, cfg.data.cell):

@@ -1,6 +1,7 @@
 """Load a checkpoint's model and the data it was trained on; shared by several commands."""
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -87,6 +88,17 @@ def run_folder(checkpoint: str | Path) -> Path:
     folder that it is in."""
     folder = Path(checkpoint).expanduser().resolve().parent
     return folder.parent if folder.name == "checkpoints" else folder
+
+
+def results_folder(checkpoint: str | Path) -> Path:
+    """Where results of a checkpoint go by default: to its run folder (see `run_folder`).
+
+    For a checkpoint that comes with a data set of the project, it is a folder in `logs`, since the
+    folder of the data is for data.
+    """
+    folder = run_folder(checkpoint)
+    project = Path(os.environ.get("PROJECT_ROOT", ".")).resolve()
+    return project / "logs" / folder.name if folder.parent == project / "data" else folder
 
 
 def load_data(cfg: DictConfig, vae: VAEModule | None = None) -> DataModule:

@@ -24,20 +24,22 @@ from rich.table import Table
 from src.base import CrystalModule
 from src.callbacks import LastCheckpoint, StopWhenTold
 from src.callbacks.throughput import Throughput
+from src.commands.resuming import CONFIG, find_resume, run_record
+from src.commands.starting import (
+    batch_size_for,
+    is_automatic,
+    is_given,
+    load_start,
+    with_settings_of,
+    with_small_networks,
+)
 from src.commands.trained_model import SPLITS_FILE, kept_splits, warn_of_other_cell
 from src.data import DataModule
-from src.utils.checkpoints import (
-    CheckpointError,
-    check_weights,
-    find_last,
-    load_checkpoint,
-    load_resumable,
-)
+from src.utils.checkpoints import check_weights, load_checkpoint
 from src.utils.config import to_plain
-from src.utils.csv_logger import CSVLogger
 from src.utils.errors import UserError
 from src.utils.lock import lock_folder
-from src.utils.loggers import own_wandb_run
+from src.utils.loggers import ContinuesFrom, own_wandb_run
 from src.utils.memory import keep_freed_memory
 from src.utils.output import new_file
 from src.utils.strict_json import write_json
@@ -53,17 +55,26 @@ class TrainingTask(ABC, Generic[M]):
 
     group: ClassVar[str]
     """The key of the config that the module is built from."""
+    size_group: ClassVar[str]
+    """The group of configs for sizes of the module."""
     objective: ClassVar[str]
     """The figure of the summary that a sweep minimizes."""
     module_class: type[M]
+    fixed: ClassVar[tuple[str, ...]]
+    """The arguments of the module that determine what is computed with its weights."""
     foreign_callbacks: ClassVar[tuple[type[Callback], ...]] = ()
     """Callbacks for other kinds of module, which would fail during the training."""
 
     def check(self, cfg: DictConfig) -> None:
         """Raise a `UserError` for settings that would end the run only after the training."""
 
-    def build(self, cfg: DictConfig) -> M:
-        """The module to train."""
+    def build(self, cfg: DictConfig, start: M | None = None) -> M:
+        """The module to train.
+
+        Args:
+            cfg: the config of the run.
+            start: the module whose weights it is to have, if any.
+        """
         return instantiate(cfg[self.group])
 
     @abstractmethod
@@ -73,6 +84,15 @@ class TrainingTask(ABC, Generic[M]):
         Args:
             module: the best checkpoint, on the device of the run.
         """
+
+    def evaluate_start(
+        self, module: M, datamodule: DataModule, cfg: DictConfig
+    ) -> dict[str, Any] | None:
+        """Figures of the weights that a run starts from, for `summary.json`; None for none."""
+        return None
+
+    def warn_of_figures(self, summary: dict[str, Any]) -> None:
+        """Warn if the figures call for another training."""
 
     @abstractmethod
     def table(self, summary: dict[str, Any]) -> Table:
@@ -113,14 +133,14 @@ def run_training(
                 f"the callback {type(callback).__name__} is for another kind of model: leave out "
                 f"callbacks=..., or use callbacks=none"
             )
+    if not cfg.init_from:
+        cfg = with_small_networks(cfg, task.group, task.size_group)
     goes_on = any(isinstance(c, LastCheckpoint) for c in callbacks)
-    with at_most_threads(cfg.get("num_threads")), StopWhenTold(goes_on) as signals:
+    with at_most_threads(cfg.get("num_threads")), StopWhenTold(goes_on, output_dir) as signals:
         if not _is_first_process():  # only the first one logs and writes
             logging.getLogger().setLevel(logging.ERROR)
             return _train(cfg, task, output_dir, callbacks, signals)
         with lock_folder(output_dir), own_wandb_run():
-            with new_file(output_dir / "config.yaml", overwrite=True) as path:
-                OmegaConf.save(_with_absolute_paths(cfg), path, resolve=True)
             return _train(cfg, task, output_dir, callbacks, signals)
 
 
@@ -138,14 +158,24 @@ def _train(
     torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
     keep_freed_memory()
 
+    start = None
+    if cfg.init_from:
+        if cfg.ckpt_path:
+            raise UserError("give either init_from or ckpt_path, not both")
+        start = load_start(task.module_class, cfg.init_from)
+        cfg = with_settings_of(start, cfg, task.group, task.fixed)
     same_run = cfg.resume_from == "last"
     datamodule: DataModule = instantiate(
         {**to_plain(cfg.data), **(kept_splits(output_dir) if same_run else {})}
     )
-    module: CrystalModule = task.build(cfg)
+    module: CrystalModule = task.build(cfg, start)
     datamodule.prepare_data()
     _keep_splits(datamodule, output_dir)
-    if cfg.ckpt_path:
+    cfg = _fit_batches(cfg, datamodule)
+    if start is not None:
+        check_weights(module, {"state_dict": start.state_dict()}, cfg.init_from)
+        module.load_state_dict(start.state_dict())
+    elif cfg.ckpt_path:
         weights = load_checkpoint(cfg.ckpt_path)
         check_weights(module, weights, cfg.ckpt_path)
         module.load_state_dict(weights["state_dict"])
@@ -154,18 +184,25 @@ def _train(
     if cfg.compile:
         module.compile_networks()
     trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=_loggers(cfg))
-    resume_from, first_step = _find_resume(cfg.resume_from, output_dir, module)
+    module.run_record = run_record(cfg, datamodule, trainer)
+    resumed = find_resume(
+        _with_absolute_paths(cfg), output_dir, task.group, task.fixed, module, trainer
+    )
     for logger in trainer.loggers:
-        if isinstance(logger, CSVLogger):
-            logger.continue_from(first_step)
+        if isinstance(logger, ContinuesFrom):
+            logger.continue_from(resumed.step)
     _log_start(cfg, module, datamodule, trainer)
+    config_before = _write_config(cfg, output_dir)
+    before = None
+    if (start is not None or cfg.ckpt_path) and resumed.path is None and trainer.is_global_zero:
+        before = task.evaluate_start(module.to(trainer.strategy.root_device), datamodule, cfg)
 
-    start = time.monotonic()
+    began = time.monotonic()
     with warnings.catch_warnings():
-        if resume_from is not None:
+        if resumed.path is not None:
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
-        trainer.fit(module, datamodule, ckpt_path=resume_from, weights_only=True)
-    time_s = time.monotonic() - start
+        trainer.fit(module, datamodule, ckpt_path=resumed.path, weights_only=True)
+    time_s = time.monotonic() - began
     for callback in callbacks:
         if isinstance(callback, LastCheckpoint):
             callback.heed_late_signal()
@@ -173,7 +210,11 @@ def _train(
     if not trainer.is_global_zero:
         return {task.objective: math.nan}
     summary_file = output_dir / "summary.json"
-    if resume_from is not None and trainer.global_step == first_step and summary_file.is_file():
+    took_no_step = resumed.path is not None and trainer.global_step == resumed.step
+    if took_no_step and summary_file.is_file():
+        if config_before is not None:  # the settings of this command did nothing
+            with new_file(output_dir / CONFIG, overwrite=True) as path:
+                path.write_text(config_before)
         log.warning(
             "The run in %s is finished, and stays as it is: a larger trainer.max_epochs (or "
             "max_steps, or max_time) would continue it",
@@ -182,6 +223,9 @@ def _train(
         return json.loads(summary_file.read_text())
     summary = _summarize(task, trainer, module, datamodule, time_s, cfg)
     summary["seed"] = cfg.seed
+    if before is not None:
+        summary["before_training"] = before
+    task.warn_of_figures(summary)
     with new_file(summary_file, overwrite=True) as path:
         write_json(path, summary)
     signals.is_done()
@@ -205,11 +249,42 @@ def _keep_splits(datamodule: DataModule, output_dir: Path) -> None:
             shutil.copyfile(source, path)
 
 
+def _fit_batches(cfg: DictConfig, datamodule: DataModule) -> DictConfig:
+    """Use smaller batches for few crystals, if no batch size was asked for."""
+    number = len(datamodule.dataset("train"))
+    size = batch_size_for(number, cfg.data.batch_size)
+    if not is_automatic() or is_given("data.batch_size") or size == cfg.data.batch_size:
+        return cfg
+    cfg = cfg.copy()
+    cfg.data.batch_size = datamodule.batch_size = size
+    log.info(
+        "data.batch_size=%d, since there are %d training crystals: %d steps an epoch",
+        size, number, -(-number // size),
+    )  # fmt: skip
+    return cfg
+
+
+def _write_config(cfg: DictConfig, output_dir: Path) -> str | None:
+    """Write the settings of a run that is about to start or to continue.
+
+    Returns:
+        The content of the file before, None if there was none.
+    """
+    if not _is_first_process():
+        return None
+    file = output_dir / CONFIG
+    before = file.read_text() if file.is_file() else None
+    with new_file(file, overwrite=True) as path:
+        OmegaConf.save(_with_absolute_paths(cfg), path, resolve=True)
+    return before
+
+
 def _with_absolute_paths(cfg: DictConfig) -> DictConfig:
     """Make paths absolute, so that a saved config is valid from any working directory."""
     cfg = cfg.copy()
-    for key in ("data.data_dir", "data.property_file", "data.split_file", "ckpt_path"):
-        if path := OmegaConf.select(cfg, key):
+    for key in ("data.data_dir", "data.property_file", "data.split_file", "ckpt_path", "init_from"):
+        path = OmegaConf.select(cfg, key)
+        if path and not (key == "init_from" and not Path(path).expanduser().exists()):  # on the Hub
             OmegaConf.update(cfg, key, str(Path(path).expanduser().absolute()))
     return cfg
 
@@ -238,11 +313,17 @@ def _summarize(
         # begun, not completed: a run resumed at its end does not complete its last epoch again
         "epochs": trainer.fit_loop.epoch_progress.current.ready,
         "steps": trainer.global_step,
+        "best_epoch": _epoch_of(checkpoint),
         "best_val_loss": math.nan if best_score is None else float(best_score),
         "num_parameters": sum(p.numel() for p in module.parameters()),
         "precision": str(trainer.precision),
         "checkpoint": checkpoint,
     }
+
+
+def _epoch_of(checkpoint: str | None) -> int | None:
+    """The number of epochs that the model of a checkpoint was trained for."""
+    return None if checkpoint is None else load_checkpoint(checkpoint).get("epoch", -1) + 1
 
 
 def _instantiate_all(configs: DictConfig | None) -> list[Any]:
@@ -251,44 +332,6 @@ def _instantiate_all(configs: DictConfig | None) -> list[Any]:
 
 def _loggers(cfg: DictConfig) -> list[Logger] | bool:
     return _instantiate_all(cfg.get("logger")) or False
-
-
-def _find_resume(
-    resume_from: str | None, output_dir: Path, module: CrystalModule
-) -> tuple[str | None, int]:
-    """The checkpoint that `resume_from` means, a path or `last`, and its step.
-
-    `last` means the last checkpoint in this run folder. If there is none, a new run starts, so a
-    job that may be requeued can always use `last`.
-
-    Raises:
-        CheckpointError: if the checkpoint belongs to another model or optimizer than this run.
-    """
-    if resume_from is None:
-        return None, 0
-    if resume_from == "last":
-        found = find_last(output_dir / "checkpoints")
-    else:
-        found = Path(resume_from), load_resumable(resume_from)
-    if found is None:
-        log.warning(
-            "resume_from=last: there is no run to continue in %s (hydra.run.dir), so a new one "
-            "starts",
-            output_dir,
-        )
-        return None, 0
-    path, checkpoint = found
-    check_weights(module, checkpoint, path)
-    optimizer = module.optimizer["_target_"]
-    stored = (checkpoint.get("hyper_parameters") or {}).get("optimizer", {})
-    begun_with = stored.get("_target_", optimizer)
-    if begun_with != optimizer:
-        raise CheckpointError(
-            f"the run of {path} was begun with {begun_with}, whose state {optimizer} cannot use: "
-            "continue it with that optimizer, or start a new run from its weights with ckpt_path"
-        )
-    log.info("Continuing from %s, after step %d", path, checkpoint["global_step"])
-    return str(path), checkpoint["global_step"]
 
 
 def _is_first_process() -> bool:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import LightningDataModule
@@ -185,6 +186,7 @@ class DataModule(LightningDataModule):
         if self.download and self.source and needs_download(self.source, self.data_dir):
             download(self.source, self.data_dir, self.base_url)
         from_table: list[str] = []
+        columns: Sequence[str] = ()
         if self.property_file:
             columns = columns_of(self.property_file)
             from_table = [name for name in self.properties if name in columns]
@@ -192,20 +194,34 @@ class DataModule(LightningDataModule):
         found = find_readers(self.data_dir, from_crystals, self.files, self.split_options)
         _warn_of_ignored_columns(from_table, found, self.property_file)
         options = (self.read_options, self.cache_dir, self.max_rejected, self.num_workers)
-        if isinstance(found, StructureReader):
-            self._unsplit = load_split(found, *options)
-            loaded = split_crystals(self._unsplit, found, self.split_options)
-        else:
-            loaded = {
-                split: drop_internal_properties(load_split(found[split], *options))
-                for split in splits
-                if split in found
-            }
+        try:
+            loaded = self._read(found, options, splits)
+        except DataError as error:
+            if not (self.property_file and from_crystals):
+                raise
+            raise DataError(
+                f"{error} {self.property_file} has the columns {', '.join(columns)}"
+            ) from error
         if self.property_file and from_table:
             table = read_properties(self.property_file, from_table)
-            for dataset in loaded.values():
-                add_properties(dataset, table, from_table, self.property_file)
+            for split, dataset in loaded.items():
+                add_properties(dataset, table, from_table, self.property_file, split)
         return loaded
+
+    def _read(
+        self,
+        found: Mapping[str, Reader] | StructureReader,
+        options: tuple[Any, ...],
+        splits: Sequence[str],
+    ) -> dict[str, CrystalDataset]:
+        if isinstance(found, StructureReader):
+            self._unsplit = load_split(found, *options)
+            return split_crystals(self._unsplit, found, self.split_options)
+        return {
+            split: drop_internal_properties(load_split(found[split], *options))
+            for split in splits
+            if split in found
+        }
 
     def train_dataloader(self) -> CrystalLoader:
         return self.loader("train", shuffle=self.shuffle)

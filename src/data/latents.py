@@ -72,6 +72,42 @@ class LatentBatch:
         return replace(self, **moved, y=y)
 
 
+def collate(batches: Sequence[LatentBatch]) -> LatentBatch:
+    """Join batches, as for `DataLoader(latents, batch_size=32, collate_fn=collate)`."""
+    num_atoms = torch.cat([each.num_atoms for each in batches])
+    index = torch.arange(len(num_atoms), device=num_atoms.device)
+    return LatentBatch(
+        **{name: torch.cat([getattr(each, name) for each in batches]) for name in _PER_ATOM},
+        num_atoms=num_atoms,
+        batch=index.repeat_interleave(num_atoms),
+        max_num_atoms=max(each.max_num_atoms for each in batches),
+        y={name: torch.cat([each.y[name] for each in batches]) for name in batches[0].y},
+    )
+
+
+def pad(x: Tensor, num_atoms: Tensor) -> tuple[Tensor, Tensor]:
+    """Pad what is known of each atom, for models that want one row per crystal.
+
+    Args:
+        x: (N, Z), the atoms of all crystals one after another.
+        num_atoms: (B,) number of atoms in each crystal.
+
+    Returns:
+        (B, L, Z), with zeros where there is no atom and L atoms in the largest crystal; and (B, L),
+        True where there is an atom.
+    """
+    places = torch.arange(int(num_atoms.max()), device=x.device)
+    mask = places < num_atoms[:, None]
+    padded = x.new_zeros(*mask.shape, x.shape[1])
+    padded[mask] = x
+    return padded, mask
+
+
+def unpad(padded: Tensor, mask: Tensor) -> Tensor:
+    """The inverse of `pad`: (N, Z)."""
+    return padded[mask]
+
+
 class LatentDataset(Dataset):
     """The posteriors of the atoms of many crystals in flat tensors.
 

@@ -231,13 +231,18 @@ def drop_internal_properties(dataset: CrystalDataset) -> CrystalDataset:
 
 
 def add_properties(
-    dataset: CrystalDataset, table: Mapping[str, Sequence[float]], names: Sequence[str], path: Path
+    dataset: CrystalDataset,
+    table: Mapping[str, Sequence[float]],
+    names: Sequence[str],
+    path: Path,
+    split: str | None = None,
 ) -> None:
     """Add properties from a table to a data set, NaN for crystals that the table does not list.
 
     Args:
         table: by ID, the values in the order of `names`.
         path: path of the table, for messages.
+        split: the name of the data set, for messages.
 
     Raises:
         DataError: if the table lists none of the crystals.
@@ -247,8 +252,8 @@ def add_properties(
     if num_missing := sum(id_ not in table for id_ in dataset.ids):
         example = next(id_ for id_ in dataset.ids if id_ not in table)
         message = (
-            f"{path} has no row for {num_missing:,} of {len(dataset):,} crystals, the first being "
-            f"{example}"
+            f"{path} has no row for {num_missing:,} of {len(dataset):,} crystals"
+            f"{f' of the split {split}' if split else ''}, the first being {example}"
         )
         if num_missing == len(dataset):
             raise DataError(f"{message}: its IDs must be those of the crystals, without .cif")

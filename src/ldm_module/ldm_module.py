@@ -305,9 +305,7 @@ class LDMModule(CrystalModule):
         loss, squared = self._losses(batch, generator, self.condition_dropout)
         loss = loss.sum() / batch.part.mean_num_atoms
         self.last_step = {"latent_mse": squared.detach().mean()}
-        if self.is_logged_step():
-            figures = {"loss": loss.detach(), **self.last_step}
-            self.log_figures("train", figures, sync_dist=True, batch_size=len(batch.num_atoms))
+        self.log_training(loss, len(batch.num_atoms))
         return loss
 
     def validation_step(self, batch: CrystalBatch, batch_idx: int) -> None:

@@ -30,6 +30,7 @@ from src.metrics.structure_matching.settings import CDVAE, MatcherSettings, Pair
 from src.utils.errors import UserError
 from src.utils.formulas import reduced_formula
 from src.utils.processes import WorkerContext, num_cpus
+from src.utils.progress import title_of
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -134,7 +135,7 @@ class MatcherPool:
         settings: MatcherSettings = ...,
         *,
         pairs: Sequence[tuple[int, int]] | None = ...,
-        progress: bool = ...,
+        progress: bool | str = ...,
     ) -> list[PairResult]: ...
 
     @overload
@@ -145,7 +146,7 @@ class MatcherPool:
         settings: Sequence[MatcherSettings],
         *,
         pairs: Sequence[tuple[int, int]] | None = ...,
-        progress: bool = ...,
+        progress: bool | str = ...,
     ) -> list[list[PairResult]]: ...
 
     def match(
@@ -155,7 +156,7 @@ class MatcherPool:
         settings: MatcherSettings | Sequence[MatcherSettings] = CDVAE,
         *,
         pairs: Sequence[tuple[int, int]] | None = None,
-        progress: bool = False,
+        progress: bool | str = False,
     ) -> list[PairResult] | list[list[PairResult]]:
         """Match each prediction with the target at the same place.
 
@@ -164,7 +165,7 @@ class MatcherPool:
             predictions: Their reconstructions; None for one that could not be built, an `error`.
             settings: One, or several to run in the same pass.
             pairs: Indices of predictions and targets to match instead.
-            progress: Show a progress bar.
+            progress: Show a progress bar; a string is its title.
 
         Returns:
             One result per pair, in order. For several settings, one such list for each of them.
@@ -194,7 +195,7 @@ class MatcherPool:
         results: dict[int, PairResult] = {}
         try:
             with Progress(disable=not progress) as bar:
-                task = bar.add_task("matching", total=len(jobs))
+                task = bar.add_task(title_of(progress), total=len(jobs))
                 for index, result in self._run(jobs):
                     results[index] = result
                     bar.advance(task)

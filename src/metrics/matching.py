@@ -145,7 +145,7 @@ class FastMatcher:
         settings: MatcherSettings = ...,
         *,
         pairs: Pairs | None = ...,
-        progress: bool = ...,
+        progress: bool | str = ...,
     ) -> list[PairResult]: ...
 
     @overload
@@ -156,7 +156,7 @@ class FastMatcher:
         settings: Sequence[MatcherSettings],
         *,
         pairs: Pairs | None = ...,
-        progress: bool = ...,
+        progress: bool | str = ...,
     ) -> list[list[PairResult]]: ...
 
     def match(
@@ -166,7 +166,7 @@ class FastMatcher:
         settings: MatcherSettings | Sequence[MatcherSettings] = CDVAE,
         *,
         pairs: Pairs | None = None,
-        progress: bool = False,
+        progress: bool | str = False,
     ) -> list[PairResult] | list[list[PairResult]]:
         """`src.metrics.match`, which see, with a warning that names each pair over the limit."""
         targets = prepare(targets)
@@ -197,7 +197,7 @@ class FastMatcher:
         references: AnyCrystals | None,
         settings: MatcherSettings = PYMATGEN,
         *,
-        progress: bool = False,
+        progress: bool | str = False,
     ) -> list[FirstMatch]:
         """`src.metrics.first_match`, which see."""
         try:
@@ -246,7 +246,7 @@ def match_pairs(
     *,
     num_workers: int | None = ...,
     timeout: float = ...,
-    progress: bool = ...,
+    progress: bool | str = ...,
     matcher: str = ...,
 ) -> list[PairResult]: ...
 
@@ -259,7 +259,7 @@ def match_pairs(
     *,
     num_workers: int | None = ...,
     timeout: float = ...,
-    progress: bool = ...,
+    progress: bool | str = ...,
     matcher: str = ...,
 ) -> list[list[PairResult]]: ...
 
@@ -271,7 +271,7 @@ def match_pairs(
     *,
     num_workers: int | None = None,
     timeout: float = 10.0,
-    progress: bool = False,
+    progress: bool | str = False,
     matcher: str = FAST,
 ) -> list[PairResult] | list[list[PairResult]]:
     """The results of a matcher that `open_matcher` opens for this call only.

@@ -184,20 +184,60 @@ function spaceGroups(i) {
   return old === rebuilt ? `${old}` : `${old} → ${rebuilt}`;
 }
 
+// Numbers of atoms by element, of a formula such as "Na2O" or a list such as "Na-O"
+function countsOf(formula) {
+  const counts = {};
+  for (const [, symbol, number] of formula.matchAll(/([A-Z][a-z]?)(\d*)/g)) {
+    counts[symbol] = (counts[symbol] ?? 0) + Number(number || 1);
+  }
+  return counts;
+}
+
+// The crystals with an ID, or else with a formula, or the elements of it, or else a part of an ID
+function findCrystals(text) {
+  const exact = crystals.id.indexOf(text);
+  if (exact >= 0 || !text) return exact >= 0 ? [exact] : [];
+  const all = crystals.id.map((_, i) => i);
+  if (/^(?:[A-Z][a-z]?\d*[\s,-]*)+$/.test(text)) {
+    const wanted = Object.entries(countsOf(text));
+    const byElements = all.filter(i => {
+      const counts = countsOf(crystals.formula[i]);
+      return wanted.every(([symbol]) => counts[symbol]);
+    });
+    const byFormula = byElements.filter(i => {
+      const counts = countsOf(crystals.formula[i]);
+      const ratios = wanted.map(([symbol, number]) => counts[symbol] / number);
+      return Object.keys(counts).length === wanted.length && new Set(ratios).size === 1;
+    });
+    const found = byFormula.length || /\d/.test(text) ? byFormula : byElements;
+    if (found.length) return found;
+  }
+  return all.filter(i => crystals.id[i].toLowerCase().includes(text.toLowerCase()));
+}
+
 function showPairs() {
   const cards = Array.from({length: Math.min(PAIRS_PER_PAGE, pairs.length)}, () => new PairCard());
   $("grid").append(...cards.map(card => card.node));
   const goTo = paginate(cards, pairs.length, (card, k) => card.show(k));
   $("ids").append(...crystals.id.map((id, i) => el("option", {value: id}, crystals.formula[i])));
-  $("choose").onchange = () => {
-    const id = $("choose").value.trim();
-    const i = crystals.id.indexOf(id);
-    $("not-found").textContent = i < 0 && id ? `${id} is not on this page` : "";
-    if (i < 0) return;
+  let sought = {text: "", found: [], at: 0};
+  const choose = again => {
+    const text = $("choose").value.trim();
+    if (text === sought.text && !again) return;
+    sought = text === sought.text
+      ? {...sought, at: (sought.at + 1) % Math.max(sought.found.length, 1)}
+      : {text, found: findCrystals(text), at: 0};
+    const number = sought.found.length;
+    $("not-found").textContent = !text ? "" : !number ? `${text} is not on this page`
+      : number > 1 ? `${sought.at + 1} of ${number}: Enter for the next` : "";
+    if (!number) return;
+    const i = sought.found[sought.at];
     goTo(Math.floor(i / PAIRS_PER_PAGE));
     cards[i % PAIRS_PER_PAGE].node.classList.add("chosen");
     cards[i % PAIRS_PER_PAGE].node.scrollIntoView({block: "nearest"});
   };
+  $("choose").onkeydown = event => { if (event.key === "Enter") choose(true); };
+  $("choose").onchange = () => choose(false);
   if (pairs.length < total) {
     $("limit").textContent = `${pairs.length.toLocaleString("en")} of ` +
       `${total.toLocaleString("en")} crystals are shown: half are the worst, half are drawn at ` +

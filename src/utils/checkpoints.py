@@ -65,11 +65,17 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     return checkpoint
 
 
-def check_weights(module: LightningModule, content: Mapping[str, Any], path: str | Path) -> None:
+def check_weights(
+    module: LightningModule, content: Mapping[str, Any], path: str | Path, warn: bool = True
+) -> None:
     """Check that the weights in a checkpoint fit a module.
 
-    If network settings differ that do not affect the shapes of the weights, such as the number of
-    attention heads, a warning names them.
+    Args:
+        module: the module.
+        content: of the checkpoint.
+        path: of the checkpoint, for messages.
+        warn: if network settings differ that do not affect the shapes of the weights, such as the
+            number of attention heads, name them in a warning.
 
     Raises:
         CheckpointError: if weights are missing, superfluous or of another shape; the message names
@@ -99,7 +105,7 @@ def check_weights(module: LightningModule, content: Mapping[str, Any], path: str
             + (f"Settings (checkpoint / here): {named}. " if named else "")
             + f"Mismatch: {faults[0]}{more}. Use the settings that it was trained with"
         )
-    if named:
+    if named and warn:
         log.warning("%s was trained with other settings (checkpoint / here): %s", path, named)
 
 

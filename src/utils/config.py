@@ -104,6 +104,17 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, t
     return found
 
 
+def flatten(value: Any, name: str = "") -> dict[str, Any]:
+    """The fields of a nested config by their dotted names; an empty dict is a value."""
+    if not isinstance(value, dict) or not value:
+        return {name: value}
+    return {
+        key: item
+        for child, below in value.items()
+        for key, item in flatten(below, f"{name}.{child}" if name else str(child)).items()
+    }
+
+
 def _is_plain(value: Any) -> bool:
     if isinstance(value, dict):
         return all(_is_plain(item) for item in value.values())

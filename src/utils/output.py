@@ -2,15 +2,28 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from src.utils.errors import UserError
 
 
 class OutputError(UserError):
     """Results cannot be written to a path; the message names it and says what to do."""
+
+
+def output_of(cfg: Mapping[str, Any], default: str | Path) -> Path:
+    """The folder that a command writes: its `output`, also under the former name `output_dir`.
+
+    Raises:
+        OutputError: if both are set.
+    """
+    given = [cfg[name] for name in ("output", "output_dir") if cfg.get(name) is not None]
+    if len(given) > 1:
+        raise OutputError("output_dir is the former name of output: set only output")
+    return Path(given[0] if given else default).expanduser()
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Build Lightning's Trainer, with a precision that suits the hardware."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import Timer
 
 from src.utils.checkpoints import AtomicCheckpointIO
+from src.utils.durations import duration
 from src.utils.errors import UserError
 
 SMALLEST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "log_every_n_steps": 0}
@@ -36,7 +38,7 @@ def _cpu_has(feature: str) -> bool:
 def build_trainer(
     precision: str = "auto",
     default_root_dir: str | Path = ".",
-    max_time: str | None = None,
+    max_time: str | float | timedelta | None = None,
     callbacks: Sequence[Callback] = (),
     plugins: Sequence[Any] = (),
     **kwargs: Any,
@@ -46,8 +48,8 @@ def build_trainer(
     Args:
         precision: as for the Trainer, or `auto` for `native_precision`.
         default_root_dir: as for the Trainer.
-        max_time: DD:HH:MM:SS. Its Timer comes before the other callbacks, so that they see in the
-            same step that the time is up.
+        max_time: time limit, see `src.utils.durations.duration`. Its Timer comes before the other
+            callbacks, so that they see in the same step that the time is up.
         callbacks: as for the Trainer.
         plugins: as for the Trainer; `AtomicCheckpointIO` is added to them.
 
@@ -58,11 +60,9 @@ def build_trainer(
     for name, smallest in SMALLEST.items():
         if kwargs.get(name) is not None and kwargs[name] < smallest:
             raise UserError(f"trainer.{name} must be at least {smallest}, not {kwargs[name]}")
-    if isinstance(max_time, (int, float)) and max_time:
-        raise UserError(f"trainer.max_time must be DD:HH:MM:SS, as in 00:08:00:00, not {max_time}")
     if precision == "auto":
         precision = native_precision(kwargs.get("accelerator", "auto"))
-    timer = [Timer(max_time)] if max_time else []
+    timer = [Timer(duration(max_time, "trainer.max_time"))] if max_time else []
     trainer = Trainer(
         precision=precision,  # type: ignore[arg-type]
         default_root_dir=default_root_dir,

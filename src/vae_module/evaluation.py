@@ -1,6 +1,5 @@
 """Evaluate the reconstructions and the latents of a VAE."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,8 +37,6 @@ from src.utils.errors import UserError
 from src.utils.geometry import transform, wrapped_difference
 from src.vae_module.datasets import decode_dataset, encode_dataset
 from src.vae_module.vae_module import VAEModule
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +119,13 @@ def evaluate_vae(
 
     targets = prepare_batches([originals], matcher)
     results, results_drawn = (
-        match_prepared(targets, prepare_batches([each], matcher), matcher, progress=progress)
-        for each in (reconstructions, drawn)
+        match_prepared(
+            targets, prepare_batches([each], matcher), matcher, progress=progress and title
+        )
+        for each, title in (
+            (reconstructions, "matching, posterior mean"),
+            (drawn, "matching, one sample"),
+        )
     )
     structures, rebuilt = originals.to_structure(), to_structures(reconstructions)
     table = crystal_table(
@@ -203,13 +205,12 @@ def noise_curve(
     originals = dataset.batch(torch.arange(len(dataset)))
     errors: dict[str, list[float]] = {name: [] for name in NOISE_ERRORS}
     for level in levels:
-        if progress:
-            log.info("Adding noise of %g standard deviations to the latents", level)
         decoded = decode_dataset(vae, mean + level * noise, dataset, batch_size)
         for name, value in _noise_errors(decoded, originals).items():
             errors[name].append(value)
         predictions = prepare_batches([decoded], matcher)
-        results = match_prepared(targets, predictions, matcher, settings, progress)
+        title = f"matching, noise {level:g} std ({levels.index(level) + 1} of {len(levels)})"
+        results = match_prepared(targets, predictions, matcher, settings, progress and title)
         found.append([summarize(*each).match_rate for each in zip(results, settings, strict=True)])
     match_rate, match_rate_default, unreduced = (list(each) for each in zip(*found, strict=True))
     return {
@@ -256,8 +257,6 @@ def invariance_errors(
         reconstructions: of the data set in its own description.
         name: one of `TRANSFORMATIONS`.
     """
-    if progress:
-        log.info("Reconstructing the same crystals with another %s", TRANSFORMATIONS[name].changes)
     crystals = dataset.batch(torch.arange(len(dataset)))
     transformed = TRANSFORMATIONS[name](crystals, generator)
     moved = CrystalDataset.from_batch(transformed.batch)
@@ -266,7 +265,8 @@ def invariance_errors(
     errors = ReconstructionErrors(sync_on_compute=False)
     errors.update(back, reconstructions)
     predictions = prepare_batches([back], matcher)
-    (results,) = match_prepared(targets, predictions, matcher, [CDVAE], progress)
+    title = f"matching, other {TRANSFORMATIONS[name].changes}"
+    (results,) = match_prepared(targets, predictions, matcher, [CDVAE], progress and title)
     return {
         "crystals": len(dataset),
         **{key: float(value) for key, value in errors.compute().items()},

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from src.data.schema import CrystalBatch
 from src.metrics.losses import LossAverages
 from src.metrics.reconstruction.errors import ReconstructionErrors
+from src.utils.errors import UserError
 from src.utils.geometry import parameters_to_lattices
 from src.vae_module.decoders.transformer import Prediction
 from src.vae_module.losses import PER_CRYSTAL
@@ -31,6 +32,29 @@ def decoded(prediction: Prediction, num_atoms: Tensor) -> dict[str, Tensor]:
     if prediction.atom_logits is not None:
         out["atom_types"] = prediction.atom_logits
     return out
+
+
+def latents_to_decode(
+    x: Tensor, num_atoms: Tensor | Sequence[int] | None, atom_types: Tensor | None
+) -> dict[str, Tensor]:
+    """The input of `VAEModule.decode` for latents alone.
+
+    Args:
+        x: (N, latent_dim).
+        num_atoms: (B,) number of atoms in each crystal.
+        atom_types: (N,) atomic numbers, if they are known.
+
+    Raises:
+        UserError: if `num_atoms` is missing, or does not add up to the number of latents.
+    """
+    if num_atoms is None:
+        raise UserError("decode needs num_atoms as well, the number of atoms in each crystal")
+    counts = torch.as_tensor(num_atoms, device=x.device)
+    if int(counts.sum()) != len(x):
+        raise UserError(f"num_atoms adds up to {int(counts.sum())}, but there are {len(x)} latents")
+    index = torch.arange(len(counts), device=x.device)
+    given = {"x": x, "num_atoms": counts, "batch": index.repeat_interleave(counts)}
+    return given if atom_types is None else {**given, "atom_types": atom_types}
 
 
 class SplitFigures(nn.Module):

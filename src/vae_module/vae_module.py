@@ -22,7 +22,7 @@ from src.vae_module.features import Features, featurize
 from src.vae_module.input import to_batch
 from src.vae_module.latent_noise import add_noise
 from src.vae_module.losses import COORDS_DELTA, LENGTHS_DELTA, vae_loss
-from src.vae_module.outputs import SplitFigures, decoded
+from src.vae_module.outputs import SplitFigures, decoded, latents_to_decode
 from src.vae_module.settings import LOSS_WEIGHTS, check_settings, complete_loss_weights
 
 TRANSLATIONS = {True: augment.random_translation, "half": augment.half_translation}
@@ -157,12 +157,20 @@ class VAEModule(CrystalModule):
             posterior = DiagonalGaussianDistribution(self.quant_conv(hidden.float()))
         return {"posterior": posterior, "x": posterior.mode(), **self._layout(batch)}
 
-    def decode(self, encoded: Mapping[str, Any]) -> dict[str, Tensor]:
+    def decode(
+        self,
+        encoded: Mapping[str, Any] | Tensor,
+        num_atoms: Tensor | Sequence[int] | None = None,
+        atom_types: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Decode latents to crystals.
 
         Args:
             encoded: the output of `encode`. Only `x`, `num_atoms` and `batch` (and `atom_types`, if
-                they are not predicted) are needed. It is not changed.
+                they are not predicted) are needed. It is not changed. Or the latents themselves,
+                (N, latent_dim), the atoms of all crystals one after another.
+            num_atoms: for latents alone, the number of atoms in each crystal, (B,).
+            atom_types: for latents alone, (N,) atomic numbers, if they are not predicted.
 
         Returns:
             A dict with the following entries.
@@ -175,6 +183,8 @@ class VAEModule(CrystalModule):
             UserError: if a key is missing, or for an element that the model does not know; elements
                 on a GPU are not checked.
         """
+        if isinstance(encoded, Tensor):
+            encoded = latents_to_decode(encoded, num_atoms, atom_types)
         needed = ["x", "num_atoms", "batch", *([] if self.atom_type_predict else ["atom_types"])]
         if missing := [key for key in needed if key not in encoded]:
             raise UserError(f"decode needs {needed}; {missing} missing in {list(encoded)}")
@@ -199,8 +209,9 @@ class VAEModule(CrystalModule):
         return_atoms: bool = False,
         return_structures: bool = False,
         generator: torch.Generator | None = None,
+        latents: Tensor | None = None,
     ) -> CrystalBatch | list[Atoms] | list[Structure]:
-        """Decode latents drawn from the standard normal distribution.
+        """Decode latents, by default drawn from the standard normal distribution.
 
         Args:
             batch: defines `num_atoms` (and `atom_types`, if they are not predicted); create it with
@@ -208,19 +219,27 @@ class VAEModule(CrystalModule):
             return_atoms: return a list of ASE `Atoms`.
             return_structures: return a list of pymatgen `Structure`.
             generator: source of randomness, on the module's device.
+            latents: (N, latent_dim) to decode, such as those of a generative model; None: draw.
 
         Returns:
             A `CrystalBatch`, or such a list.
 
         Raises:
-            UserError: if required atom types are missing, or the model does not know one of them.
+            UserError: if required atom types are missing, the latents are not of the atoms of
+                `batch`, or the model does not know one of them.
         """
         atom_types = None if self.atom_type_predict else batch.atom_types
         ask = CrystalBatch.for_sampling(batch.num_atoms, atom_types)
         if atom_types is not None:
             check_types(atom_types, ask.batch, self.decoder)
         ask = ask.to(self.device)
-        x = torch.randn(len(ask.batch), self.latent_dim, generator=generator, device=self.device)
+        shape = (len(ask.batch), self.latent_dim)
+        if latents is not None and latents.shape != shape:
+            raise UserError(f"latents has the shape {tuple(latents.shape)}, not {shape}")
+        if latents is None:
+            x = torch.randn(shape, generator=generator, device=self.device)
+        else:
+            x = latents.to(self.device)
         crystals = self.reconstruct(self.decode({"x": x, **self._layout(ask)}), ask)
         if return_structures:
             return crystals.to_structure()
@@ -312,9 +331,7 @@ class VAEModule(CrystalModule):
         prediction = self._predict({**encoded, "x": x})
         loss, terms = self._loss(prediction, posterior, target, geometry_weights=geometry_weights)
         self.last_step = {f"{name}_loss": term.detach() for name, term in terms.items()}
-        if self.is_logged_step():
-            figures = {"loss": loss.detach(), **self.last_step}
-            self.log_figures("train", figures, sync_dist=True, batch_size=len(batch.num_atoms))
+        self.log_training(loss, len(batch.num_atoms))
         return loss
 
     def validation_step(self, batch: CrystalBatch, batch_idx: int) -> None:

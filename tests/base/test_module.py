@@ -146,3 +146,21 @@ class TestRandomness:
 
         assert torch.equal(draw(0), draw(0))
         assert not torch.equal(draw(0), draw(1))
+
+
+def test_what_is_logged_is_the_mean_over_crystals_since_the_last(module, monkeypatch):
+    logged = []
+    monkeypatch.setattr(module, "log_figures", lambda stage, figures, **_: logged.append(figures))
+    monkeypatch.setattr(module, "is_logged_step", lambda: step == 1)
+    module.trainer = SimpleNamespace(log_every_n_steps=2)
+    for step, (loss, number) in enumerate([(2.0, 3), (10.0, 1)]):
+        module.last_step = {"part": torch.tensor(loss / 2)}
+        module.log_training(torch.tensor(loss), number)
+        if step == 0:  # a run that continues here has the same sum
+            checkpoint: dict = {"state_dict": {}}
+            module.on_save_checkpoint(checkpoint)
+            module._sums, module._num_summed = {}, 0
+            module.on_load_checkpoint(checkpoint)
+    assert [{name: float(value) for name, value in each.items()} for each in logged] == [
+        {"loss": 4.0, "part": 2.0}
+    ]

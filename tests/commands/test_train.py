@@ -11,6 +11,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from lightning import Callback
+from omegaconf import OmegaConf
 
 from src.commands.train import train as run_training
 from src.utils.checkpoints import CheckpointError
@@ -79,6 +80,8 @@ def test_the_summary_has_the_promised_keys(run_folder):
         "epochs", "steps", "checkpoint",
     } <= set(summary)  # fmt: skip
     assert summary["steps"] == 3
+    assert summary["best_epoch"] == 1
+    assert {"match_rate", "rmse", "crmse"} <= set(summary["training_split"])
     assert summary["epochs"] == 1
     assert summary["crystals_per_second"] > 0
     best = Path(summary["checkpoint"])
@@ -92,12 +95,19 @@ def test_checkpoints_are_plain(run_folder):
         assert content["hyper_parameters"]["decoder"]["d_model"] == 64
 
 
-def test_a_run_can_start_from_weights(run_folder, tmp_path):
+@pytest.mark.parametrize(
+    "field", ["ckpt_path={}", "init_from={} vae_module.encoder.d_model=16 data.cell=primitive"]
+)
+def test_a_run_can_start_from_weights(run_folder, tmp_path, field):
+    """With `init_from`, the networks and the cell are those of the checkpoint as well."""
     best = run_folder / "checkpoints" / "best.ckpt"
-    more = [f"ckpt_path={best}", "trainer.max_epochs=0", "callbacks=none"]
+    more = [*field.format(best).split(), "trainer.max_epochs=0", "callbacks=none"]
     new = run_here(tmp_path, run_folder.parent / "cache", *more)
     old = json.loads((run_folder / "summary.json").read_text())
     assert new["lengths_mae"] == pytest.approx(old["lengths_mae"], rel=1e-5)
+    assert new["before_training"]["crmse"] == pytest.approx(new["crmse"])
+    lr = OmegaConf.load(tmp_path / "config.yaml").vae_module.optimizer.lr
+    assert lr == (5e-4 if "init_from" in field else 5e-3)
 
 
 @pytest.mark.parametrize("field", ["ckpt_path", "resume_from"])
@@ -216,12 +226,18 @@ def test_a_resumed_run_takes_the_steps_of_an_uninterrupted_one(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["vae_module.encoder.d_modle=64"], "Key 'd_modle' is not in struct"),
+        (
+            ["vae_module.encoder.d_modle=64"],
+            "no setting d_modle in vae_module.encoder; did you mean vae_module.encoder.d_model",
+        ),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
                 (["vae_module.encoder.activation=tanh"], "activation must be one of"),
-                (["experiment=mp_21/vae_dng"], "Could not find 'experiment/mp_21/vae_dng'"),
+                (
+                    ["experiment=mp_21/vae_dng"],
+                    "there is no experiment=mp_21/vae_dng: choose mp_20/vae_dng",
+                ),
                 (["vae_module.encoder.nhead=7"], "not a multiple of nhead=7"),
                 (["data.data_dir=nowhere"], "There is no folder nowhere"),
                 (["resume_from=nowhere.ckpt"], "there is no checkpoint nowhere.ckpt"),

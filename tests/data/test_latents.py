@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from src.data import flat
-from src.data.latents import LatentDataset
+from src.data.latents import LatentDataset, collate, pad, unpad
 from src.data.loader import CrystalLoader, EpochSampler
 from src.data.readers import DataError
 
@@ -216,3 +216,18 @@ def test_errors_name_the_file(tmp_path):
     (tmp_path / "stats.json").unlink()
     with pytest.raises(DataError, match="moments of the training split are missing"):
         LatentDataset.load(tmp_path).normalize(torch.zeros(1, 3))
+
+
+def test_collated_and_padded_batches_have_the_same_atoms():
+    latents = make_latents()
+    indices = torch.tensor([2, 0, 7])
+    joined, expected = collate([latents[i] for i in indices.tolist()]), latents.batch(indices)
+    for name in ("mean", "logvar", "atom_types", "num_atoms", "batch"):
+        assert torch.equal(getattr(joined, name), getattr(expected, name))
+    assert joined.max_num_atoms == expected.max_num_atoms == 4
+    assert joined.y["index"].tolist() == [2, 0, 7]
+    padded, mask = pad(joined.mean, joined.num_atoms)
+    assert padded.shape == (3, 4, 3)
+    assert mask.sum(dim=1).tolist() == [3, 1, 4]
+    assert not padded[~mask].any()
+    assert torch.equal(unpad(padded, mask), joined.mean)

@@ -94,6 +94,15 @@ def test_a_report_in_use(make_folder, driver):
     chosen = driver.find_element(By.CSS_SELECTOR, ".pair.chosen")
     assert chosen.get_attribute("data-id") == "id-12"
     choose.clear()
+    choose.send_keys("-1", Keys.ENTER)  # a part of several IDs
+    assert driver.find_element(By.ID, "not-found").text.endswith(": Enter for the next")
+    first = driver.find_element(By.CSS_SELECTOR, ".pair.chosen").get_attribute("data-id")
+    choose.send_keys(Keys.ENTER)
+    second = driver.find_element(By.CSS_SELECTOR, ".pair.chosen").get_attribute("data-id")
+    assert "-1" in first
+    assert "-1" in second
+    assert first != second
+    choose.clear()
     choose.send_keys("nothing", Keys.ENTER)
     assert driver.find_element(By.ID, "not-found").text == "nothing is not on this page"
 

@@ -1,9 +1,9 @@
-"""Weights & Biases without an account: it logs offline and does not prompt."""
+"""Loggers without an account, without a prompt, and with one run for each run that continues."""
 
 import pytest
 import wandb
 
-from src.utils.loggers import own_wandb_run, wandb_logger
+from src.utils.loggers import TensorBoardLogger, own_wandb_run, wandb_logger
 
 
 @pytest.fixture(autouse=True)
@@ -108,3 +108,33 @@ def test_a_run_that_was_open_before_stays(monkeypatch, tmp_path):
         assert wandb_logger(save_dir=tmp_path).experiment is mine
     assert wandb.run is mine
     mine.finish()
+
+
+# Runs that are continued
+
+
+def id_from(folder, step: int, **given) -> str:
+    logger = wandb_logger(save_dir=folder, **given)
+    logger.continue_from(step)
+    return logger._wandb_init["id"]
+
+
+def test_a_continued_run_is_the_same_run_there(monkeypatch, tmp_path):
+    first = id_from(tmp_path, 0)
+    assert id_from(tmp_path, 7) == id_from(tmp_path, 9) == first
+    assert id_from(tmp_path, 0) != first  # a new run in the same folder
+    assert id_from(tmp_path, 7, id="mine") == "mine"
+    monkeypatch.setenv("WANDB_RUN_ID", "of_an_agent")
+    assert id_from(tmp_path, 0) is None
+
+
+def test_tensorboard_drops_the_steps_that_are_repeated(tmp_path):
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for first, steps in ((0, range(4)), (2, range(2, 3))):
+        logger = TensorBoardLogger(tmp_path, name=None, version="")
+        logger.continue_from(first)
+        for step in steps:
+            logger.log_metrics({"loss": first + step}, step=step)
+        logger.finalize("success")
+    events = accumulators.EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in events] == [(0, 0), (1, 1), (2, 4)]

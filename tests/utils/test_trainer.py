@@ -104,7 +104,7 @@ def test_an_unknown_argument_is_an_error(tmp_path):
             "trainer.check_val_every_n_epoch must be at least 1, not 0",
         ),
         ({"log_every_n_steps": -1}, "trainer.log_every_n_steps must be at least 0, not -1"),
-        ({"max_time": 3600}, "trainer.max_time must be DD:HH:MM:SS"),
+        ({"max_time": "soon"}, "trainer.max_time=soon is not a time: write seconds, 5min"),
     ],
 )
 def test_numbers_by_which_lightning_would_divide_are_refused(tmp_path, argument, message):

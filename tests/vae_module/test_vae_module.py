@@ -17,6 +17,7 @@ from src.data import CrystalBatch, DataModule
 from src.data.augmentation import random_rotation, random_translation
 from src.data.cif import Crystal, write_cif
 from src.utils.checkpoints import CheckpointError, save_checkpoint
+from src.utils.errors import UserError
 from src.vae_module import DiagonalGaussianDistribution, VAEModule
 from src.vae_module.decoders.transformer import TransformerDecoder
 from src.vae_module.encoders.transformer import TransformerEncoder
@@ -74,6 +75,22 @@ def test_the_public_calls(batch):
     assert recon.atom_types.min() >= 1
     assert torch.equal(recon.num_atoms, batch.num_atoms)
     assert torch.equal(recon.frac_coords, out["frac_coords"])
+
+
+def test_latents_alone_can_be_decoded(batch):
+    vae = make_vae()
+    encoded = vae.encode(batch)
+    expected = vae.decode(encoded)["frac_coords"]
+    num_atoms = batch.num_atoms.tolist()
+    assert torch.equal(vae.decode(encoded["x"], num_atoms)["frac_coords"], expected)
+    sampled = vae.sample(CrystalBatch.for_sampling(batch.num_atoms), latents=encoded["x"])
+    assert torch.equal(sampled.frac_coords, expected)
+    with pytest.raises(UserError, match="num_atoms adds up to 3, but there are 14 latents"):
+        vae.decode(encoded["x"], [1, 2])
+    with pytest.raises(UserError, match="needs num_atoms"):
+        vae.decode(encoded["x"])
+    with pytest.raises(UserError, match=r"latents has the shape \(13, 5\), not \(14, 5\)"):
+        vae.sample(CrystalBatch.for_sampling(batch.num_atoms), latents=encoded["x"][1:])
 
 
 @pytest.mark.parametrize("decoder", [{}, RAW_DECODER], ids=["torus", "raw"])

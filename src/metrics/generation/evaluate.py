@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import permutations
 from operator import attrgetter
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MAX_GROUP_PAIRS = 10**6  # of crystals with one formula, in both directions
 _MAX_DISTANCES = 2**24  # computed at once; they take 128 MiB
 
 
@@ -203,6 +205,8 @@ def evaluate_generated(
         if isinstance(opened, FastMatcher):
             structures = PreparedCrystals(structures)
         duplicates, unanswered = first_matches(structures, None, opened, settings, progress)
+        formulas = [reduced_formula(crystal.composition) for crystal in crystals.values()]
+        groups = connected_groups(structures, formulas, opened, settings, duplicates, progress)
         known_matches, unanswered_known = first_matches(
             structures, list(known.values()), opened, settings, progress
         )
@@ -239,6 +243,8 @@ def evaluate_generated(
         "valid": _fraction([v.valid for v in verdicts]),
         "fingerprint_failures": num_failures - reference_failures,
         "unique": _fraction([v.unique for v in structurally_valid]),
+        # of different crystals, whatever their order; null: too many pairs to compare
+        "unique_groups": len(set(groups)) / len(groups) if groups else None,
         "novel": _fraction([v.novel for v in structurally_valid]),
         "unique_and_novel": _fraction([v.unique and v.novel for v in structurally_valid]),
         "valid_unique_and_novel": _fraction([v.valid and v.unique and v.novel for v in verdicts]),
@@ -314,6 +320,63 @@ def first_matches(
             bar.update(task, completed=len(crystals) - sum(map(len, waiting.values())))
         bar.update(task, completed=len(crystals))
     return matches, unanswered
+
+
+def connected_groups(
+    crystals: Sequence[Structure] | PreparedCrystals,
+    formulas: Sequence[str],
+    matcher: AnyMatcher,
+    settings: MatcherSettings = PYMATGEN,
+    matches: Sequence[int | None] = (),
+    progress: bool = False,
+) -> list[int] | None:
+    """Groups of crystals that matches connect, directly or through others.
+
+    They do not depend on the order of the crystals: each pair with the same formula is compared in
+    both directions, since matching is neither symmetric nor transitive.
+
+    Args:
+        crystals: as for `first_matches`.
+        formulas: the reduced formula of each.
+        matches: for each crystal, another that it is known to match, or None.
+
+    Returns:
+        For each crystal, the smallest index in its group; None if there are more than
+        `MAX_GROUP_PAIRS` pairs to compare.
+    """
+    group = list(range(len(formulas)))
+
+    def first_of(i: int) -> int:
+        while group[i] != i:
+            i = group[i]
+        return i
+
+    def connect(i: int, j: int) -> None:
+        one, other = sorted((first_of(i), first_of(j)))
+        group[other] = one
+
+    for i, match in enumerate(matches):
+        if match is not None:
+            connect(i, match)
+    members: dict[str, list[int]] = {}
+    for i, formula in enumerate(formulas):
+        members.setdefault(formula, []).append(i)
+    if sum(len(each) * (len(each) - 1) for each in members.values()) > MAX_GROUP_PAIRS:
+        return None
+    pairs = [
+        pair
+        for each in members.values()
+        for pair in permutations(each, 2)
+        if first_of(pair[0]) != first_of(pair[1])
+    ]
+    if pairs:
+        either: Any = crystals  # each matcher takes its own kind
+        title = progress and "groups"
+        results = matcher.match(either, either, settings, pairs=pairs, progress=title)
+        for (i, j), result in zip(pairs, results, strict=True):
+            if result.matched:
+                connect(i, j)
+    return [first_of(i) for i in range(len(formulas))]
 
 
 def coverage(

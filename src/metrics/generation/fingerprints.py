@@ -94,5 +94,5 @@ def compute_fingerprints(
     """
     # MatcherPool runs any function on pairs: here on each crystal paired with itself.
     with MatcherPool(num_workers, timeout=timeout, matcher=cast(Matcher, function)) as pool:
-        results = pool.match(structures, structures, progress=progress)
+        results = pool.match(structures, structures, progress=progress and "fingerprints")
     return [cast(Fingerprint, r.rms) if r.matched else r.message for r in results]

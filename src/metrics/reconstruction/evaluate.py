@@ -45,7 +45,7 @@ def reconstruct_batches(
 
 
 def evaluate_reconstruction(
-    vae: Any, batches: Iterable[CrystalBatch], matcher: AnyMatcher, progress: bool = False
+    vae: Any, batches: Iterable[CrystalBatch], matcher: AnyMatcher, progress: bool | str = False
 ) -> dict[str, float]:
     """Reconstruct from the posterior means and return the `reconstruction_figures`."""
     targets, predictions = reconstruct_batches(vae, batches)
@@ -106,7 +106,7 @@ def match_batches(
     predictions: Iterable[CrystalBatch],
     matcher: AnyMatcher,
     settings: Sequence[MatcherSettings] = SETTINGS,
-    progress: bool = False,
+    progress: bool | str = False,
 ) -> list[list[PairResult]]:
     """Match each prediction with its target: one list of results for each of the settings."""
     return match_prepared(
@@ -123,7 +123,7 @@ def match_prepared(
     predictions: Prepared,
     matcher: AnyMatcher,
     settings: Sequence[MatcherSettings] = SETTINGS,
-    progress: bool = False,
+    progress: bool | str = False,
 ) -> list[list[PairResult]]:
     """`match_batches` for what `prepare_batches` gave."""
     return matcher.match(targets, predictions, settings, progress=progress)  # type: ignore[arg-type]

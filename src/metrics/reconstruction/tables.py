@@ -302,7 +302,7 @@ def metre(
             rebuilt,
             settings,
             pairs=[(j, i) for i, j in pairs],
-            progress=progress and bool(pairs),
+            progress=bool(pairs) and progress and "matching with other reconstructions",
         )
         rescued = {i for (i, _), result in zip(pairs, found, strict=True) if result.matched}
         out[name] = 1 - (len(unmatched) - len(rescued)) / len(structures)

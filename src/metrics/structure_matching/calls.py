@@ -18,6 +18,7 @@ from rich.progress import Progress
 from src.metrics.structure_matching.crystals import PreparedCrystals, prepare
 from src.metrics.structure_matching.judging import CHUNK, MAX_WORK, Pairs, Task, Workers, judge
 from src.metrics.structure_matching.settings import CDVAE, PYMATGEN, MatcherSettings, PairResult
+from src.utils.progress import title_of
 
 if TYPE_CHECKING:
     from src.metrics.structure_matching.crystals import AnyCrystals
@@ -35,7 +36,7 @@ def match(
     max_work: float = ...,
     compiled: bool | None = ...,
     num_workers: int | Workers | None = ...,
-    progress: bool = ...,
+    progress: bool | str = ...,
 ) -> list[PairResult]: ...
 
 
@@ -49,7 +50,7 @@ def match(
     max_work: float = ...,
     compiled: bool | None = ...,
     num_workers: int | Workers | None = ...,
-    progress: bool = ...,
+    progress: bool | str = ...,
 ) -> list[list[PairResult]]: ...
 
 
@@ -62,7 +63,7 @@ def match(
     max_work: float = MAX_WORK,
     compiled: bool | None = None,
     num_workers: int | Workers | None = None,
-    progress: bool = False,
+    progress: bool | str = False,
 ) -> list[PairResult] | list[list[PairResult]]:
     """Match each prediction with the target at the same place.
 
@@ -81,7 +82,7 @@ def match(
             same results. None for Numba's where it can be imported.
         num_workers: Processes to match with; None for one per CPU, if there is so much to do that
             it pays to start them; 0 for this one alone. Or `Workers` that outlast this call.
-        progress: Show a progress bar.
+        progress: Show a progress bar; a string is its title.
 
     Returns:
         One result per pair, in order. For several settings, one such list for each of them.
@@ -113,7 +114,7 @@ def match(
     task = Task(several, max_work, compiled)
     results: list[list[PairResult]] = [[] for _ in several]
     with _workers(num_workers) as workers, Progress(disable=not progress) as bar:
-        shown = bar.add_task("matching", total=len(pairs))
+        shown = bar.add_task(title_of(progress), total=len(pairs))
         for chunk, found in judge(first, second, pairs, len(pairs), task, workers, keep):
             for collected, more in zip(results, found, strict=True):
                 collected += more
@@ -142,7 +143,7 @@ def first_match(
     max_work: float = MAX_WORK,
     compiled: bool | None = None,
     num_workers: int | Workers | None = None,
-    progress: bool = False,
+    progress: bool | str = False,
 ) -> list[FirstMatch]:
     """For each query, the first reference that it matches.
 
@@ -155,7 +156,7 @@ def first_match(
             earlier ones that have no match among theirs.
         settings: Tolerances.
         max_work, compiled, num_workers: See `match`.
-        progress: Show a progress bar.
+        progress: Show a progress bar; a string is its title.
 
     Returns:
         One for each query, in order.
@@ -166,7 +167,7 @@ def first_match(
     found: list[int | None] = [None] * len(first)
     undecided: list[list[int]] = [[] for _ in range(len(first))]
     with _workers(num_workers) as workers, Progress(disable=not progress) as bar:
-        shown = bar.add_task("matching", total=len(first))
+        shown = bar.add_task(title_of(progress), total=len(first))
         candidates = _by_formula(second)
         queues = {key: list(members) for key, members in _by_formula(first).items()}
         place, size = 0, 1
@@ -221,7 +222,7 @@ def match_matrix(
     max_work: float = MAX_WORK,
     compiled: bool | None = None,
     num_workers: int | Workers | None = None,
-    progress: bool = False,
+    progress: bool | str = False,
 ) -> np.ndarray:
     """The rms of each query with each reference, as `StructureMatcher.get_rms_dist` gives it.
 
@@ -229,7 +230,7 @@ def match_matrix(
         queries, references: See `match`; Q and R crystals.
         settings: Tolerances.
         max_work, compiled, num_workers: See `match`.
-        progress: Show a progress bar.
+        progress: Show a progress bar; a string is its title.
 
     Returns:
         (Q, R) rms over (V/N)^(1/3); infinite where there is no match, and NaN for a pair that could
@@ -250,7 +251,7 @@ def match_matrix(
     pairs = ((i, j) for i, others in groups for j in others)
     task = Task((settings,), max_work, compiled)
     with _workers(num_workers) as workers, Progress(disable=not progress) as bar:
-        shown = bar.add_task("matching", total=count)
+        shown = bar.add_task(title_of(progress), total=count)
         for chunk, (results,) in judge(first, second, pairs, count, task, workers):
             for pair, result in zip(chunk, results, strict=True):
                 if result.rms is not None:

@@ -1,5 +1,6 @@
 import functools
 import sys
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from src.metrics.generation import evaluate as generation
 from src.metrics.generation.evaluate import (
     CoverageCutoffs,
     amd_distances,
+    connected_groups,
     coverage,
     evaluate_generated,
     first_matches,
@@ -165,6 +167,29 @@ class TestMatches:
         assert not unanswered
         for index, match in enumerate(matches):
             assert match is None or (match < index and matches[match] is None)
+
+    def test_groups_do_not_depend_on_the_order(self):
+        """A chain in which only neighbors match."""
+        chain = [CSCL.copy() for _ in range(3)]
+        for step, crystal in enumerate(chain):
+            crystal.translate_sites(1, [0.0, 0.0, 0.245 * step])
+        others = [LIF, CSCL.copy()]
+        others[1].scale_lattice(2 * CSCL.volume)  # the same crystal: the volume is ignored
+        for matcher in (FastMatcher(), MatcherPool(0)):
+            sizes = set()
+            for order in permutations(range(3)):
+                crystals = [chain[i] for i in order]
+                duplicates, _ = first_matches(crystals, None, matcher, PYMATGEN)
+                sizes.add(duplicates.count(None))
+                groups = connected_groups(crystals, ["CsCl"] * 3, matcher, PYMATGEN, duplicates)
+                assert groups == [0, 0, 0]
+            assert sizes == {1, 2}
+            found = connected_groups([LIF, CSCL, others[1]], ["LiF", "CsCl", "CsCl"], matcher)
+            assert found == [0, 1, 1]
+
+    def test_too_many_pairs_are_not_compared(self, monkeypatch):
+        monkeypatch.setattr("src.metrics.generation.evaluate.MAX_GROUP_PAIRS", 1)
+        assert connected_groups([CSCL, CSCL], ["CsCl"] * 2, FastMatcher()) is None
 
     def test_tolerances_are_used(self):
         moved = CSCL.copy()

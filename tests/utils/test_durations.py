@@ -1,0 +1,28 @@
+"""Durations as people write them."""
+
+from datetime import timedelta
+
+import pytest
+
+from src.utils.durations import duration
+from src.utils.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [
+        (60, 60), ("90", 90), (1.5, 1.5), ("5min", 300), ("8h", 28800), ("1h30m", 5400),
+        ("1 day 2 hours", 93600), ("2d", 172800), ("0.5h", 1800), ("00:05:00", 300),
+        ("01:00:00:10", 86410), (timedelta(minutes=1), 60),
+    ],
+)  # fmt: skip
+def test_what_people_write(given, seconds):
+    assert duration(given, "x").total_seconds() == seconds
+
+
+@pytest.mark.parametrize("given", ["soon", "5 parsecs", "-3", "05:00", "", True, "1h-2m"])
+def test_what_is_not_a_time(given):
+    with pytest.raises(
+        UserError, match=r"^trainer\.max_time=.* is not a time: write seconds, 5min"
+    ):
+        duration(given, "trainer.max_time")
