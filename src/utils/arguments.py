@@ -2,15 +2,56 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
-BARE_LIST = r"^(compositions|num_atoms)=([^'\"\[].*,.*)$"
+BARE_LIST = r"^(num_atoms)=([^'\"\[].*,.*)$"
+_COMPOSITIONS = re.compile(r"(\+{0,2}compositions)=(.*)", re.DOTALL)
+_LEFT_TO_HYDRA = re.compile(r"null|\$\{.*|(?:choice|range|glob|sort|shuffle|extend_list)\(.*")
+
+
+# formulas that Hydra reads as text without quotes, which YAML and Python do as well
+_PLAIN = re.compile(
+    r"(?:\d+\*)?(?!(?:inf|nan|no|on|yes|true|false|null|off)$)[A-Z][A-Za-z0-9]*", re.IGNORECASE
+)
 
 
 def for_hydra(arguments: Sequence[str]) -> list[str]:
     """Arguments in the form that Hydra needs.
 
-    A bare list, as in `compositions=NaCl,SrTiO3`, gets brackets: Hydra would take it for a sweep.
+    Formulas in `compositions=NaCl,InF` get brackets, since Hydra would take a bare list for a
+    sweep, and quotes where they need some: Hydra would take InF and NaN for numbers, and would not read
+    Ca(OH)2. A bare list `num_atoms=8,12` gets brackets.
     `conditions.NAME=VALUE` is allowed to add a field, since each model has its own conditions.
     """
-    listed = [re.sub(BARE_LIST, r"\1=[\2]", argument) for argument in arguments]
+    listed = [re.sub(BARE_LIST, r"\1=[\2]", _with_quotes(argument)) for argument in arguments]
     return [re.sub(r"^conditions\.", "++conditions.", argument) for argument in listed]
+
+
+def _with_quotes(argument: str) -> str:
+    """`compositions` with each formula, or the path of a file, in quotes."""
+    found = _COMPOSITIONS.fullmatch(argument)
+    if found is None or not (value := found[2].strip()) or _LEFT_TO_HYDRA.fullmatch(value):
+        return argument
+    if Path(value).expanduser().is_file():  # whose name may have commas
+        return f"{found[1]}={_quote(value)}"
+    is_list = value.startswith("[") and value.endswith("]")
+    items = _split(value[1:-1] if is_list else value)
+    if any(item[:1] in ("'", '"') for item in items) and not is_list and len(items) == 1:
+        return argument
+    quoted = ",".join(map(_quote, items))
+    return f"{found[1]}=[{quoted}]" if is_list or len(items) > 1 else f"{found[1]}={quoted}"
+
+
+def _split(text: str) -> list[str]:
+    """The items between commas that are not in quotes."""
+    items = re.findall(r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,'"]|['"])+""", text)
+    return [item.strip() for item in items if item.strip()]
+
+
+def _quote(text: str) -> str:
+    if text[0] in ("'", '"') or _PLAIN.fullmatch(text):
+        return text
+    escaped = re.sub(r"(\\*)'", r"\1\1\'", text)
+    if trailing := re.search(r"\\+$", escaped):
+        escaped += trailing[0]
+    return f"'{escaped}'"
