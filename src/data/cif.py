@@ -14,6 +14,7 @@ import logging
 import math
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 
 import gemmi
@@ -190,14 +191,25 @@ def write_cif(crystal: Crystal, name: str) -> str:
 def _block_with_atoms(text: str) -> tuple[cif.Block, Tags]:
     if not isinstance(text, str) or not text.strip():
         raise CrystalError("empty CIF")
-    try:
-        document = cif.read_string(text.encode())
-    except (ValueError, RuntimeError) as error:
-        raise CrystalError(f"not valid CIF: {' '.join(str(error).split())}") from error
-    for block in document:
+    for block in parse_cif(text):
         if has_atoms(block):
             return block, Tags(block)
     raise CrystalError("no atoms with fractional coordinates")
+
+
+def parse_cif(text: str) -> cif.Document:
+    """The data blocks of CIF text. Letters beyond ASCII, as in names of authors, do no harm.
+
+    Raises:
+        CrystalError: if it is not valid CIF.
+    """
+    try:
+        return cif.read_string(text.encode())
+    except (ValueError, RuntimeError) as error:
+        if not (text.isascii() or isinstance(error, UnicodeError)):
+            with suppress(ValueError, RuntimeError):  # gemmi allows them only in quotes
+                return cif.read_string(text.encode("ascii", "replace"))
+        raise CrystalError(f"not valid CIF: {' '.join(str(error).split())}") from error
 
 
 def has_atoms(block: cif.Block) -> bool:

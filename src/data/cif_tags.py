@@ -112,8 +112,8 @@ class Tags:
         self.kinds: dict[str, list[str]] = {}
         for item in block:
             if (pair := item.pair) is not None:
-                tag, value = pair
-                self._add(tag, [value], 0, 1)
+                given, value = str(pair[0]), str(pair[1])  # type: ignore[index]
+                self._add(given, [value], 0, 1)
             elif (loop := item.loop) is not None:
                 tags, values = loop.tags, loop.values
                 for column, tag in enumerate(tags):

@@ -19,8 +19,8 @@ def for_hydra(arguments: Sequence[str]) -> list[str]:
     """Arguments in the form that Hydra needs.
 
     Formulas in `compositions=NaCl,InF` get brackets, since Hydra would take a bare list for a
-    sweep, and quotes where they need some: Hydra would take InF and NaN for numbers, and would not read
-    Ca(OH)2. A bare list `num_atoms=8,12` gets brackets.
+    sweep, and quotes where they need some: Hydra would take InF and NaN for numbers, and would not
+    read Ca(OH)2. A bare list `num_atoms=8,12` gets brackets.
     `conditions.NAME=VALUE` is allowed to add a field, since each model has its own conditions.
     """
     listed = [re.sub(BARE_LIST, r"\1=[\2]", _with_quotes(argument)) for argument in arguments]

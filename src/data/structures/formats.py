@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import ase.io
-import gemmi
 import numpy as np
 from ase import Atoms
 from ase.db.row import AtomsRow
 from ase.db.sqlite import SQLite3Database
 from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
-from src.data.cif import has_atoms
+from src.data.cif import has_atoms, parse_cif
 from src.data.crystal import Crystal, CrystalError
 from src.data.exchange import crystal_of_content, find_entries
 from src.data.packing import open_unpacked, read_text, unpacked_name, unpacked_path
@@ -381,8 +380,8 @@ def _is_of_crystal(text: str) -> bool:
     if not re.search(r"_atom_site[_.](fract|cartn)_x", text, flags=re.IGNORECASE):
         return False
     try:
-        return any(map(has_atoms, gemmi.cif.read_string(text))) or "_cartn_x" in text.lower()
-    except (ValueError, RuntimeError):
+        return any(map(has_atoms, parse_cif(text))) or "_cartn_x" in text.lower()
+    except CrystalError:
         return True
 
 
