@@ -207,10 +207,17 @@ def compare(file: Path, root: Path) -> list[Outcome]:
     for number, (crystal, reason) in enumerate(read_ours(file)):
         where = f"{file.relative_to(root)} {number}"
         if crystal is None:
-            outcomes.append(Outcome(where, REFUSED, kind_of(reason)))
+            readers = [name for name, found in theirs.items() if has_crystal(found)]
+            also = f", read by {' and '.join(readers)}" if readers else ""
+            outcomes.append(Outcome(where, REFUSED, f"{kind_of(reason)}{also}"))
             continue
         outcomes.append(_judge(file, where, crystal, theirs))
     return outcomes
+
+
+def has_crystal(found: list[Crystal | str] | str) -> bool:
+    """Whether a reader finds an ordered crystal in a file."""
+    return any(isinstance(each, Crystal) for each in found)
 
 
 def _judge(

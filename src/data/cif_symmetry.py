@@ -217,14 +217,14 @@ def _split_time(texts: list[str]) -> tuple[Operations, Operations]:
 def _compare(listed: Operations, declared: _Declared | None, lattice: np.ndarray) -> Symmetry:
     """Compare the listed operations with the declared group."""
     as_listed = Reading(f"the {len(listed)} listed operations", listed)
+    equal = [g for g in declared.groups if g.operations.codes == listed.codes] if declared else []
+    if declared and equal and not declared.conflict:
+        return Symmetry(equal)
     missing = missing_product(listed)
     if declared is None:
         if missing:
             raise CrystalError(f"the listed operations are not a group: {missing} is missing")
         return Symmetry([as_listed])
-    equal = [group for group in declared.groups if group.operations.codes == listed.codes]
-    if equal and not declared.conflict:
-        return Symmetry(equal)
     groups = [g for g in declared.groups if listed.codes <= g.operations.codes]
     if missing:
         generated = closure(listed)
@@ -320,23 +320,27 @@ def _declared_number(tags: Tags) -> int | None:
 
 
 def _of_hall(text: str, lattice: np.ndarray, is_listed: bool) -> _Declared | None:
-    operations = _hall_operations(text)
-    if operations is None:
+    found = _hall_operations(text)
+    if found is None:
         if is_listed:
             return None
         raise CrystalError(f"unknown space group, Hall symbol {text!r}")
+    operations, number = found
     name = f"Hall symbol {text!r}"
-    return _Declared(
-        name, [Reading(name, operations)], group_number(operations, lattice), has_setting=True
-    )
+    if number is None:
+        number = group_number(operations, lattice)
+    return _Declared(name, [Reading(name, operations)], number, has_setting=True)
 
 
 @functools.lru_cache(maxsize=256)
-def _hall_operations(text: str) -> Operations | None:
+def _hall_operations(text: str) -> tuple[Operations, int | None] | None:
+    """The operations of a Hall symbol, and the number of the group if its setting is usual."""
     try:
-        return from_gemmi(gemmi.symops_from_hall(text))
+        operations = gemmi.symops_from_hall(text)
     except _GEMMI_ERRORS:
         return None
+    entry = gemmi.find_spacegroup_by_ops(operations)
+    return from_gemmi(operations), None if entry is None else entry.number
 
 
 def _of_name(text: str, code: str | None, lattice: np.ndarray) -> _Declared | None:
