@@ -191,6 +191,7 @@ def write_cif(crystal: Crystal, name: str) -> str:
 def _block_with_atoms(text: str) -> tuple[cif.Block, Tags]:
     if not isinstance(text, str) or not text.strip():
         raise CrystalError("empty CIF")
+    text = text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")  # a byte order mark
     for block in parse_cif(text):
         if has_atoms(block):
             return block, Tags(block)
