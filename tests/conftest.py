@@ -21,6 +21,15 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def shared_cases() -> Path:
+    """Files that were once read wrongly, beside the project."""
+    folder = SHARED_DATA.with_name("cases")
+    if not folder.is_dir():
+        pytest.skip(f"the files that were once read wrongly are not at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def trained_run(tmp_path_factory) -> Path:
     """The folder of a run of a minute on the embedded data, for slow tests: most crystals match."""
     folder = tmp_path_factory.mktemp("trained")

@@ -84,10 +84,11 @@ def write_to_folder(
     if shard:
         output = output.with_name(f"{output.name}_{shard.replace('/', '_of_')}")
     known = _known_crystals(cfg) if cfg.report else None
+    compositions = read_compositions(cfg.compositions)
     batches = draw(
         num_samples=cfg.num_samples,
         num_atoms=to_plain(cfg.num_atoms),
-        compositions=read_compositions(cfg.compositions),
+        compositions=compositions,
         seed=cfg.seed,
         batch_size=cfg.batch_size,
         indices=indices,
@@ -105,7 +106,7 @@ def write_to_folder(
             "seed": cfg.seed,
             "num_samples": cfg.num_samples,
             "num_atoms": to_plain(cfg.num_atoms),
-            "compositions": to_plain(cfg.compositions),
+            "compositions": compositions,
             **how,
             **({"shard": shard} if shard else {}),
             "counts": counts,

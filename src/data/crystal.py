@@ -14,6 +14,8 @@ from src.utils.errors import UserError
 MIN_VOLUME = 1e-3
 MAX_LATTICE_ENTRY = 1e4
 
+OCCUPANCY_TOLERANCE = 1e-3  # an atom with an occupancy of 0.9995 is fully occupied
+
 # When spglib fails, old versions return None. New versions raise this, depending on their settings.
 SPGLIB_ERRORS = (spglib.SpglibError,) if hasattr(spglib, "SpglibError") else ()
 
@@ -81,6 +83,20 @@ def check_crystal(
         i, j, distance = pair
         atoms = f"atoms {i} and {j}" if i != j else f"atom {i} and its own periodic image"
         raise CrystalError(f"{atoms} are {distance:.3f} Å apart, closer than {min_distance} Å")
+
+
+def check_numbers(crystal: Crystal) -> None:
+    """Reject a crystal whose coordinates or cell are not usable numbers.
+
+    Raises:
+        CrystalError: if a number is not finite, or the cell is huge or has no volume.
+    """
+    if not np.isfinite(crystal.frac_coords).all():
+        raise CrystalError("a coordinate is not finite")
+    if not np.abs(crystal.lattice).max() < MAX_LATTICE_ENTRY:
+        raise CrystalError(f"a lattice entry is not a number below {MAX_LATTICE_ENTRY:g} Å")
+    if not (volume := abs(np.linalg.det(crystal.lattice))) >= MIN_VOLUME:
+        raise CrystalError(f"the cell has no volume ({volume:.1e} Å^3)")
 
 
 def niggli_reduce(crystal: Crystal) -> Crystal:
@@ -201,6 +217,26 @@ def signed_volume(lattice: np.ndarray) -> float:
     if abs(volume) < MIN_VOLUME:
         raise CrystalError(f"the cell has no volume ({abs(volume):.1e} Å^3)")
     return volume
+
+
+def closest_contact(crystal: Crystal) -> list[tuple[int, int, float]]:
+    """For each pair of elements, the indices and distance (Å) of the two closest atoms."""
+    crystal = niggli_reduce(crystal)
+    images = _NEIGHBOR_CELLS @ crystal.lattice
+    closest: dict[tuple[int, int], tuple[int, int, float]] = {}
+    for i, position in enumerate(crystal.frac_coords):
+        offsets = crystal.frac_coords[i:] - position
+        offsets -= np.rint(offsets)
+        vectors = (offsets @ crystal.lattice)[:, None] + images
+        distances = np.sqrt(np.einsum("jkx,jkx->jk", vectors, vectors))
+        distances[0, distances[0] < 1e-9] = np.inf  # the atom itself
+        nearest = distances.min(axis=1)
+        for j, distance in enumerate(nearest.tolist(), start=i):
+            first, second = sorted((int(crystal.atom_types[i]), int(crystal.atom_types[j])))
+            known = closest.get((first, second))
+            if known is None or distance < known[2]:
+                closest[first, second] = (i, j, distance)
+    return list(closest.values())
 
 
 def _find_overlap(crystal: Crystal, cutoff: float) -> tuple[int, int, float] | None:

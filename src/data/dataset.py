@@ -31,6 +31,7 @@ from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
 from src.data.flat import MappedTensors, TensorWriter, ragged_index, save_tensors
+from src.data.packing import unpacked_name
 from src.data.parsing import ParsedChunk, ReadOptions, parse, read_record
 from src.data.readers import DataError, Reader, Record, is_table
 from src.data.rejections import kind_of
@@ -39,7 +40,7 @@ from src.utils.checksum import sha256_of
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # part of the hash; increase it when the same input gives different tensors
+FORMAT = 4  # part of the hash; increase it when the same input gives different tensors
 
 _CIF_PACKAGES = ("gemmi", "numpy", "spglib")
 _TABLE_PACKAGES = ("pandas", "pyarrow")
@@ -343,7 +344,7 @@ def _versions(files: Sequence[Path]) -> dict[str, str | None]:
         name = file.name.lower()
         if is_table(name):
             names.update(_TABLE_PACKAGES)
-        elif not name.endswith((".cif", ".cif.gz")):
+        elif not unpacked_name(name).endswith((".cif", ".mcif")):
             names.update(_OTHER_PACKAGES)
         if name.endswith(".zip"):  # may contain tables
             names.update(_TABLE_PACKAGES)

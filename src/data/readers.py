@@ -3,12 +3,11 @@
 `src.data.structures` has the reader for all other formats, folders and archives.
 """
 
-import gzip
+import ast
 import io
 import logging
 import math
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,8 @@ import pandas as pd
 
 from src.data.cif import read_cif
 from src.data.crystal import Crystal, CrystalError
+from src.data.exchange import ID_KEYS, NESTED_KEYS, OPTIMADE_KEYS, crystal_of_content
+from src.data.packing import UNPACKING_ERRORS, File, open_unpacked, unpacked_name, unpacked_path
 from src.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -34,12 +35,16 @@ SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 
-ID_COLUMNS = ("material_id", "id")  # the first of these that a table has contains the IDs
+# the first of these that a table has contains the IDs
+ID_COLUMNS = ("material_id", "id", *(key for key in ID_KEYS if key not in ("material_id", "id")))
+_OPTIONAL_COLUMNS = ("species", "dimension_types", "nperiodic_dimensions")  # of OPTIMADE
 
-File = Path | zipfile.Path
+_CRYSTAL_COLUMNS = (*NESTED_KEYS, *OPTIMADE_KEYS, *_OPTIONAL_COLUMNS)
+
+_TRUTH = {"true": 1.0, "false": 0.0}
 MISSING_VALUES = {"", "nan", "na", "n/a", "none", "null"}  # in lower case; read as NaN silently
 # What pandas, pyarrow, gzip and zipfile raise for damaged files
-_UNREADABLE = (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+_UNREADABLE = (*UNPACKING_ERRORS, ValueError, NotImplementedError, zipfile.BadZipFile)
 _MAX_FLOAT = float(np.finfo(np.float32).max)
 _MAX_NAMES_SHOWN = 30  # in an error message
 
@@ -128,8 +133,13 @@ class PropertyParser:
         return tuple([self._parse_number(name, values.get(name), where) for name in self.names])
 
     def _parse_number(self, name: str, value: Any, where: str) -> float:
-        if value is None or (isinstance(value, str) and value.strip().lower() in MISSING_VALUES):
+        if value is None or value is pd.NA or value is pd.NaT:
             return math.nan
+        if isinstance(value, str):
+            text = value.strip().lower()
+            if text in MISSING_VALUES:
+                return math.nan
+            value = _TRUTH.get(text, value)
         try:
             number = math.nan if np.ndim(value) else float(value)
         except (TypeError, ValueError, OverflowError):
@@ -173,22 +183,27 @@ class Row:
     Attributes:
         index: number of the row, from 0.
         id: the value of `material_id` or `id`; None if the table has neither.
-        cif: the CIF text.
+        cif: the CIF text; empty if the table has crystals in another form.
         values: the values of the requested columns, by name.
+        content: a dictionary or its JSON text, see `src.data.exchange`; None if there is a `cif`.
     """
 
     index: int
     id: str | None
     cif: str
     values: Mapping[str, Any]
+    content: Any = None
 
 
 @dataclass(frozen=True, slots=True)
 class CsvReader:
     """Reads a table with a column `cif` and optional columns `material_id` or `id`, and properties.
 
+    Instead of `cif`, the table can have a column `structure` or `atoms` with dictionaries or JSON,
+    or the columns of OPTIMADE, as LeMaterial's tables do.
+
     Args:
-        path: a `.csv`, `.csv.gz` or `.parquet` file.
+        path: a `.csv` or `.parquet` file, which may be packed.
         properties: numeric columns to keep. A column that the file lacks is all NaN.
     """
 
@@ -207,7 +222,7 @@ class CsvReader:
         """Yield the rows, with one chunk of the file in memory at a time.
 
         Raises:
-            DataError: if the file cannot be read as a table or has no column `cif`.
+            DataError: if the file cannot be read as a table or has no column with crystals.
         """
         parser = PropertyParser(self.path, self.properties)
         absent = set(self.properties) - set(columns_of(self.path))
@@ -217,13 +232,19 @@ class CsvReader:
             where, id_ = f"{self.path.name} row {row.index}", row.id
             id_ = str(row.index) if id_ is None else id_
             properties = parser.parse(row.values, where)
-            yield Record(where, id_, row.cif, properties, file=self.path.name)
+            crystal, reason = None, ""
+            if row.content is not None:
+                try:
+                    crystal = crystal_of_content(row.content)
+                except CrystalError as error:
+                    reason = str(error)
+            yield Record(where, id_, row.cif, properties, crystal, reason, self.path.name)
         parser.warn_of_invalid()
 
 
 def is_table(name: str) -> bool:
-    """Whether a file with this name is a table: `.csv`, `.csv.gz` or `.parquet`."""
-    return name.lower().endswith((".csv", ".csv.gz", ".parquet"))
+    """Whether a file with this name is a table: `.csv` or `.parquet`, packed or not."""
+    return unpacked_name(name).lower().endswith((".csv", ".parquet"))
 
 
 def columns_of(file: File) -> list[str]:
@@ -233,39 +254,104 @@ def columns_of(file: File) -> list[str]:
         DataError: if the file cannot be read as a table.
     """
     with _as_data_error(file):
-        if file.name.lower().endswith(".parquet"):
+        if _is_parquet(file):
             from pyarrow import parquet
 
-            with file.open("rb") as raw, parquet.ParquetFile(raw) as table:
+            with unpacked_path(file) as path, parquet.ParquetFile(path) as table:
                 return list(table.schema_arrow.names)
-        with _open(file) as content:
+        with open_unpacked(file) as content:
             return pd.read_csv(
                 io.BufferedReader(_NulCheckingReader(content)), nrows=0
             ).columns.tolist()
+
+
+def _is_parquet(file: File) -> bool:
+    return unpacked_name(file.name).lower().endswith(".parquet")
 
 
 def iter_rows(file: File, names: Sequence[str] = ()) -> Iterator[Row]:
     """Yield the rows of a table, with one chunk of the file in memory at a time.
 
     Args:
-        file: a `.csv`, `.csv.gz` or `.parquet` file, which may be in an archive.
+        file: a `.csv` or `.parquet` file, which may be packed or in an archive.
         names: columns to include in `Row.values`. Columns that do not exist are ignored.
 
     Raises:
-        DataError: if the file cannot be read as a table, has no column `cif`, or has several
-            columns of the same name among those it needs.
+        DataError: if the file cannot be read as a table, has no column with crystals, or has
+            several columns of the same name among those it needs.
     """
     index = 0
     for chunk in _chunks(file, names):
-        if "cif" not in chunk:
-            raise DataError(
-                f"{file} has no column 'cif'; its columns are {columns_of(file)}: rename the one "
-                "with the CIF text to 'cif'"
-            )
-        cifs = ["" if pd.isna(cif) else str(cif) for cif in chunk["cif"].tolist()]
-        for id_, cif, values in zip(_ids(chunk), cifs, _values(chunk, names), strict=True):
-            yield Row(index, id_, cif, values)
+        contents = None if "cif" in chunk else _contents(chunk)
+        if contents is None:
+            if "cif" not in chunk:
+                raise _no_crystals(file)
+            contents = [None] * len(chunk)
+            cifs = list(map(_cif_text, chunk["cif"].tolist()))
+        else:
+            cifs = [""] * len(chunk)
+        rows = zip(_ids(chunk), cifs, _values(chunk, names), contents, strict=True)
+        for id_, cif, values, content in rows:
+            yield Row(index, id_, cif, values, content)
             index += 1
+
+
+def _cif_text(value: Any) -> str:
+    """CIF text of a cell, which may be bytes, or the text that Python prints for bytes."""
+    if isinstance(value, str):
+        if value[:2] not in ("b'", 'b"'):
+            return value
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return value
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value).decode("utf-8", errors="replace")
+    return "" if pd.isna(value) else str(value)
+
+
+def _contents(chunk: pd.DataFrame) -> list[Any] | None:
+    """The crystals of rows as dictionaries or JSON; None if the table has no such columns."""
+    for name in NESTED_KEYS:
+        if name in chunk and any(map(_is_dictionary, chunk[name].dropna().head(100).tolist())):
+            return [{} if value is None else value for value in chunk[name].tolist()]
+    if not all(name in chunk for name in OPTIMADE_KEYS):
+        return None
+    names = [name for name in (*OPTIMADE_KEYS, *_OPTIONAL_COLUMNS) if name in chunk]
+    columns = (chunk[name].tolist() for name in names)
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _is_dictionary(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, str) and value.lstrip()[:1] == "{")
+
+
+def _no_crystals(file: File) -> DataError:
+    columns = columns_of(file)
+    if _is_headerless(columns):
+        return DataError(
+            f"{file} has no header, but begins with {','.join(columns)[:80]!r}: add a first line "
+            "with the names of the columns. If it lists properties of crystals in other files, as "
+            "id_prop.csv does, name the columns id,PROPERTY and set data.property_file"
+        )
+    return DataError(
+        f"{file} has no column 'cif'; its columns are {columns}: rename the one with the CIF text "
+        "to 'cif', or one with dictionaries or JSON of pymatgen, OPTIMADE, JARVIS or ASE to "
+        "'structure'"
+    )
+
+
+def _is_headerless(columns: Sequence[str]) -> bool:
+    """Whether names of columns are values: at least one is a number."""
+    return len(columns) > 1 and any(_is_number(name) for name in columns[1:])
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return text.strip().lower() not in MISSING_VALUES
 
 
 def read_properties(path: Path, names: Sequence[str]) -> dict[str, tuple[float, ...]]:
@@ -283,7 +369,13 @@ def read_properties(path: Path, names: Sequence[str]) -> dict[str, tuple[float, 
     """
     parser = PropertyParser(path, names)
     found: dict[str, tuple[float, ...]] = {}
-    parser.available.update(columns_of(path))
+    columns = columns_of(path)
+    if _is_headerless(columns) and not set(names) & set(columns):
+        raise DataError(
+            f"{path} has no header, but begins with {','.join(columns)[:80]!r}: add a first line "
+            f"with the names of the columns, such as id,{','.join(names)}"
+        )
+    parser.available.update(columns)
     parser.check_names()
     for chunk in _chunks(path, names):
         for id_, values in zip(_ids(chunk), _values(chunk, names), strict=True):
@@ -301,18 +393,18 @@ def read_properties(path: Path, names: Sequence[str]) -> dict[str, tuple[float, 
 def _chunks(file: File, names: Sequence[str]) -> Iterator[pd.DataFrame]:
     with _as_data_error(file):
         header = _header(file)
-        for name in dict.fromkeys((*ID_COLUMNS, "cif", *names)):
+        for name in dict.fromkeys((*ID_COLUMNS, "cif", *_CRYSTAL_COLUMNS, *names)):
             if header.count(name) > 1:  # pandas would silently use the first
                 raise DataError(f"{file} has {header.count(name)} columns {name!r}: keep one")
-        chunks = _parquet_chunks if file.name.lower().endswith(".parquet") else _csv_chunks
+        chunks = _parquet_chunks if _is_parquet(file) else _csv_chunks
         yield from chunks(file, names)
 
 
 def _header(file: File) -> list[str]:
     """The column names as written in the file; `columns_of` has pandas rename duplicates."""
-    if file.name.lower().endswith(".parquet"):
+    if _is_parquet(file):
         return columns_of(file)
-    with _open(file) as content:
+    with open_unpacked(file) as content:
         raw = io.BufferedReader(_NulCheckingReader(content))
         first = pd.read_csv(raw, header=None, nrows=1, dtype=str, keep_default_na=False)
     return first.iloc[0].tolist()
@@ -340,27 +432,17 @@ def _as_data_error(file: File) -> Iterator[None]:
     except DataError:
         raise
     except _UNREADABLE as error:
-        kind = "Parquet" if file.name.lower().endswith(".parquet") else "CSV"
+        kind = "Parquet" if _is_parquet(file) else "CSV"
         raise DataError(f"{file} is not a readable {kind} file: {error}") from error
-
-
-@contextmanager
-def _open(file: File) -> Iterator[Any]:
-    with file.open("rb") as raw:
-        if file.name.lower().endswith(".gz"):
-            with gzip.GzipFile(fileobj=raw) as unpacked:
-                yield unpacked
-        else:
-            yield raw
 
 
 def _csv_chunks(file: File, names: Sequence[str]) -> Iterator[pd.DataFrame]:
     with (
-        _open(file) as raw,
+        open_unpacked(file) as raw,
         pd.read_csv(
             io.BufferedReader(_NulCheckingReader(raw)),
             chunksize=10_000,
-            dtype=dict.fromkeys((*ID_COLUMNS, "cif"), str),
+            dtype=dict.fromkeys((*ID_COLUMNS, "cif", *_CRYSTAL_COLUMNS), str),
             low_memory=False,
             keep_default_na=False,  # "NA" can be an ID
         ) as chunks,
@@ -374,9 +456,10 @@ def _csv_chunks(file: File, names: Sequence[str]) -> Iterator[pd.DataFrame]:
 def _parquet_chunks(file: File, names: Sequence[str]) -> Iterator[pd.DataFrame]:
     from pyarrow import parquet  # slow to import, and rarely needed
 
-    with file.open("rb") as raw, parquet.ParquetFile(raw) as table:
+    with unpacked_path(file) as path, parquet.ParquetFile(path) as table:
         present = table.schema_arrow.names
-        wanted = [n for n in dict.fromkeys([*ID_COLUMNS, "cif", *names]) if n in present]
+        crystals = ["cif"] if "cif" in present else _CRYSTAL_COLUMNS
+        wanted = [n for n in dict.fromkeys([*ID_COLUMNS, *crystals, *names]) if n in present]
         for batch in table.iter_batches(batch_size=10_000, columns=wanted):
             yield batch.to_pandas()
 

@@ -5,14 +5,21 @@ import re
 # Patterns for the reason, tried in this order.
 KINDS = {
     "partial occupancy": "occupanc|not an ordered",
+    "contradiction": (
+        "_chemical_formula|_exptl_crystal|_cell_volume|listed, but|listed, which|not a group|"
+        "is number|nothing decides|without positions|different (values|settings)|two lists|"
+        r"more positions|magnetic and|by line 6|not a cell of|has no setting|F_000"
+    ),
+    "unsupported symmetry": "modulated|magnetic|not understood|MTRIX",
     "overlapping atoms": "closer than|share one position",
     "too many atoms": r"more than \d+( atoms)?$",
     "unknown element": "not an element|no element|which elements",
     "element out of range": "^atomic number",
-    "damaged file": "^not valid CIF",
+    "damaged file": "^not valid CIF|POSCAR|XYZError|JSON|SHELX|readable PDB|^damaged",
     "unreadable symmetry": "symmetry|space group",
     "incomplete file": "empty CIF|is missing|not a number$|values for|type symbols",
-    "impossible cell": "cell|lattice|not periodic",
+    "no periodic cell": "not periodic",
+    "impossible cell": "cell|lattice",
     "no atoms": "no atoms",
 }
 

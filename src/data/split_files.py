@@ -4,21 +4,27 @@ All code that looks for splits uses this module. It does not import torch, so th
 command starts quickly.
 """
 
-import gzip
-import zlib
+import logging
 from collections import defaultdict
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath, PurePosixPath
 
+from src.data.packing import PACKED, UNPACKING_ERRORS, open_unpacked, unpacked_name
 from src.data.readers import SPLIT_NAMES, SPLITS, DataError, columns_of
 
+log = logging.getLogger(__name__)
+
 # Suffixes that the file of a split may have, in lower case: formats for many crystals.
-SUFFIXES = (
-    *(".csv", ".csv.gz", ".parquet"),
-    *(".extxyz", ".extxyz.gz", ".xyz", ".xyz.gz", ".json", ".json.gz", ".db", ".traj", ".zip"),
+_PLAIN_SUFFIXES = (
+    *(".csv", ".parquet", ".extxyz", ".xyz", ".json", ".jsonl", ".ndjson", ".db", ".traj"),
 )
-_CIF_SUFFIXES = (".cif", ".cif.gz")
+SUFFIXES = (
+    *_PLAIN_SUFFIXES,
+    *(plain + packed for plain in _PLAIN_SUFFIXES for packed in PACKED),
+    ".zip",
+)
+_CIF_SUFFIXES = (".cif", *(f".cif{packed}" for packed in PACKED))
 
 SPLITS_CSV = "splits.csv"  # lists the split of each crystal in its folder
 
@@ -71,6 +77,12 @@ def find_splits(folder: Path, pattern: str = "*", with_folders: bool = True) -> 
         if _has_train_and_another(others):
             for split, paths in others.items():
                 files[split] += paths
+        else:
+            for split in others.keys() & files.keys():
+                log.warning(
+                    "%s is used for the split %r; %s beside it is not read",
+                    files[split][0], split, ", ".join(path.name for path in others[split]),
+                )  # fmt: skip
     return {split: _only_candidate(split, files[split]) for split in SPLITS if split in files}
 
 
@@ -185,7 +197,7 @@ def _lists_splits(path: Path) -> bool:
 def _only_candidate(split: str, candidates: list[Path]) -> Path:
     candidates = sorted(candidates, key=lambda path: (len(path.name), path.name))
     first = candidates[0]
-    if len(candidates) == 1 or (len(candidates) == 2 and _is_gzip_of(candidates[1], first)):
+    if len(candidates) == 1 or (len(candidates) == 2 and _is_packed_copy(candidates[1], first)):
         return first
     names = " and ".join(path.name for path in candidates)
     raise DataError(
@@ -195,17 +207,17 @@ def _only_candidate(split: str, candidates: list[Path]) -> Path:
     )
 
 
-def _is_gzip_of(compressed: Path, plain: Path) -> bool:
-    """Whether a `.gz` has the same content as the uncompressed file, as after `gzip --keep`."""
-    if compressed.name.lower() != f"{plain.name.lower()}.gz":
+def _is_packed_copy(packed: Path, plain: Path) -> bool:
+    """Whether a packed file has the same content as the plain one, as after `gzip --keep`."""
+    if unpacked_name(packed.name).lower() != plain.name.lower() or packed.name == plain.name:
         return False
-    if plain.is_dir() or compressed.is_dir():
+    if plain.is_dir() or packed.is_dir():
         return False
     try:
-        with plain.open("rb") as first, gzip.open(compressed) as second:
+        with plain.open("rb") as first, open_unpacked(packed) as second:
             while content := first.read(2**20):
                 if second.read(len(content)) != content:
                     return False
             return not second.read(1)
-    except (OSError, EOFError, zlib.error):
+    except UNPACKING_ERRORS:
         return False

@@ -2,13 +2,20 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
-BARE_LIST = r"^(compositions|num_atoms)=([^'\"\[].*,.*)$"
+BARE_LIST = r"^(num_atoms)=([^'\"\[].*,.*)$"
+_COMPOSITIONS = re.compile(r"(\+{0,2}compositions)=(.*)", re.DOTALL)
+_LEFT_TO_HYDRA = re.compile(r"null|\$\{.*|(?:choice|range|glob|sort|shuffle|extend_list)\(.*")
+# formulas that Hydra reads as text without quotes, which YAML and Python do as well
+_PLAIN = re.compile(
+    r"(?:\d+\*)?(?!(?:inf|nan|no|on|yes|true|false|null|off)$)[A-Z][A-Za-z0-9]*", re.IGNORECASE
+)
 # fields whose values are paths
 PATHS = re.compile(
     r"(\+{0,2}(?:[\w.]+\.)?(?:"
     r"\w+_dir|\w*ckpt_path|\w*_file|\w+_path|resume_from|init_from|input|output|reference"
-    r"|test_reference|scale_reference|base_url|compositions)|hydra\.(?:run|sweep)\.dir)=(.+)",
+    r"|test_reference|scale_reference|base_url)|hydra\.(?:run|sweep)\.dir)=(.+)",
     re.DOTALL,
 )
 
@@ -16,15 +23,47 @@ PATHS = re.compile(
 def for_hydra(arguments: Sequence[str]) -> list[str]:
     """Arguments in the form that Hydra needs.
 
-    A bare list, as in `compositions=NaCl,SrTiO3`, gets brackets: Hydra would take it for a sweep.
+    Formulas in `compositions=NaCl,InF` get brackets, since Hydra would take a bare list for a
+    sweep, and quotes where they need some: Hydra would take InF and NaN for numbers, and would not
+    read Ca(OH)2. A bare list `num_atoms=8,12` gets brackets.
     `conditions.NAME=VALUE` is allowed to add a field, since each model has its own conditions. A
     path that Hydra's grammar would take for something else, because it contains `=`, a comma or the
     like, gets quotes. With `-m`, commas in paths separate the values of a sweep.
     """
-    listed = [re.sub(BARE_LIST, r"\1=[\2]", argument) for argument in arguments]
+    listed = [re.sub(BARE_LIST, r"\1=[\2]", _with_quotes(argument)) for argument in arguments]
     added = [re.sub(r"^conditions\.", "++conditions.", argument) for argument in listed]
     sweeps = "-m" in arguments or "--multirun" in arguments
     return [_quoted(argument, sweeps) for argument in added]
+
+
+def _with_quotes(argument: str) -> str:
+    """`compositions` with each formula, or the path of a file, in quotes."""
+    found = _COMPOSITIONS.fullmatch(argument)
+    if found is None or not (value := found[2].strip()) or _LEFT_TO_HYDRA.fullmatch(value):
+        return argument
+    if Path(value).expanduser().is_file():  # whose name may have commas
+        return f"{found[1]}={_quote(value)}"
+    is_list = value.startswith("[") and value.endswith("]")
+    items = _split(value[1:-1] if is_list else value)
+    if any(item[:1] in ("'", '"') for item in items) and not is_list and len(items) == 1:
+        return argument
+    quoted = ",".join(map(_quote, items))
+    return f"{found[1]}=[{quoted}]" if is_list or len(items) > 1 else f"{found[1]}={quoted}"
+
+
+def _split(text: str) -> list[str]:
+    """The items between commas that are not in quotes."""
+    items = re.findall(r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,'"]|['"])+""", text)
+    return [item.strip() for item in items if item.strip()]
+
+
+def _quote(text: str) -> str:
+    if text[0] in ("'", '"') or _PLAIN.fullmatch(text):
+        return text
+    escaped = re.sub(r"(\\*)'", r"\1\1\'", text)
+    if trailing := re.search(r"\\+$", escaped):
+        escaped += trailing[0]
+    return f"'{escaped}'"
 
 
 def _quoted(argument: str, sweeps: bool) -> str:
@@ -41,8 +80,6 @@ def _is_fine(argument: str, value: str, sweeps: bool) -> bool:
     from hydra.core.override_parser.types import QuotedString
     from hydra.errors import HydraException
 
-    if value[0] == "[" and "compositions=" in argument:  # a list of formulas
-        return True
     try:
         override = OverridesParser.create().parse_override(argument)
     except HydraException:

@@ -1,4 +1,5 @@
 import gzip
+import json
 import logging
 import math
 import tracemalloc
@@ -294,3 +295,62 @@ def test_a_record_gives_a_crystal_or_the_reason_why_it_cannot():
         crystal_of(Record("w", "x", reason="damaged"))
     with pytest.raises(CrystalError, match="empty CIF"):
         crystal_of(Record("w", "x"))
+
+
+# Values and columns of the field's tables
+
+
+def test_booleans_with_gaps(tmp_path, caplog):
+    table = pd.DataFrame({"cif": ["a"] * 4, "x": [True, None, False, True]})
+    table.to_csv(tmp_path / "a.csv", index=False)
+    table.astype({"x": "boolean"}).to_parquet(tmp_path / "b.parquet")
+    table.assign(x=pd.array([1, None, 0, 1], dtype="Int64")).to_parquet(tmp_path / "c.parquet")
+    for name in ("a.csv", "b.parquet", "c.parquet"):
+        values = [r.properties[0] for r in CsvReader(tmp_path / name, ("x",))]
+        np.testing.assert_equal(values, [1, math.nan, 0, 1])
+    assert caplog.text == ""
+
+
+def test_cifs_as_bytes(tmp_path):
+    table = pd.DataFrame({"cif": ["data_é".encode(), None]})
+    table.to_parquet(tmp_path / "a.parquet")
+    table.to_csv(tmp_path / "b.csv", index=False)
+    for name in ("a.parquet", "b.csv"):
+        assert [r.cif for r in CsvReader(tmp_path / name)] == ["data_é", ""]
+
+
+def test_columns_of_optimade_and_dictionaries(tmp_path):
+    columns = {
+        "immutable_id": ["agm1", "agm2"],
+        "lattice_vectors": [[[4.0, 0, 0], [0, 4.0, 0], [0, 0, 4.0]]] * 2,
+        "species_at_sites": [["Na", "Cl"], ["Na", "Wat"]],
+        "cartesian_site_positions": [[[0.0, 0, 0], [2.0, 2.0, 2.0]]] * 2,
+        "energy": [-1.0, -2.0],
+    }
+    pd.DataFrame(columns).to_parquet(tmp_path / "a.parquet")
+    as_text = pd.DataFrame(columns).map(lambda x: json.dumps(x) if isinstance(x, list) else x)
+    as_text.to_csv(tmp_path / "b.csv.xz", index=False)
+    jarvis = {
+        "lattice_mat": columns["lattice_vectors"][0],
+        "coords": [[0, 0, 0]],
+        "elements": ["Na"],
+    }
+    nested = pd.DataFrame(
+        {"atoms": [json.dumps(jarvis), "{}"], "energy": [-1, -2], "id": ["u", "v"]}
+    )
+    nested.to_csv(tmp_path / "c.csv", index=False)
+    for name, id_ in (("a.parquet", "agm1"), ("b.csv.xz", "agm1"), ("c.csv", "u")):
+        first, second = CsvReader(tmp_path / name, ("energy",))
+        assert (first.id, first.properties) == (id_, (-1.0,))
+        assert crystal_of(first).atom_types[0] == 11
+        with pytest.raises(CrystalError):
+            crystal_of(second)
+
+
+def test_a_table_without_a_header(tmp_path):
+    path = tmp_path / "id_prop.csv"
+    path.write_text("mp-1,0.5\nmp-2,1.5\n")
+    with pytest.raises(DataError, match=r"id_prop\.csv has no header.*such as id,gap"):
+        read_properties(path, ["gap"])
+    with pytest.raises(DataError, match=r"id_prop\.csv has no header.*data\.property_file"):
+        list(CsvReader(path))

@@ -1,8 +1,10 @@
 """Training, evaluation and download find the same files for each split."""
 
+import bz2
 import gzip
 import json
 import logging
+import lzma
 import shutil
 import zipfile
 from functools import cache
@@ -33,6 +35,7 @@ from src.data.splits import SplitOptions, find_readers, look_up_splits
 from src.data.structures import StructureReader, formats, to_atoms, to_structure
 
 ROOT = Path(__file__).resolve().parents[2]
+OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 # Each split has a different number of crystals, which identifies it in every format.
 SIZES = {"train": 5, "val": 2, "test": 3}
 
@@ -50,15 +53,20 @@ def write(path: Path, split: str) -> Path:
     names = [f"{split}-{i}" for i in range(len(crystals))]
     cifs = [write_cif(*pair) for pair in zip(crystals, names, strict=True)]
     atoms = [to_atoms(*pair) for pair in zip(crystals, names, strict=True)]
-    suffix = "".join(path.suffixes[-2:] if path.name.endswith(".gz") else path.suffixes[-1:])
     path.parent.mkdir(parents=True, exist_ok=True)
-    opened = gzip.open if path.name.endswith(".gz") else open
+    if path.suffix in OPENERS:  # write the plain file, then pack it
+        plain = write(path.parent / "plain" / path.stem, split)
+        with OPENERS[path.suffix](path, "wb") as file:
+            file.write(plain.read_bytes())
+        shutil.rmtree(plain.parent)
+        return path
+    suffix = path.suffix
     table = pd.DataFrame({"material_id": names, "cif": cifs})
     if suffix == "":
         path.mkdir()
         for name, cif in zip(names, cifs, strict=True):
             (path / f"{name}.cif").write_text(cif)
-    elif suffix.startswith(".csv"):
+    elif suffix == ".csv":
         table.to_csv(path, index=False)
     elif suffix == ".parquet":
         table.to_parquet(path)
@@ -73,10 +81,13 @@ def write(path: Path, split: str) -> Path:
     elif suffix == ".traj":
         ase.io.write(path, atoms)
     else:
-        with opened(path, "wt") as file:
-            if suffix.startswith(".json"):
-                json.dump([to_structure(crystal).as_dict() for crystal in crystals], file)
-            elif suffix.startswith(".cif"):
+        with path.open("w") as file:
+            dictionaries = [to_structure(crystal).as_dict() for crystal in crystals]
+            if suffix == ".json":
+                json.dump(dictionaries, file)
+            elif suffix in (".jsonl", ".ndjson"):
+                file.writelines(f"{json.dumps(each)}\n" for each in dictionaries)
+            elif suffix == ".cif":
                 file.writelines(cifs)
             else:
                 ase.io.write(file, atoms, format="extxyz")
@@ -112,7 +123,19 @@ def num_compared(reference: Reference) -> int:
 # The same splits everywhere
 
 
-@pytest.mark.parametrize("suffix", [*SUFFIXES, ".cif", ".cif.gz", ""])
+PLAIN = [suffix for suffix in SUFFIXES if suffix.count(".") == 1]
+SOME_PACKED = [
+    ".csv.gz",
+    ".parquet.xz",
+    ".extxyz.bz2",
+    ".xyz.gz",
+    ".json.gz",
+    ".db.bz2",
+    ".traj.xz",
+]
+
+
+@pytest.mark.parametrize("suffix", [*PLAIN, *SOME_PACKED, ".cif", ".cif.gz", ""])
 def test_training_and_evaluation_find_the_same(tmp_path, suffix):
     """In every format, compressed or not, and in folders."""
     folder = tmp_path / "mine"
@@ -128,10 +151,10 @@ def test_training_and_evaluation_find_the_same(tmp_path, suffix):
 
 def test_suffixes_include_all_formats_for_many_crystals():
     """All suffixes that StructureReader knows, except those for a single crystal."""
-    known = {suffix.removesuffix(".gz") for suffix in SUFFIXES}
-    assert set(formats._FORMATS) - {".cif", ".vasp", ".poscar"} <= known
-    packed = {suffix for suffix in SUFFIXES if suffix.endswith(".gz")}
-    assert packed == {f"{s}.gz" for s in known - {".parquet", ".db", ".traj", ".zip"}}
+    single = {".cif", ".mcif", ".vasp", ".poscar", ".contcar", ".res", ".ins", ".pdb", ".ent"}
+    assert set(formats._FORMATS) - single <= set(PLAIN)
+    packed = {f"{suffix}{each}" for suffix in PLAIN for each in OPENERS if suffix != ".zip"}
+    assert set(SUFFIXES) == {*PLAIN, *packed}
 
 
 @pytest.mark.parametrize("name", [*SPLIT_NAMES, "Train", "VALID", "Test"])

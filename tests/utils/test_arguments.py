@@ -35,3 +35,18 @@ def test_paths_that_are_right_already_stay():
     given = ["output='a=b'", 'input="a,b"', "ckpt_path=null", "reference=data/mp_20"]
     assert for_hydra(given) == given
     assert for_hydra(["-m", "data.data_dir=a,b"]) == ["-m", "data.data_dir=a,b"]  # a sweep
+
+
+def test_formulas_that_hydra_would_take_for_something_else():
+    typed = ["compositions=InF,NaN,NO,On,Yb,1e5", "compositions=[Ca(OH)2, NaCl]",
+             "compositions=InF", "compositions=null", "++compositions=my file=1.txt"]  # fmt: skip
+    assert for_hydra(typed) == [
+        "compositions=['InF','NaN','NO','On',Yb,'1e5']", "compositions=['Ca(OH)2',NaCl]",
+        "compositions='InF'", "compositions=null", "++compositions='my file=1.txt'",
+    ]  # fmt: skip
+
+
+def test_the_path_of_a_file_may_have_commas(tmp_path):
+    path = tmp_path / "a,b.txt"
+    path.touch()
+    assert for_hydra([f"compositions={path}"]) == [f"compositions='{path}'"]

@@ -1,10 +1,19 @@
 """Convert crystals between arrays, pymatgen `Structure`, ASE `Atoms` and batches."""
 
+import math
+from typing import Any
+
 import numpy as np
 from ase import Atoms
 from pymatgen.core import DummySpecies, Lattice, Structure
 
-from src.data.crystal import MAX_LATTICE_ENTRY, MIN_VOLUME, Crystal, CrystalError
+from src.data.crystal import (
+    MIN_VOLUME,
+    OCCUPANCY_TOLERANCE,
+    Crystal,
+    CrystalError,
+    check_numbers,
+)
 from src.data.schema import CrystalBatch
 
 
@@ -18,18 +27,18 @@ def to_crystal(given: Structure | Atoms) -> Crystal:
     if isinstance(given, Atoms):
         if not given.pbc.all() or not given.cell.volume >= MIN_VOLUME:
             raise CrystalError("not periodic in three dimensions")
-        sites = given.info.get("occupancy", {}).values()  # where ASE keeps those of a CIF
-        if any(set(site.values()) != {1.0} for site in sites):
+        if not _is_ordered(given):
             raise CrystalError("partial occupancies: not an ordered crystal")
         atom_types, lattice = given.numbers.astype(np.int64), given.cell.array
         frac_coords = given.cell.scaled_positions(given.positions)
     else:
         if not all(given.lattice.pbc):
             raise CrystalError("not periodic in three dimensions")
-        if not given.is_ordered:
+        if not all(len(site.species) == 1 and _is_full(site.species.num_atoms) for site in given):
             raise CrystalError("partial occupancies: not an ordered crystal")
         # A DummySpecies has no meaningful Z: it is a hash
-        species = [0 if isinstance(s, DummySpecies) else s.Z for s in given.species]
+        kinds = [next(iter(site.species)) for site in given]
+        species = [0 if isinstance(kind, DummySpecies) else kind.Z for kind in kinds]
         atom_types, lattice = np.array(species, dtype=np.int64), given.lattice.matrix
         frac_coords = given.frac_coords
     if not len(atom_types):
@@ -39,6 +48,29 @@ def to_crystal(given: Structure | Atoms) -> Crystal:
     crystal = Crystal(lattice, atom_types, frac_coords % 1.0 % 1.0)  # -1e-17 % 1.0 is 1.0
     check_numbers(crystal)
     return crystal
+
+
+def _is_ordered(atoms: Atoms) -> bool:
+    """Whether all sites are fully occupied by one element, as far as ASE knows."""
+    sites = atoms.info.get("occupancy", {})  # where ASE keeps those of a CIF
+    if isinstance(sites, dict) and any(
+        not isinstance(site, dict) or len(site) != 1 or not all(map(_is_full, site.values()))
+        for site in sites.values()
+    ):
+        return False
+    per_atom = [atoms.arrays[n] for n in ("occupancy", "occupancies") if n in atoms.arrays]
+    return all(_is_full(value) for values in per_atom for value in values.tolist())
+
+
+def _is_full(occupancy: Any) -> bool:
+    """Whether an occupancy is 1, which is also the default if a CIF gives `.` or `?`."""
+    if occupancy is None or occupancy in (".", "?"):
+        return True
+    try:
+        number = float(occupancy)
+    except (TypeError, ValueError):
+        return False
+    return math.isnan(number) or abs(number - 1) <= OCCUPANCY_TOLERANCE
 
 
 def to_structure(crystal: Crystal) -> Structure:
@@ -70,17 +102,3 @@ def split_batch(batch: CrystalBatch) -> list[Crystal]:
             strict=True,
         )
     ]
-
-
-def check_numbers(crystal: Crystal) -> None:
-    """Reject a crystal whose coordinates or cell are not usable numbers.
-
-    Raises:
-        CrystalError: if a number is not finite, or the cell is huge or has no volume.
-    """
-    if not np.isfinite(crystal.frac_coords).all():
-        raise CrystalError("a coordinate is not finite")
-    if not np.abs(crystal.lattice).max() < MAX_LATTICE_ENTRY:
-        raise CrystalError(f"a lattice entry is not a number below {MAX_LATTICE_ENTRY:g} Å")
-    if not (volume := abs(np.linalg.det(crystal.lattice))) >= MIN_VOLUME:
-        raise CrystalError(f"the cell has no volume ({volume:.1e} Å^3)")

@@ -1,50 +1,73 @@
-"""Read the crystals in one file of any supported format.
+"""Read the crystals in one file of any supported format, packed or not.
 
-CIF is read by `src.data.cif`, tables with a CIF column by `src.data.readers`, POSCAR and pymatgen
-JSON by pymatgen, and extended XYZ, ASE databases and all other formats by ASE. Nothing in a file is
-ever executed.
+Each format has one reader, whatever the case of the file's ending: CIF, also for SHELX and PDB
+files, is read by `src.data.cif`; tables by `src.data.readers`; JSON by `src.data.exchange`; POSCAR
+and extended XYZ in this folder; ASE databases, and formats in which files list all atoms of a cell,
+by ASE. Nothing in a file is ever executed.
 """
 
-import gzip
 import io
 import json
 import re
-import shutil
 import sqlite3
-import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import ase.io
-import gemmi
 import numpy as np
 from ase import Atoms
 from ase.db.row import AtomsRow
 from ase.db.sqlite import SQLite3Database
-from ase.io.formats import UnknownFileTypeError
-from pymatgen.core import Structure
-from pymatgen.io.vasp import Poscar
+from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
+from src.data.cif import has_atoms, parse_cif
 from src.data.crystal import Crystal, CrystalError
+from src.data.exchange import crystal_of_content, find_entries
+from src.data.packing import open_unpacked, read_text, unpacked_name, unpacked_path
 from src.data.readers import ID_COLUMNS, DataError, File, columns_of, iter_rows
 from src.data.structures.convert import to_crystal
+from src.data.structures.extxyz import id_of_frame, parse_frame, split_frames
+from src.data.structures.pdb import cifs_of_pdb
+from src.data.structures.poscar import read_poscar
+from src.data.structures.shelx import cifs_of_res
 
 _FORMATS = {
     ".cif": "cif",
+    ".mcif": "cif",
     ".vasp": "poscar",
     ".poscar": "poscar",
+    ".contcar": "poscar",
     ".xyz": "extxyz",
     ".extxyz": "extxyz",
     ".json": "json",
+    ".jsonl": "json lines",
+    ".ndjson": "json lines",
     ".csv": "table",
     ".parquet": "table",
     ".db": "db",
+    ".res": "res",
+    ".ins": "res",
+    ".pdb": "pdb",
+    ".ent": "pdb",
 }
+# ASE's names of formats that are read as one of ours
+_OURS = {
+    "cif": "cif", "vasp": "poscar", "xyz": "extxyz", "extxyz": "extxyz", "json": "json",
+    "db": "db", "res": "res", "shelx": "res", "proteindatabank": "pdb",
+}  # fmt: skip
+# Formats in which a file names its elements and lists all atoms of a cell that it gives. In others,
+# ASE would leave out atoms (of the rest of the cell), occupancies, or the elements.
+_READ_BY_ASE = frozenset((
+    "abinit-gsr", "abinit-out", "aims", "aims-output", "bundletrajectory", "castep-castep",
+    "castep-cell", "castep-geom", "castep-md", "cfg", "cp2k-restart", "cube", "dftb", "dlp4",
+    "elk", "elk-in", "espresso-in", "espresso-out", "exciting", "gen", "gpaw-out", "gpw",
+    "magres", "netcdftrajectory", "octopus-in", "onetep-in", "onetep-out", "qbox", "rmc6f",
+    "siesta-xv", "traj", "v-sim", "vasp-out", "vasp-xdatcar", "vasp-xml", "xsf",
+))  # fmt: skip
 _ROWS_PER_QUERY = 1000  # of a database; limits memory
 _CALCULATOR_RESULTS = ("energy", "free_energy", "magmom")  # scalar ones that ASE databases store
 
@@ -134,39 +157,123 @@ def _entries(
 def _parse(file: File, available: set[str], names: Sequence[str]) -> Iterator[_Entry]:
     kind = format_of(file.name)
     if kind == "table":
-        available.update(set(columns_of(file)) - {"cif", *ID_COLUMNS})
-        for row in iter_rows(file, names):
-            yield _Entry(row.cif, id=row.id, values=row.values, is_row=True)
-        return
-    if kind is None or kind == "db":
-        if isinstance(file, Path):
-            if kind == "db":
-                yield from _entries_from_database(file)
-            else:
-                yield from map(_entry_from_atoms, ase.io.iread(file, ":"))
-        elif kind is None:
-            raise CrystalError("files of this format are not read from archives: unpack it")
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                with file.open("rb") as packed, Path(folder, "x.db").open("wb") as unpacked:
-                    shutil.copyfileobj(packed, unpacked)
-                yield from _entries_from_database(Path(folder, "x.db"))
-        return
-    with file.open("rb") as raw:
-        opened: Any = gzip.GzipFile(fileobj=raw) if file.name.endswith(".gz") else raw
-        with io.TextIOWrapper(opened, encoding="utf-8-sig", errors="replace") as stream:
-            if kind == "extxyz":
-                yield from map(_entry_from_atoms, ase.io.iread(stream, ":", format="extxyz"))
-                return
-            text = stream.read()
-    if kind == "cif":
-        for block in _cif_blocks(text):
-            yield _Entry(block)
-    elif kind == "poscar":
-        yield _Entry(read=partial(_read_poscar, text))
+        yield from _entries_from_table(file, available, names)
+    elif kind == "extxyz":
+        with (
+            open_unpacked(file) as content,
+            io.TextIOWrapper(content, encoding="utf-8-sig", errors="replace") as stream,
+        ):
+            yield from map(_entry_from_frame, split_frames(stream))
+    elif kind == "json lines":
+        with (
+            open_unpacked(file) as content,
+            io.TextIOWrapper(content, encoding="utf-8-sig", errors="replace") as stream,
+        ):
+            yield from _entries_from_json_lines(stream)
+    elif kind in _TEXT_READERS:
+        yield from _TEXT_READERS[kind](read_text(file))
     else:
+        with unpacked_path(file) as path:
+            if kind == "db":
+                yield from _entries_from_database(path)
+            else:
+                yield from _entries_from_ase(path)
+
+
+def _entries_from_ase(path: Path) -> Iterator[_Entry]:
+    """The entries of a file whose name does not tell its format."""
+    detected = filetype(str(path))
+    if detected not in ioformats:  # ASE gives the ending of a file that it does not know
+        raise UnknownFileTypeError(detected)
+    if (kind := _OURS.get(detected)) in _TEXT_READERS:
+        yield from _TEXT_READERS[kind](read_text(path))
+    elif kind == "extxyz":
+        with path.open(encoding="utf-8-sig", errors="replace") as stream:
+            yield from map(_entry_from_frame, split_frames(stream))
+    elif kind == "db":
+        yield from _entries_from_database(path)
+    elif detected in _READ_BY_ASE:
+        if detected == "castep-cell" and "MIXTURE" in read_text(path).upper():
+            raise CrystalError("partial occupancies: not an ordered crystal")
+        yield from map(_entry_from_atoms, ase.io.iread(path, ":", format=detected))
+    else:
+        raise CrystalError(
+            f"files in ASE's format {detected!r} are not read, since they need not list all atoms "
+            "of the cell with their elements: convert it to CIF or extended XYZ"
+        )
+
+
+def _entries_from_table(file: File, available: set[str], names: Sequence[str]) -> Iterator[_Entry]:
+    available.update(set(columns_of(file)) - {"cif", *ID_COLUMNS})
+    for row in iter_rows(file, names):
+        read = None if row.content is None else partial(crystal_of_content, row.content)
+        yield _Entry(row.cif, read, id=row.id, values=row.values, is_row=True)
+
+
+def _entries_from_cif(text: str) -> Iterator[_Entry]:
+    yield from map(_Entry, _cif_blocks(text))
+
+
+def _entries_from_poscar(text: str) -> Iterator[_Entry]:
+    yield _Entry(read=partial(read_poscar, text))
+
+
+def _entries_from_cif_texts(
+    convert: Callable[[str], Iterator[str | CrystalError]], text: str
+) -> Iterator[_Entry]:
+    for each in convert(text):
+        yield _Entry(each) if isinstance(each, str) else _Entry(reason=str(each))
+
+
+def _entries_from_json(text: str) -> Iterator[_Entry]:
+    try:
         content = json.loads(text)
-        yield from map(_entry_from_json, content if isinstance(content, list) else [content])
+    except ValueError as error:
+        lines = [line for line in text.splitlines() if line.strip()]
+        if len(lines) < 2 or not all(line.lstrip().startswith("{") for line in lines[:2]):
+            raise CrystalError(f"JSONDecodeError: {error}") from error
+        yield from _entries_from_json_lines(lines)
+        return
+    yield from _entries_from_content(content)
+
+
+def _entries_from_json_lines(lines: Iterable[str]) -> Iterator[_Entry]:
+    for line in lines:
+        if not line.strip():
+            continue
+        try:
+            content = json.loads(line)
+        except ValueError as error:
+            yield _Entry(reason=f"JSONDecodeError: {error}")
+        else:
+            yield from _entries_from_content(content)
+
+
+def _entries_from_content(content: Any) -> Iterator[_Entry]:
+    for found in find_entries(content):
+        if isinstance(found.content, str) and "_cell_length_a" in found.content:
+            yield _Entry(found.content, id=found.id, values=found.values)
+        else:
+            read = partial(crystal_of_content, found.content)
+            yield _Entry(read=read, id=found.id, values=found.values)
+
+
+_TEXT_READERS: dict[str | None, Callable[[str], Iterator[_Entry]]] = {
+    "cif": _entries_from_cif,
+    "poscar": _entries_from_poscar,
+    "json": _entries_from_json,
+    "res": partial(_entries_from_cif_texts, cifs_of_res),
+    "pdb": partial(_entries_from_cif_texts, cifs_of_pdb),
+}
+
+
+def _entry_from_frame(lines: list[str]) -> _Entry:
+    try:
+        entry = _entry_from_atoms(parse_frame(lines))
+    except Exception as error:  # ASE raises anything for malformed frames
+        return _Entry(reason=reason_of(error), id=id_of_frame(lines))
+    written = id_of_frame(lines)
+    return entry if written is None else replace(entry, id=written)
 
 
 def _entry_from_atoms(atoms: Atoms) -> _Entry:
@@ -186,28 +293,45 @@ def _entries_from_database(file: Path) -> Iterator[_Entry]:
     # without `with`, ASE opens a connection per query and leaves it open
     with _ReadOnlyDatabase(str(file), use_lock_file=False) as database:
         last = 0
-        while rows := list(
-            database.select(f"id>{last}", limit=_ROWS_PER_QUERY, include_data=False)
-        ):
-            for row in rows:
-                results = {name: row.get(name) for name in _CALCULATOR_RESULTS if name in row}
-                values = {**_scalars(results), **_scalars(row.key_value_pairs)}
-                yield _Entry(read=partial(_read_row, row), id=_pop_id(values), values=values)
-            last = rows[-1].id
+        while ids := _next_ids(database, last):
+            try:
+                rows: list[AtomsRow] = list(
+                    database.select(f"id>{last},id<={ids[-1]}", include_data=False)
+                )
+                entries = list(map(_entry_from_row, rows))
+            except Exception:  # one row is damaged: find it
+                entries = [_read_alone(database, id_) for id_ in ids]
+            yield from entries
+            last = ids[-1]
+
+
+def _next_ids(database: SQLite3Database, last: int) -> list[int]:
+    if not last:
+        database.count()  # ASE checks that the file is one of its databases
+    query = "SELECT id FROM systems WHERE id > ? ORDER BY id LIMIT ?"
+    connection = database.connection
+    assert connection is not None
+    rows = connection.execute(query, (last, _ROWS_PER_QUERY))
+    return [row[0] for row in rows]
+
+
+def _read_alone(database: SQLite3Database, id_: int) -> _Entry:
+    try:
+        (row,) = database.select(id=id_, include_data=False)
+        return _entry_from_row(row)
+    except Exception as error:  # ASE raises anything for a damaged row
+        return _Entry(reason=f"damaged row {id_} of the database: {reason_of(error)}")
+
+
+def _entry_from_row(row: AtomsRow) -> _Entry:
+    results = {name: row.get(name) for name in _CALCULATOR_RESULTS if name in row}
+    values = {**_scalars(results), **_scalars(row.key_value_pairs)}
+    return _Entry(read=partial(_read_row, row), id=_pop_id(values), values=values)
 
 
 def _read_row(row: AtomsRow) -> Crystal:
     # row.toatoms() would also create the constraints and calculators that the file describes
     return to_crystal(Atoms(row["numbers"], row["positions"], cell=row["cell"], pbc=row["pbc"]))
-
-
-def _entry_from_json(content: Any) -> _Entry:
-    values: dict[str, Any] = {}
-    if isinstance(content, dict) and isinstance(content.get("structure"), dict):
-        values, content = _scalars(content), content["structure"]
-    if isinstance(content, dict) and isinstance(content.get("properties"), dict):
-        values |= _scalars(content["properties"])
-    return _Entry(read=partial(_read_dict, content), id=_pop_id(values), values=values)
 
 
 def _scalars(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,42 +346,54 @@ def _pop_id(values: dict[str, Any]) -> str | None:
 
 
 def _cif_blocks(text: str) -> list[str]:
-    """The text of each data block that has atoms; the whole text if there is only one."""
-    if len(re.findall(r"^data_", text, flags=re.MULTILINE | re.IGNORECASE)) < 2:
+    """The text of each data block that has atoms; the whole text if there is only one.
+
+    Blocks are split before they are parsed, so that a damaged one costs no other, and two may have
+    the same name.
+    """
+    if len(re.findall(r"^\s*data_", text, flags=re.MULTILINE | re.IGNORECASE)) < 2:
         return [text]
-    blocks = [b for b in gemmi.cif.read_string(text) if b.find_values("_atom_site_fract_x")]
-    return [block.as_string() for block in blocks] if len(blocks) > 1 else [text]
+    blocks = [block for block in _split_blocks(text) if _is_of_crystal(block)]
+    return blocks or [text]
 
 
-def _read_poscar(text: str) -> Crystal:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        poscar = Poscar.from_str(text, read_velocities=False)
-    if not poscar.true_names:
-        raise CrystalError("the POSCAR does not say which elements: give their symbols in line 6")
-    return to_crystal(poscar.structure)
+def _split_blocks(text: str) -> list[str]:
+    lines = text.splitlines(keepends=True)
+    starts, in_field = [], False
+    for index, line in enumerate(lines):
+        if line.startswith(";"):
+            in_field = not in_field
+        elif not in_field and _is_header(line):
+            starts.append(index)
+    if in_field:  # a text field without end would swallow the blocks after it
+        starts = [index for index, line in enumerate(lines) if _is_header(line)]
+    stops = [*starts[1:], len(lines)]
+    return ["".join(lines[i:j]) for i, j in zip(starts, stops, strict=True)]
 
 
-def _read_dict(content: Any) -> Crystal:
-    if not isinstance(content, dict) or not {"lattice", "sites"} <= content.keys():
-        raise CrystalError("the JSON is not a pymatgen Structure or a list of them")
-    # without properties of the sites, in which pymatgen imports any class that they name
-    sites = [{"species": s["species"], "abc": s["abc"]} for s in content["sites"]]
-    lattice = {
-        key: content["lattice"][key] for key in ("matrix", "pbc") if key in content["lattice"]
-    }
-    return to_crystal(Structure.from_dict({"lattice": lattice, "sites": sites}))
+def _is_header(line: str) -> bool:
+    return line.lstrip()[:5].lower() == "data_"
+
+
+def _is_of_crystal(text: str) -> bool:
+    """Whether a block has atoms, or may have had some before it was damaged."""
+    if not re.search(r"_atom_site[_.](fract|cartn)_x", text, flags=re.IGNORECASE):
+        return False
+    try:
+        return any(map(has_atoms, parse_cif(text))) or "_cartn_x" in text.lower()
+    except CrystalError:
+        return True
 
 
 def format_of(name: str) -> str | None:
     """The format for a file name, a value of `_FORMATS`; None if ASE is to detect it."""
-    name = name.removesuffix(".gz")
+    name = unpacked_name(name)
     by_suffix = _FORMATS.get(Path(name).suffix.lower())
-    return by_suffix or ("poscar" if re.search("POSCAR|CONTCAR", name) else None)
+    return by_suffix or ("poscar" if re.search("POSCAR|CONTCAR", name, re.IGNORECASE) else None)
 
 
 def _stem(name: str) -> str:
-    name = name.removesuffix(".gz")
+    name = unpacked_name(name)
     known = Path(name).suffix.lower() in _FORMATS or format_of(name) is None
     return Path(name).stem if known else name  # POSCAR.mp-149 has no suffix
 

@@ -1,6 +1,5 @@
 """Write crystals to files."""
 
-import gzip
 import json
 import re
 from collections.abc import Sequence
@@ -9,11 +8,12 @@ from pathlib import Path
 import ase.io
 from ase.data import chemical_symbols
 from pymatgen.core import Structure
-from pymatgen.io.vasp import Poscar
 
 from src.data.cif import Crystal, write_cif
+from src.data.packing import open_packed
 from src.data.structures.convert import to_atoms, to_crystal, to_structure
 from src.data.structures.formats import format_of
+from src.data.structures.poscar import write_poscar
 from src.utils.errors import UserError
 
 WRITABLE_FORMATS = ("cif", "poscar", "extxyz", "json")
@@ -56,7 +56,7 @@ def write_structures(path: Path, structures: Sequence[Structure], ids: Sequence[
 
     Args:
         path: a name that ends in `.cif`, `.extxyz`, `.xyz`, `.json`, `.vasp` or `.poscar`, or that
-            contains POSCAR or CONTCAR; `.gz` may follow.
+            contains POSCAR or CONTCAR; `.gz`, `.bz2` or `.xz` may follow.
         structures: at least one structure; exactly one for a POSCAR.
         ids: their IDs, written as the name of the data block in CIF, as `id` in extended XYZ, and
             as the comment in a POSCAR. JSON does not store them.
@@ -77,17 +77,15 @@ def write_structures(path: Path, structures: Sequence[Structure], ids: Sequence[
             f"{path}: a POSCAR holds one crystal, not {len(structures)}: use .cif, .extxyz or .json"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    opened = gzip.open if path.name.endswith(".gz") else open
     crystals = [to_crystal(structure) for structure in structures]
-    with opened(path, "wt", encoding="utf-8") as file:
+    with open_packed(path) as file:
         if kind == "cif":
             file.writelines(write_cif(*pair) for pair in zip(crystals, ids, strict=True))
         elif kind == "extxyz":
             named = [to_atoms(*pair) for pair in zip(crystals, ids, strict=True)]
             ase.io.write(file, named, format="extxyz")
         elif kind == "poscar":
-            poscar = Poscar(to_structure(crystals[0]), comment=ids[0])
-            file.write(poscar.get_str(significant_figures=16))
+            file.write(write_poscar(crystals[0], ids[0]))
         else:
             content = [to_structure(crystal).as_dict() for crystal in crystals]
             json.dump(content if len(content) > 1 else content[0], file)

@@ -1,0 +1,310 @@
+"""Crystals as dictionaries, in the forms that programs of the field exchange as JSON.
+
+pymatgen (`lattice` and `sites`), OPTIMADE (`lattice_vectors`, `cartesian_site_positions`,
+`species_at_sites`; also the columns of LeMaterial's tables), JARVIS (`lattice_mat`, `coords`,
+`elements`) and ASE (`numbers`, `positions`, `cell`). Nothing that a dictionary names is imported.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from src.data.crystal import (
+    OCCUPANCY_TOLERANCE,
+    Crystal,
+    CrystalError,
+    check_numbers,
+    lattice_from_parameters,
+    wrap_coords,
+)
+from src.data.symbols import element_of_symbol
+
+ID_KEYS = ("id", "material_id", "immutable_id", "jid", "unique_id")
+
+# the columns or keys that hold a crystal as a dictionary
+NESTED_KEYS = ("structure", "atoms")
+OPTIMADE_KEYS = ("lattice_vectors", "species_at_sites", "cartesian_site_positions")
+
+_MAX_DEPTH = 4  # of dictionaries of crystals by ID
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An entry of a JSON file.
+
+    Attributes:
+        content: what describes the crystal: a dictionary or CIF text.
+        id: its ID, if there is one.
+        values: properties, by name.
+    """
+
+    content: Any
+    id: str | None
+    values: Mapping[str, Any]
+
+
+def find_entries(content: Any, key: str | None = None, depth: int = 0) -> Iterator[Found]:
+    """Yield the crystals in the content of a JSON file; at least one entry.
+
+    Args:
+        content: a crystal, an entry with a crystal, a list of either, or a dictionary of them by
+            ID; or the response of an OPTIMADE server, or an ASE database.
+        key: the ID that the surrounding dictionary gives.
+    """
+    if isinstance(content, list) and depth < _MAX_DEPTH:
+        for each in content:
+            yield from find_entries(each, None, depth + 1)
+        return
+    if not isinstance(content, Mapping):
+        yield Found(content, key, {})
+        return
+    if {"columns", "data"} <= content.keys() and isinstance(content["columns"], list):
+        for row in content["data"]:  # a table of pandas
+            is_row = isinstance(row, list) and len(row) == len(content["columns"])
+            each = dict(zip(content["columns"], row, strict=True)) if is_row else row
+            yield from find_entries(each, None, depth + 1)
+        return
+    if "data" in content and ("meta" in content or "links" in content):  # OPTIMADE
+        yield from find_entries(content["data"], None, depth + 1)
+        return
+    if "nextid" in content and isinstance(content.get("ids"), list):  # ASE
+        for id_ in content["ids"]:
+            yield from find_entries(content.get(str(id_)), None, depth + 1)
+        return
+    if is_crystal(content) or depth >= _MAX_DEPTH or not _holds_only_entries(content):
+        yield _entry(content, key)
+        return
+    for id_, each in content.items():
+        yield from find_entries(each, str(id_), depth + 1)
+
+
+def _holds_only_entries(content: Mapping[str, Any]) -> bool:
+    """Whether a dictionary seems to have crystals as its values, by ID."""
+    values = list(content.values())
+    is_entry = [isinstance(v, Mapping) or _is_cif(v) for v in values]
+    return (
+        bool(values) and all(is_entry) and any(_is_cif(v) or _leads_to_crystal(v) for v in values)
+    )
+
+
+def _leads_to_crystal(content: Any, depth: int = 0) -> bool:
+    if not isinstance(content, Mapping) or depth > _MAX_DEPTH:
+        return False
+    return is_crystal(content) or any(
+        _leads_to_crystal(each, depth + 1) for each in list(content.values())[:3]
+    )
+
+
+def _is_cif(value: Any) -> bool:
+    return isinstance(value, str) and "_cell_length_a" in value
+
+
+def is_crystal(content: Mapping[str, Any]) -> bool:
+    """Whether a dictionary describes a crystal, itself or under one of its keys."""
+    if any(isinstance(content.get(key), Mapping) for key in (*NESTED_KEYS, "attributes")):
+        return True
+    return _is_cif(content.get("cif")) or _form_of(content) is not None
+
+
+def _entry(content: Mapping[str, Any], key: str | None) -> Found:
+    values: dict[str, Any] = {}
+    crystal: Any = content
+    nested = next((k for k in NESTED_KEYS if isinstance(content.get(k), Mapping)), None)
+    if nested is not None:
+        values, crystal = _scalars(content), content[nested]
+    elif isinstance(content.get("attributes"), Mapping):  # an OPTIMADE entry
+        values = {**_scalars(content["attributes"]), **_scalars(content)}
+        crystal = content["attributes"]
+    elif _is_cif(content.get("cif")):
+        values, crystal = _scalars(content), content["cif"]
+        del values["cif"]
+    elif _form_of(content) in ("optimade", "ase"):
+        values = _scalars(content)
+    if isinstance(crystal, Mapping):
+        for name in ("properties", "key_value_pairs"):
+            if isinstance(crystal.get(name), Mapping):
+                values |= _scalars(crystal[name])
+    ids = [values.pop(name, None) for name in ID_KEYS]
+    id_ = next((str(each) for each in ids if each is not None), key)
+    return Found(crystal, id_, values)
+
+
+def _scalars(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(k): v for k, v in values.items() if isinstance(v, (str, int, float, np.generic))}
+
+
+def _form_of(content: Mapping[str, Any]) -> str | None:
+    if {"lattice", "sites"} <= content.keys():
+        return "pymatgen"
+    if "lattice_vectors" in content and "cartesian_site_positions" in content:
+        return "optimade"
+    if {"lattice_mat", "coords", "elements"} <= content.keys():
+        return "jarvis"
+    if {"positions", "cell"} <= content.keys() and ("numbers" in content or "symbols" in content):
+        return "ase"
+    return None
+
+
+def crystal_of_content(content: Any) -> Crystal:
+    """The crystal that a dictionary, or its JSON text, describes.
+
+    Raises:
+        CrystalError: if it is in none of the known forms, not ordered, not periodic in three
+            dimensions, or damaged.
+    """
+    if isinstance(content, str):
+        try:
+            content = json.loads(content)
+        except ValueError as error:
+            raise CrystalError(f"not valid JSON: {error}") from error
+    form = _form_of(content) if isinstance(content, Mapping) else None
+    if form is None:
+        raise CrystalError(
+            "the JSON is not a pymatgen Structure, nor a crystal of OPTIMADE, JARVIS or ASE"
+        )
+    try:
+        crystal = _READERS[form](content)
+    except CrystalError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+        raise CrystalError(f"damaged {form} dictionary: {error!r}") from error
+    if not crystal.num_atoms:
+        raise CrystalError("no atoms")
+    check_numbers(crystal)
+    return crystal
+
+
+def _pymatgen(content: Mapping[str, Any]) -> Crystal:
+    given = content["lattice"]
+    _check_periodic(given.get("pbc"))
+    if "matrix" in given:
+        lattice = _array(given["matrix"], (3, 3))
+    else:
+        names = ("a", "b", "c", "alpha", "beta", "gamma")
+        a, b, c, *angles = (float(given[name]) for name in names)
+        lattice = lattice_from_parameters((a, b, c), angles)
+    numbers, coords = [], []
+    for site in content["sites"]:
+        species = site["species"]
+        if len(species) != 1 or not _is_full(species[0].get("occu", 1)):
+            raise CrystalError("partial occupancies: not an ordered crystal")
+        numbers.append(_element(species[0]["element"]))
+        if "abc" in site:
+            coords.append(_array(site["abc"], (3,)))
+        else:
+            coords.append(_array(site["xyz"], (3,)) @ _inverse(lattice))
+    return _crystal(lattice, numbers, coords)
+
+
+def _optimade(content: Mapping[str, Any]) -> Crystal:
+    _check_periodic(content.get("dimension_types"))
+    if content.get("nperiodic_dimensions", 3) not in (3, None):
+        raise CrystalError("not periodic in three dimensions")
+    lattice = _array(content["lattice_vectors"], (3, 3))
+    element_of: dict[str, int] = {}
+    for species in _plain(content.get("species")) or []:
+        symbols = list(species["chemical_symbols"])
+        amounts = list(species.get("concentration") or [1])
+        if len(symbols) != 1 or not _is_full(amounts[0]) or species.get("attached"):
+            continue  # an error only if a site has it
+        element_of[species["name"]] = element_of_symbol(symbols[0])
+    has_species = _plain(content.get("species")) is not None
+    numbers = []
+    for name in _plain(content["species_at_sites"]):
+        if has_species and name not in element_of:
+            raise CrystalError(f"the species {name!r} is not one element: not an ordered crystal")
+        numbers.append(element_of[name] if has_species else element_of_symbol(name))
+    positions = _array(content["cartesian_site_positions"], (len(numbers), 3))
+    return _crystal(lattice, numbers, positions @ _inverse(lattice))
+
+
+def _jarvis(content: Mapping[str, Any]) -> Crystal:
+    lattice = _array(content["lattice_mat"], (3, 3))
+    numbers = [element_of_symbol(symbol) for symbol in _plain(content["elements"])]
+    coords = _array(content["coords"], (len(numbers), 3))
+    cartesian = content.get("cartesian", False)
+    if not isinstance(cartesian, (bool, np.bool_)):
+        raise CrystalError(f"cartesian is {cartesian!r}, neither true nor false")
+    return _crystal(lattice, numbers, coords @ _inverse(lattice) if cartesian else coords)
+
+
+def _ase(content: Mapping[str, Any]) -> Crystal:
+    cell = content["cell"]
+    _check_periodic(_array(content.get("pbc", True)).tolist())
+    if isinstance(cell, Mapping) and "array" in cell:
+        cell = cell["array"]
+    lattice = _array(cell)
+    if lattice.shape == (3,):
+        lattice = np.diag(lattice)
+    elif lattice.shape == (6,):
+        lattice = lattice_from_parameters(lattice[:3].tolist(), lattice[3:].tolist())
+    if "numbers" in content:
+        given = _array(content["numbers"])
+        numbers = given.astype(int).tolist()
+        if (given != numbers).any() or min(numbers, default=1) < 1:
+            raise CrystalError("an atom has no element")
+    else:
+        numbers = [element_of_symbol(symbol) for symbol in content["symbols"]]
+    positions = _array(content["positions"], (len(numbers), 3))
+    return _crystal(_array(lattice, (3, 3)), numbers, positions @ _inverse(lattice))
+
+
+_READERS = {"pymatgen": _pymatgen, "optimade": _optimade, "jarvis": _jarvis, "ase": _ase}
+
+
+def _crystal(lattice: np.ndarray, numbers: list[int], coords: Any) -> Crystal:
+    frac_coords = np.array(coords, dtype=float).reshape(-1, 3)
+    with np.errstate(invalid="ignore"):
+        frac_coords = wrap_coords(frac_coords)
+    return Crystal(lattice, np.array(numbers, dtype=np.int64), frac_coords)
+
+
+def _element(symbol: Any) -> int:
+    """The element of a pymatgen species, which may be a dummy such as `X0+`."""
+    try:
+        return element_of_symbol(str(symbol))
+    except CrystalError as error:
+        raise CrystalError(f"an atom has no element: {error}") from error
+
+
+def _is_full(occupancy: Any) -> bool:
+    return occupancy is None or abs(float(occupancy) - 1) <= OCCUPANCY_TOLERANCE
+
+
+def _check_periodic(periodic: Any) -> None:
+    if periodic is not None and not np.all(_plain(periodic)):
+        raise CrystalError("not periodic in three dimensions")
+
+
+def _inverse(lattice: np.ndarray) -> np.ndarray:
+    try:
+        return np.linalg.inv(lattice)
+    except np.linalg.LinAlgError as error:
+        raise CrystalError("not periodic in three dimensions: the cell has no volume") from error
+
+
+def _plain(value: Any) -> Any:
+    """Lists for arrays, and the content of JSON text, as in cells of a table."""
+    if isinstance(value, str):
+        value = json.loads(value)
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _array(value: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """Numbers as an array, also in the form in which ASE writes arrays to JSON."""
+    value = _plain(value)
+    if isinstance(value, Mapping) and "__ndarray__" in value:
+        size, _, flat = value["__ndarray__"]
+        value = np.array(flat, dtype=float).reshape(size)
+    if isinstance(value, list):  # rows of a table are arrays of arrays
+        value = [each.tolist() if isinstance(each, np.ndarray) else each for each in value]
+    array = np.array(value, dtype=float)
+    if shape is not None and array.shape != shape:
+        raise CrystalError(f"an array of shape {array.shape} instead of {shape}")
+    return array

@@ -1,0 +1,89 @@
+"""Split extended XYZ into its frames, so that a damaged frame costs that one alone."""
+
+import io
+import re
+from collections.abc import Iterator
+from typing import TextIO
+
+from ase import Atoms
+from ase.io.extxyz import read_xyz
+
+from src.data.crystal import CrystalError
+
+_COUNT = re.compile(r"\s*\d+\s*", re.ASCII)
+_PROPERTIES = re.compile(r'Properties\s*=\s*"?([^\s"]+)', re.IGNORECASE)
+_DEUTERIUM = re.compile(r"(?<!\S)D(?!\S)")
+_ID = re.compile(r"""(?<!\S)(?P<key>id|material_id)=(?:"(?P<quoted>[^"]*)"|(?P<plain>[^\s"]+))""")
+
+
+def split_frames(stream: TextIO) -> Iterator[list[str]]:
+    """Yield the lines of each frame, damaged ones included, without blank lines between them.
+
+    A frame ends where its number of atoms says, or earlier at a line with the number of atoms of
+    another frame, or later where lines follow that are not of another frame.
+    """
+    frame: list[str] = []
+    expected = 0
+    for line in stream:
+        if not frame:
+            if line.strip():
+                frame = [line]
+                expected = int(line) + 2 if _COUNT.fullmatch(line) and len(line) < 20 else 0
+        elif len(frame) >= 2 and _COUNT.fullmatch(line):
+            yield frame
+            frame, expected = [line], int(line) + 2 if len(line) < 20 else 0
+        elif line.strip() or len(frame) < max(expected, 2):
+            frame.append(line)
+        else:
+            yield frame
+            frame = []
+    if frame:
+        yield frame
+
+
+def parse_frame(lines: list[str]) -> Atoms:
+    """The atoms of a frame. Deuterium is read as hydrogen.
+
+    Raises:
+        CrystalError: if the frame does not have the number of atoms that it says.
+        Exception: ASE raises many kinds of errors for other damage.
+    """
+    if not _COUNT.fullmatch(lines[0]) or len(lines[0]) > 20:
+        raise CrystalError(f"XYZError: {lines[0].strip()[:40]!r} is not a number of atoms")
+    expected, found = int(lines[0]), len(lines) - 2
+    if found != expected:
+        raise CrystalError(f"XYZError: the frame says {expected} atoms, but has {max(0, found)}")
+    text = "".join(lines)
+    if _DEUTERIUM.search(text):
+        column = _species_column(lines[1])
+        text = "".join([*lines[:2], *(_without_deuterium(line, column) for line in lines[2:])])
+    return next(iter(read_xyz(io.StringIO(text), index=slice(0, 1))))
+
+
+def id_of_frame(lines: list[str]) -> str | None:
+    """The `id` or `material_id` as it is written: ASE would read 007 and 1e5 as numbers."""
+    found = {m["key"]: m for m in _ID.finditer(lines[1])} if len(lines) > 1 else {}
+    match = found.get("id") or found.get("material_id")
+    if match is None:
+        return None
+    return match["plain"] if match["quoted"] is None else match["quoted"]
+
+
+def _species_column(comment: str) -> int:
+    found = _PROPERTIES.search(comment)
+    if found is None:
+        return 0
+    parts, column = found[1].split(":"), 0
+    for name, width in zip(parts[::3], parts[2::3], strict=False):
+        if name == "species":
+            break
+        column += int(width) if width.isdecimal() else 1
+    return column
+
+
+def _without_deuterium(line: str, column: int) -> str:
+    words = line.split()
+    if column >= len(words) or words[column] != "D":
+        return line
+    words[column] = "H"
+    return f"{' '.join(words)}\n"

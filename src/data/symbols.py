@@ -1,0 +1,143 @@
+"""Element symbols as crystallographic files write them, and formulas of a whole cell.
+
+The whole string is understood or refused: a prefix that happens to be an element would read water
+(Wat) as tungsten, a vacancy (Va) as vanadium, and a mixed site (Mg.5Fe.5) as pure magnesium.
+"""
+
+import functools
+import re
+from collections.abc import Collection
+
+import gemmi
+
+from src.data.crystal import CrystalError
+
+# Deuterium is hydrogen: no model here knows isotopes. T is not tritium but a tetrahedral site.
+ATOMIC_NUMBERS = {gemmi.Element(z).name: z for z in range(1, 119)} | {"D": 1}
+
+# Upper-case symbols that are also common groups of atoms: CO, NO, OH and hydrogen fluoride
+_ALSO_MOLECULES = ("Co", "No", "Ho", "Hf")
+
+_LAST_KNOWN = 103  # heavier elements have no crystals, but NH and CN are groups of atoms
+
+_TYPE = re.compile(
+    r"([A-Za-z]{1,2})(?:\d*\.?\d+[+-]|[+-]\d*\.?\d*)?", re.ASCII
+)  # Fe, Fe3+, O-2, Na+
+_NUMBERED = re.compile(r"([A-Za-z]{1,2})\d+", re.ASCII)
+_LABEL = re.compile(r"([A-Za-z]+)((?:[!->@\[-`{-~0-9][!->@-~]*)?)", re.ASCII)
+# other elements in the rest of a label: Fe1/Ni1, Mg.5Fe.5, H2O, C1H3
+_SEVERAL_IN_LABEL = re.compile(r"[,/;|&:+]|\d\.\d|\d[A-Z][a-z]|^\.\d|^\d+H\d+$|^2O$", re.ASCII)
+_TOKEN = re.compile(r"([A-Za-z]{1,2})(\d*\.?\d*)(?:\(\d+\))?", re.ASCII)
+_PLAIN = re.compile(r"[A-Z][a-z]?\d*(?: [A-Z][a-z]?\d*)*", re.ASCII)
+_RUN = re.compile(r"([A-Z][a-z]?)(\d*\.?\d*)", re.ASCII)
+
+
+def element_of_symbol(text: str) -> int:
+    """The atomic number of an element symbol in its usual spelling, such as `Fe` or `D`.
+
+    Raises:
+        CrystalError: if it is none.
+    """
+    number = ATOMIC_NUMBERS.get(text)
+    if number is None:
+        raise CrystalError(f"{text!r} is not an element")
+    return number
+
+
+def element_of_type(text: str, label: str | None, known: Collection[int]) -> int:
+    """The atomic number for the type of a site, such as `Fe`, `FE`, `Fe3+`, `O2-` or `D`.
+
+    Args:
+        text: the type. A number without a sign, as in `Fe1`, must be that of a label.
+        label: the label of the site, if it has one.
+        known: the elements of the file's formula, which decide whether `CO` is cobalt.
+
+    Raises:
+        CrystalError: if it is no single element.
+    """
+    plain = ATOMIC_NUMBERS.get(text)
+    if plain is not None:
+        return plain
+    found = _TYPE.fullmatch(text)
+    if found is None and (numbered := _NUMBERED.fullmatch(text)):
+        same = label is None or re.match(numbered[1] + r"(?![a-z])", label, re.IGNORECASE)
+        found = numbered if same else None
+    if found is None:
+        raise CrystalError(f"{text!r} is not an element")
+    return _element(found[1], text, known, ())
+
+
+def element_of_label(label: str, known: Collection[int], lone: Collection[str]) -> int:
+    """The atomic number for the label of a site without a type, such as `Fe1`, `O_1` or `FE2A`.
+
+    All leading letters together must be an element symbol.
+
+    Args:
+        known: the elements of the file's formula.
+        lone: the single letters that labels of the file begin with: beside `C1`, `CA1` may be
+            carbon.
+
+    Raises:
+        CrystalError: if it does not name one element.
+    """
+    found = _LABEL.fullmatch(label)
+    if found is None or _SEVERAL_IN_LABEL.search(found[2]):
+        raise CrystalError(f"{label!r} is not an element")
+    return _element(found[1], label, known, lone)
+
+
+def leading_letter(label: str) -> str:
+    """The letter of a label such as `C1`, in upper case; empty if it begins with more letters."""
+    found = _LABEL.fullmatch(label)
+    return found[1].upper() if found and len(found[1]) == 1 else ""
+
+
+def _element(letters: str, text: str, known: Collection[int], lone: Collection[str]) -> int:
+    symbol = letters.capitalize()
+    number = ATOMIC_NUMBERS.get(symbol)
+    if number is None or len(letters) > 2:
+        raise CrystalError(f"{text!r} is not an element")
+    is_unclear = symbol in _ALSO_MOLECULES or number > _LAST_KNOWN or letters[0].upper() in lone
+    if letters != symbol and len(letters) == 2 and is_unclear and number not in known:
+        raise CrystalError(
+            f"{text!r} is not an element: it may be {symbol} or {' and '.join(letters.upper())}; "
+            "write the symbol in its usual spelling"
+        )
+    return number
+
+
+@functools.lru_cache(maxsize=4096)
+def parse_formula(text: str) -> dict[int, float] | None:
+    """The amounts in a formula such as `C6 H6 O`, by atomic number; None if it is not clear.
+
+    The result is shared, and must not be changed.
+    """
+    amounts: dict[int, float] = {}
+    if _PLAIN.fullmatch(text):
+        for symbol, amount in _RUN.findall(text):
+            if symbol not in ATOMIC_NUMBERS:
+                return None
+            number = ATOMIC_NUMBERS[symbol]
+            amounts[number] = amounts.get(number, 0.0) + float(amount or 1)
+        return amounts
+    for token in text.replace(",", " ").split():
+        found = _TOKEN.fullmatch(token)
+        pairs = [(found[1].capitalize(), found[2])] if found else []
+        if found and found[1].capitalize() in ATOMIC_NUMBERS:
+            if found[1].isupper() and pairs[0][0] in _ALSO_MOLECULES:
+                return None  # CO2 may be carbon dioxide
+        else:
+            pairs = _RUN.findall(token)
+            if "".join(symbol + amount for symbol, amount in pairs) != token:
+                return None
+        for symbol, amount in pairs:
+            if symbol not in ATOMIC_NUMBERS or amount == ".":
+                return None
+            number = ATOMIC_NUMBERS[symbol]
+            amounts[number] = amounts.get(number, 0.0) + float(amount or 1)
+    return amounts or None
+
+
+def formula_text(amounts: dict[int, float]) -> str:
+    """A formula such as `Na4 Cl4`, for messages."""
+    return " ".join(f"{gemmi.Element(z).name}{n:g}" for z, n in sorted(amounts.items()))
