@@ -72,7 +72,7 @@ class LDMModule(CrystalModule):
         vae: VAEModule | Mapping[str, Any],
         denoiser: nn.Module | Mapping[str, Any],
         conditions: nn.Module | Mapping[str, Any] | None = None,
-        origins: str = "half",
+        origins: str = "as_given",
         pairing: str = "nearest",
         time_mean: float = 1.0,
         time_std: float = 1.4,
@@ -142,7 +142,7 @@ class LDMModule(CrystalModule):
         return_atoms: bool = False,
         return_structures: bool = False,
         generator: torch.Generator | None = None,
-        autoguidance: float = 2.0,
+        autoguidance: float = 3.0,
     ) -> CrystalBatch | list[Atoms] | list[Structure]:
         """Generate crystals.
 
@@ -190,7 +190,7 @@ class LDMModule(CrystalModule):
         cfg_scale: float = 1.0,
         conditions: Mapping[str, Any] | None = None,
         shift: float = 1.0,
-        autoguidance: float = 2.0,
+        autoguidance: float = 3.0,
     ) -> Tensor:
         """Turn noise (N, latent_dim) into latents, (N, latent_dim), that the VAE can decode.
 

@@ -22,7 +22,7 @@ def generate_crystals(
     seed: int = 0,
     batch_size: int = 512,
     indices: range | None = None,
-    autoguidance: float = 2.0,
+    autoguidance: float = 3.0,
 ) -> Iterator[CrystalBatch]:
     """Generate crystals, each of which depends on the seed and its index alone.
 
