@@ -30,15 +30,19 @@ from pymatgen.io.cif import CifParser
 from rich.console import Console
 from rich.progress import track
 
-from src.data.cif import has_atoms, parse_cif
-from src.data.cif_claims import read_claims
-from src.data.cif_tags import Tags
-from src.data.crystal import Crystal, CrystalError
-from src.data.packing import read_text
-from src.data.readers import crystal_of
-from src.data.rejections import kind_of
-from src.data.structures import StructureReader, to_crystal, to_structure
-from src.data.structures.formats import format_of
+from src.utils.threads import limit_spinning
+
+limit_spinning()  # before torch is loaded
+
+from src.data.cif import has_atoms, parse_cif  # noqa: E402
+from src.data.cif_claims import read_claims  # noqa: E402
+from src.data.cif_tags import Tags  # noqa: E402
+from src.data.crystal import Crystal, CrystalError  # noqa: E402
+from src.data.packing import read_text  # noqa: E402
+from src.data.readers import crystal_of  # noqa: E402
+from src.data.rejections import kind_of  # noqa: E402
+from src.data.structures import StructureReader, to_crystal, to_structure  # noqa: E402
+from src.data.structures.formats import format_of  # noqa: E402
 
 LIMIT = 20  # seconds for one file and reader
 MAX_SIZE = 2**20  # bytes; larger files are proteins or trajectories

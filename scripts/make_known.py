@@ -18,6 +18,10 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
+from src.utils.threads import limit_spinning  # noqa: E402
+
+limit_spinning()  # before torch is loaded
+
 from src.data.cif import Crystal  # noqa: E402
 from src.data.crystal import lengths_and_cosines  # noqa: E402
 from src.data.split_files import find_split  # noqa: E402

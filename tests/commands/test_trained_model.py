@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -180,7 +181,6 @@ def test_a_known_set_is_that_of_the_run(make_config, run_dir):
 
 def test_ones_own_data_are_split_as_in_training(make_config, run_dir, tmp_path, monkeypatch):
     """Even though the run had paths relative to another folder."""
-    monkeypatch.setattr("src.commands.training_run._train", lambda *_: {})
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "there")
     for i in range(20):
@@ -198,7 +198,9 @@ def test_ones_own_data_are_split_as_in_training(make_config, run_dir, tmp_path, 
                 "data.property_file=gaps.csv", f"++paths.output_dir={run_dir}",
             ],
         )  # fmt: skip
-    train(cfg)
+    with monkeypatch.context() as patched, pytest.raises(StopIteration):
+        patched.setattr("lightning.Trainer.fit", Mock(side_effect=StopIteration))
+        train(cfg)
     monkeypatch.chdir(tmp_path)
     test = load_data(make_config()).dataset("test")
     assert test.y["gap"].int().tolist() == [int(id_) for id_ in test.ids]

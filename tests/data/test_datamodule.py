@@ -210,7 +210,7 @@ def test_a_property_file_for_crystals_without_properties(tmp_path, options, capl
     expected = [float(i) for i in range(9)]
     expected[3] = -1
     assert batch.y["gap"].nan_to_num(-1).tolist() == [*expected, -1]
-    assert "id_prop.csv has no row for 1 of 10 crystals, the first being deep/9" in caplog.text
+    assert "no row for 1 of 10 crystals of the split train, the first being deep/9" in caplog.text
     assert not DataModule(folder, **{**given, "properties": []}).dataset("train").y
     table["id"] = [f"{i}.cif" for i in range(9)]
     table.to_csv(tmp_path / "id_prop.csv", index=False)
