@@ -186,7 +186,9 @@ def test_ones_own_data_are_split_as_in_training(make_config, run_dir, tmp_path, 
     for i in range(20):
         crystal = Structure(Lattice.cubic(3.5 + i / 100), ["Na", "Cl"], [[0] * 3, [0.5] * 3])
         write_structures(Path(f"mine/{i}.cif"), [crystal], ["x"])
-    table = "".join(f"{i},{i}.cif,{'test' if i % 5 else 'train'},\n" for i in range(20))
+    table = "".join(
+        f"{i},{i}.cif,{'test' if i % 5 else 'train' if i else 'val'},\n" for i in range(20)
+    )
     Path("splits.csv").write_text(f"id,file,split,group\n{table}")
     Path("gaps.csv").write_text("id,gap\n" + "".join(f"{i},{i}\n" for i in range(20)))
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
@@ -198,8 +200,8 @@ def test_ones_own_data_are_split_as_in_training(make_config, run_dir, tmp_path, 
                 "data.property_file=gaps.csv", f"++paths.output_dir={run_dir}",
             ],
         )  # fmt: skip
-    with monkeypatch.context() as patched, pytest.raises(StopIteration):
-        patched.setattr("lightning.Trainer.fit", Mock(side_effect=StopIteration))
+    monkeypatch.setattr("lightning.Trainer.fit", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
         train(cfg)
     monkeypatch.chdir(tmp_path)
     test = load_data(make_config()).dataset("test")

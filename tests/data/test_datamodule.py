@@ -216,7 +216,7 @@ def test_a_property_file_for_crystals_without_properties(tmp_path, options, capl
     table.to_csv(tmp_path / "id_prop.csv", index=False)
     with pytest.raises(
         DataError,
-        match=r"no row for 10 of 10 crystals, the first being deep/0: its IDs must be those",
+        match=r"no row for 10 of 10 crystals of the split train, the first being deep/0: its IDs",
     ):
         DataModule(folder, split_ratio=(1, 0, 0), **given).dataset("train")
     with pytest.raises(DataError, match=r"no crystal has \['gap'\]; .* are: none"):
