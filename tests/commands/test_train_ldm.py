@@ -191,6 +191,7 @@ def test_a_checkpoint_of_a_vae_is_refused(tmp_path):
         sample_ldm(cfg)
 
 
+@pytest.mark.slow
 def test_compositions_by_the_command(tmp_path):
     """As a user types it."""
     ldm = make_ldm(atom_type_predict=False)

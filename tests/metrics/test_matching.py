@@ -217,6 +217,7 @@ class TestPool:
             crystals, predictions, CDVAE, num_workers=0, matcher="pymatgen"
         )
 
+    @pytest.mark.slow
     def test_hang_is_charged_to_its_pair(
         self, pool: MatcherPool, caplog: pytest.LogCaptureFixture
     ) -> None:
