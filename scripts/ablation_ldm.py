@@ -154,12 +154,12 @@ def _generate(run: Path, how: Mapping[str, Any], num: int) -> dict[str, Any]:
     from src.metrics.generation.validity import invalid_reason
 
     checkpoint = run / "checkpoints" / "best.ckpt"
-    data = load_data(OmegaConf.create({"ckpt_path": str(checkpoint), "data": {}}))
+    ldm = LDMModule.load_from_checkpoint(checkpoint)
+    data = load_data(OmegaConf.create({"ckpt_path": str(checkpoint), "data": {}}), ldm.vae)
     known, held_out = (
         dataset.batch(torch.arange(len(dataset))).to_structure()
         for dataset in (data.dataset("train"), data.dataset("val"))
     )
-    ldm = LDMModule.load_from_checkpoint(checkpoint)
     crystals = [c for batch in generate_crystals(ldm, num, **how) for c in batch.to_structure()]
     valid = [crystal for crystal in crystals if invalid_reason(crystal) is None]
     forces = quantiles(largest_forces(valid))
