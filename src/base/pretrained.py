@@ -42,6 +42,8 @@ class PretrainedModule(LightningModule):
 
     networks: ClassVar[tuple[str, ...]] = ()
     """The constructor arguments that are networks, each an `nn.Module` or its config."""
+    given: ClassVar[tuple[str, ...]] = ()
+    """Those that are not trained: their weights are of another checkpoint."""
 
     legacy_arguments: ClassVar[Mapping[str, Any]] = {}
     """Values of constructor arguments that older checkpoints lack."""

@@ -188,10 +188,10 @@ def _changed_networks(
         if name.partition(".")[0] in fixed and not name.endswith("dropout"):
             yield _say(f"{group}.{name}", change)
     weights = checkpoint["state_dict"]
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad and not torch.allclose(parameter.cpu(), weights[name].cpu()):
-            yield f"{name.partition('.')[0]}_ckpt_path (its weights are others)"
-            return
+    for given in module.given:
+        parameters = getattr(module, given).named_parameters(prefix=given)
+        if not all(torch.allclose(p.cpu(), weights[name].cpu()) for name, p in parameters):
+            yield f"{given}_ckpt_path (its weights are others)"
 
 
 def _changed_run(

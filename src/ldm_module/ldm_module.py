@@ -61,6 +61,7 @@ class LDMModule(CrystalModule):
     """
 
     networks = ("vae", "denoiser", "conditions")
+    given = ("vae",)
     title = "A latent diffusion model of crystals"
     tags = ("latent-diffusion", "flow-matching")
 
@@ -110,6 +111,8 @@ class LDMModule(CrystalModule):
         self.guide_share = guide_share
         parts = {"denoiser": self.denoiser, "conditions": self.conditions}
         self.guide = deepcopy(nn.ModuleDict(parts)).requires_grad_(False)
+        # a run that starts from weights of another keeps their guide; None: not yet known
+        self.guide_learns: bool | None = None
         # of each latent channel over the training set; a std of 0: not yet known
         self.register_buffer("latent_mean", torch.zeros(self.vae.latent_dim))
         self.register_buffer("latent_std", torch.zeros(self.vae.latent_dim))
@@ -264,8 +267,13 @@ class LDMModule(CrystalModule):
         with full_precision(x):
             return skip * x + out * network
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["guide_learns"] = self.guide_learns
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
+        self.guide_learns = checkpoint.get("guide_learns")
         self.vae.training_set, self.vae.read_options = self.training_set, self.read_options
 
     # Training
@@ -277,6 +285,9 @@ class LDMModule(CrystalModule):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         self.vae.training_set, self.vae.read_options = self.training_set, self.read_options
+        if self.guide_learns is None:
+            pairs = zip(self.guide.parameters(), self._guided_by(), strict=True)
+            self.guide_learns = all(torch.equal(mine, trained) for mine, trained in pairs)
         if bool((self.latent_std > 0).all()):  # of a checkpoint
             return
         datamodule = getattr(self.trainer, "datamodule", None)
@@ -294,10 +305,13 @@ class LDMModule(CrystalModule):
     @torch.no_grad()
     def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
         step = self.global_step
-        if run_progress(self.trainer, step) < self.guide_share:
+        if self.guide_learns and run_progress(self.trainer, step) < self.guide_share:
             decay = min(GUIDE_DECAY, (step + 1) / (step + 10))
-            trained = [*self.denoiser.parameters(), *self.conditions.parameters()]
-            torch._foreach_lerp_(list(self.guide.parameters()), trained, 1 - decay)
+            torch._foreach_lerp_(list(self.guide.parameters()), self._guided_by(), 1 - decay)
+
+    def _guided_by(self) -> list[Tensor]:
+        """The parameters that those of the guide are an average of, in the same order."""
+        return [*self.denoiser.parameters(), *self.conditions.parameters()]
 
     def training_step(self, batch: CrystalBatch, batch_idx: int) -> Tensor:
         generator = self.step_generator(batch_idx)

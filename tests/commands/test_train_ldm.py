@@ -52,7 +52,7 @@ def run(tmp_path_factory) -> Path:
     os.environ["PROJECT_ROOT"] = str(ROOT)
     train(
         folder / "run", folder / "cache", "trainer.log_every_n_steps=1",
-        "ldm_module.conditions.properties=[density]",
+        "ldm_module.conditions.properties=[density]", "ldm_module.guide_share=1",
     )  # fmt: skip
     return folder / "run"
 
@@ -83,7 +83,10 @@ def test_averaged_weights_are_saved(run):
 def test_a_run_goes_on(run, tmp_path):
     """Stopped after two steps and resumed, it has the weights of an uninterrupted one."""
     cache = run.parent / "cache"
-    options = ("eval.num_samples=0", "ldm_module.conditions.properties=[density]")
+    options = (
+        "eval.num_samples=0", "ldm_module.conditions.properties=[density]",
+        "ldm_module.guide_share=1",  # so that it is still learning
+    )  # fmt: skip
     begun = train(tmp_path / "run", cache, *options, callbacks=[StopAfterTwoSteps()])
     assert begun["steps"] == 2
     assert train(tmp_path / "run", cache, *options, "resume_from=last")["steps"] == 3
