@@ -9,9 +9,6 @@ same command again to continue after an interruption, or with more seeds to exte
 import argparse
 import json
 import math
-import os
-import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,13 +19,17 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from src.utils.processes import num_cpus
-from src.utils.strict_json import json_text
-from src.utils.threads import limit_spinning
+ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+
+from scripts.ablations.runs import limit_minutes, mean_and_range, train  # noqa: E402
+from src.utils.processes import num_cpus  # noqa: E402
+from src.utils.strict_json import json_text  # noqa: E402
+from src.utils.threads import limit_spinning  # noqa: E402
 
 limit_spinning()  # before torch is loaded
 
-ROOT = Path(__file__).resolve().parents[1]
 LISTS = ROOT / "scripts" / "ablations"
 NOISE = (0.0, 0.1, 0.2)  # levels of latent noise, in standard deviations of each channel
 
@@ -94,7 +95,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     }
     threads = max(1, num_cpus() // args.jobs)
     with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(lambda run: train(run[0], run[1], threads), runs.values()))
+        list(pool.map(lambda run: train("train_vae", *run, threads), runs.values()))
     rows = [
         {"variant": name, "seed": seed, **evaluate(run, args.split, args.crystals)}
         for (name, seed), (run, _) in runs.items()
@@ -118,19 +119,7 @@ def limit(args: argparse.Namespace) -> list[str]:
         return [f"trainer.max_steps={args.steps}", "trainer.max_epochs=-1"]
     if args.epochs:
         return [f"trainer.max_epochs={args.epochs}"]
-    seconds = round(60 * args.minutes)
-    clock = f"00:{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-    return [f"trainer.max_time={clock}", "trainer.max_epochs=-1"]
-
-
-def train(run: Path, overrides: Sequence[str], threads: int) -> None:
-    """Train in a separate process, unless the run exists already."""
-    if not (run / "summary.json").is_file():
-        Console(stderr=True).print(f"training {run.parent.name}, seed {run.name}", style="bold")
-        where = [f"hydra.run.dir={run}", "resume_from=last"]
-        command = [ROOT / "src" / "train_vae.py", *where, *overrides]
-        environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-        subprocess.run([sys.executable, *map(str, command)], check=True, cwd=ROOT, env=environment)
+    return limit_minutes(args.minutes)
 
 
 def evaluate(run: Path, split: str, num_crystals: int) -> dict[str, Any]:
@@ -194,10 +183,7 @@ def table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
         for key, form in COLUMNS.values():
             of_name = [row[key] for row in rows if row["variant"] == name]
             values = [math.nan if value is None else value for value in of_name]
-            spread = (max(values) - min(values)) / 2
-            cells.append(form.format(statistics.mean(values)))
-            if len(values) > 1 and key not in ("steps", "training_steps_s"):
-                cells[-1] += f" ± {form.format(spread)}"
+            cells.append(mean_and_range(values, form, key not in ("steps", "training_steps_s")))
         shown.add_row(name, *cells)
     return shown
 

@@ -11,9 +11,6 @@ Forces need the extra `stability`.
 
 import argparse
 import json
-import os
-import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,12 +20,16 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from src.utils.strict_json import json_text
-from src.utils.threads import limit_spinning
+ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+
+from scripts.ablations.runs import limit_minutes, mean_and_range, train  # noqa: E402
+from src.utils.strict_json import json_text  # noqa: E402
+from src.utils.threads import limit_spinning  # noqa: E402
 
 limit_spinning()  # before torch is loaded
 
-ROOT = Path(__file__).resolve().parents[1]
 LISTS = ROOT / "scripts" / "ablations" / "ldm"
 
 QUIET = ["callbacks.pictures.every_n_epochs=0"]
@@ -82,13 +83,13 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
             vae, run = args.vae, None
             if vae is None:
                 wanted = [f"experiment={args.data}/vae_dng_small", f"seed={seed}", *OF_VAE]
-                wanted += [*limit(args.vae_minutes), *given.get("vae", []), *args.overrides]
-                run = train("train_vae", wanted, folder / "vae" / name / str(seed), runs)
+                wanted += [*limit_minutes(args.vae_minutes), *given.get("vae", []), *args.overrides]
+                run = train_once("train_vae", wanted, folder / "vae" / name / str(seed), runs)
                 vae = run / "checkpoints" / "best.ckpt"
             wanted = [f"experiment={args.data}/ldm_dng_small", f"seed={seed}", *OF_LDM]
-            wanted += [*limit(args.minutes), *given.get("ldm", []), *args.overrides]
+            wanted += [*limit_minutes(args.minutes), *given.get("ldm", []), *args.overrides]
             wanted += [f"vae_ckpt_path={vae}"]
-            prior = train("train_ldm", wanted, folder / name / str(seed), runs)
+            prior = train_once("train_ldm", wanted, folder / name / str(seed), runs)
             figures = generate(prior, given.get("sample", {}), args.num)
             rows.append({"variant": name, "seed": seed, **figures, **of_vae(run)})
     Console(width=180).print(table(rows, f"{args.name}, {args.data}: {' '.join(args.overrides)}"))
@@ -97,26 +98,12 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     return rows
 
 
-def limit(minutes: float) -> list[str]:
-    """The budget as overrides. The learning-rate schedule ends with it."""
-    seconds = round(60 * minutes)
-    clock = f"00:{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-    return [f"trainer.max_time={clock}", "trainer.max_epochs=-1"]
-
-
-def train(
+def train_once(
     command: str, overrides: Sequence[str], run: Path, runs: dict[tuple[str, ...], Path]
 ) -> Path:
-    """Train in a separate process, unless there is such a run already, and return its folder."""
+    """Train, unless a variant before had the same overrides, and return the folder of the run."""
     run = runs.setdefault((command, *overrides), run)
-    if not (run / "summary.json").is_file():
-        Console(stderr=True).print(f"{command}: {run}", style="bold")
-        arguments = [ROOT / "src" / f"{command}.py", f"hydra.run.dir={run}", "resume_from=last"]
-        environment = {"OMP_NUM_THREADS": "1", **os.environ}
-        subprocess.run(
-            [sys.executable, *map(str, arguments), *overrides],
-            check=True, cwd=ROOT, env=environment,
-        )  # fmt: skip
+    train(command, run, overrides, threads=1)
     return run
 
 
@@ -182,9 +169,7 @@ def table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
             if not values:
                 cells.append("")
                 continue
-            cells.append(form.format(statistics.mean(values)))
-            if len(values) > 1 and key != "epochs":
-                cells[-1] += f" ± {form.format((max(values) - min(values)) / 2)}"
+            cells.append(mean_and_range(values, form, key != "epochs"))
         shown.add_row(name, *cells)
     return shown
 

@@ -131,7 +131,7 @@ class CrystalModule(PretrainedModule):
     def compile_networks(self) -> None:
         """Compile the networks (for ours, only the Transformers) in place, for any batch shape.
 
-        Parameter names do not change. This is not worthwhile on a CPU or for short runs.
+        Parameter names do not change. Compiling takes time at the start, so it is for long runs.
         """
         for name in self.networks:
             network = getattr(self, name)

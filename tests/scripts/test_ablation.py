@@ -42,7 +42,7 @@ def test_every_variant_composes_to_a_config_of_its_own(ablation, monkeypatch, tm
 )
 def test_a_budget_reaches_every_run(ablation, monkeypatch, tmp_path, budget, expected):
     started = []
-    monkeypatch.setattr(ablation, "train", lambda *run: started.append(run[:2]))
+    monkeypatch.setattr(ablation, "train", lambda _, *run: started.append(run[:2]))
     figures = dict.fromkeys((key for key, _ in ablation.COLUMNS.values()), 0.5)
     monkeypatch.setattr(ablation, "evaluate", lambda *_: figures)
     arguments = ["latent_dim", "a=b", *budget, "--seeds", "3", "4", "--folder", str(tmp_path)]

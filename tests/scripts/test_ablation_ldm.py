@@ -45,7 +45,7 @@ def started(monkeypatch):
         figures = {"match_rate": 1.0, "rmse": 0.01, "best_val_loss": 0.5, "epochs": 3, "steps": 9}
         (folder / "summary.json").write_text(json.dumps({**figures, "num_parameters": 7}))
 
-    monkeypatch.setattr(ablation_ldm.subprocess, "run", run)
+    monkeypatch.setattr("scripts.ablations.runs.subprocess.run", run)
     keys = [key for key, _ in ablation_ldm.COLUMNS.values()]
     keys = [
         key for key in keys if not key.startswith("vae") and key not in ("best_val_loss", "epochs")
