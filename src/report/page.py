@@ -1,12 +1,9 @@
 """Write the HTML report of an evaluation, a single file that works offline."""
 
 import html
-import json
 import logging
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -27,6 +24,7 @@ from src.report.figures import (
     training_figure,
 )
 from src.report.files import EvaluationFiles
+from src.report.frame import fill_frame
 from src.report.maps import PlaneMap, plane_maps
 from src.report.pictures import draw_pairs, formula, is_drawable, radii, whole_cell
 from src.utils.output import new_file
@@ -80,16 +78,6 @@ def choose_crystals(total: int, limit: int, seed: int) -> np.ndarray:
     return np.concatenate([np.arange(worst), np.sort(others) + worst])
 
 
-def embed_json(content: Any) -> str:
-    """Serialize to JSON for a `<script>` element, escaped so that no text can close the element.
-
-    Raises:
-        ValueError: for non-finite numbers, which JSON does not support.
-    """
-    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
 def _figures(evaluation: EvaluationFiles, maps: list[PlaneMap]) -> Iterator[tuple[str, Figure]]:
     metrics, crystals = evaluation.metrics, evaluation.crystals
     if metrics.get("by_num_atoms"):
@@ -136,17 +124,10 @@ def _page(evaluation: EvaluationFiles, maps: list[PlaneMap], shown: np.ndarray) 
         },
     }
     split = metrics.get("split")
-    here = files("src.report")
-    return Template(here.joinpath("page.html").read_text("utf-8")).substitute(
-        title=f"Reconstruction of {len(evaluation.crystals):,} crystals"
-        + (f" ({html.escape(str(split))})" if split else ""),
-        style=here.joinpath("page.css").read_text("utf-8"),
-        plotly=get_plotlyjs(),
-        data=embed_json(data),
-        crystals=here.joinpath("crystals.js").read_text("utf-8"),
-        shared=here.joinpath("shared.js").read_text("utf-8"),
-        script=here.joinpath("page.js").read_text("utf-8"),
-    )
+    title = f"Reconstruction of {len(evaluation.crystals):,} crystals"
+    if split:
+        title += f" ({html.escape(str(split))})"
+    return fill_frame("page", title, data, libraries=get_plotlyjs())
 
 
 def to_drawing(atoms: Atoms, like: Atoms | None = None) -> dict[str, Any] | None:

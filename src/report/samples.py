@@ -3,9 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import gemmi
@@ -17,7 +15,8 @@ from src.metrics.generation.nearest import nearest_of_formula
 from src.metrics.matching import PYMATGEN
 from src.metrics.space_groups import space_group
 from src.report.figures import settings_text
-from src.report.page import element_styles, embed_json, rounded, to_drawing
+from src.report.frame import fill_frame
+from src.report.page import element_styles, rounded, to_drawing
 from src.utils.output import new_file
 
 MAX_CRYSTALS = 3000  # on a page
@@ -65,15 +64,7 @@ def write_samples_report(
         else {"count": len(known), "source": source, "settings": settings},
         "total": len(rows),
     }
-    here = files("src.report")
-    page = Template(here.joinpath("samples.html").read_text("utf-8")).substitute(
-        title=f"{len(rows):,} generated crystals",
-        style=here.joinpath("page.css").read_text("utf-8"),
-        data=embed_json(data),
-        crystals=here.joinpath("crystals.js").read_text("utf-8"),
-        shared=here.joinpath("shared.js").read_text("utf-8"),
-        script=here.joinpath("samples.js").read_text("utf-8"),
-    )
+    page = fill_frame("samples", f"{len(rows):,} generated crystals", data)
     with new_file(folder / "report.html", overwrite=True) as path:
         path.write_text(page, encoding="utf-8")
 

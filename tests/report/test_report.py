@@ -15,8 +15,9 @@ from src.data.readers import DataError
 from src.report import write_report, write_samples_report
 from src.report.figures import by_num_atoms_figure, noise_figure, training_curves
 from src.report.files import EvaluationFiles
+from src.report.frame import embed_json
 from src.report.maps import plane_maps, principal_components
-from src.report.page import choose_crystals, embed_json
+from src.report.page import choose_crystals
 
 WORST_FIRST = [9, 5, 2, 13, 12, 11, 10, 8, 7, 6, 4, 3, 1, 0]
 HOSTILE = (
