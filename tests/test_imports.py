@@ -146,6 +146,8 @@ def test_names_of_former_modules_that_are_packages_now():
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
+        # settings are checked before torch is loaded
+        ("src.utils.entry", ["torch", "lightning", "pymatgen"]),
         # their workers start fast
         ("src.utils.errors", ["torch", "lightning", "hydra"]),
         ("src.data.parsing", ["torch", "lightning", "pymatgen"]),

@@ -10,7 +10,6 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 from omegaconf import Container, OmegaConf
-from torch import nn
 
 from src.utils.errors import UserError
 
@@ -35,6 +34,8 @@ def describe(obj: Any) -> dict[str, Any]:
         TypeError: if the object does not store one of its constructor arguments, or if an argument
             is not a plain value that a checkpoint can store.
     """
+    from torch import nn  # a command reads its settings before it loads torch
+
     cls = type(obj)
     names = list(inspect.signature(cls.__init__).parameters)[1:]
     missing = [name for name in names if not hasattr(obj, name)]

@@ -77,12 +77,14 @@ sys.meta_path.insert(0, Watch())
 before, found = set(sys.modules), {}
 for path in sys.argv[1:]:
     os.environ.pop("GOMP_SPINCOUNT", None)
+    sys.path.insert(0, os.path.dirname(path))  # as where Python runs a file
     try:
         runpy.run_path(path, run_name="watched")
     except Loaded:
         found[path] = os.environ.get("GOMP_SPINCOUNT")
     else:
         found[path] = f"no torch, {os.environ.get('GOMP_SPINCOUNT')}"
+    del sys.path[0]
     for name in [name for name in sys.modules if name.split(".")[0] in ("src", "torch")]:
         del sys.modules[name]
 print(json.dumps(found))
