@@ -9,24 +9,19 @@ same command again to continue after an interruption, or with more seeds to exte
 import argparse
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import yaml
+from ablations.runs import ROOT, limit_minutes, mean_and_range, train
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parents[1]
-if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
-
-from scripts.ablations.runs import limit_minutes, mean_and_range, train  # noqa: E402
-from src.utils.processes import num_cpus  # noqa: E402
-from src.utils.strict_json import json_text  # noqa: E402
-from src.utils.threads import limit_spinning  # noqa: E402
+from src.utils.processes import num_cpus
+from src.utils.strict_json import json_text
+from src.utils.threads import limit_spinning
 
 limit_spinning()  # before torch is loaded
 
@@ -95,7 +90,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     }
     threads = max(1, num_cpus() // args.jobs)
     with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(lambda run: train("train_vae", *run, threads), runs.values()))
+        list(pool.map(lambda run: train("train_vae", run[0], run[1], threads), runs.values()))
     rows = [
         {"variant": name, "seed": seed, **evaluate(run, args.split, args.crystals)}
         for (name, seed), (run, _) in runs.items()

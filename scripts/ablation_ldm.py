@@ -11,22 +11,17 @@ Forces need the extra `stability`.
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from ablations.runs import ROOT, limit_minutes, mean_and_range, train
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parents[1]
-if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
-
-from scripts.ablations.runs import limit_minutes, mean_and_range, train  # noqa: E402
-from src.utils.strict_json import json_text  # noqa: E402
-from src.utils.threads import limit_spinning  # noqa: E402
+from src.utils.strict_json import json_text
+from src.utils.threads import limit_spinning
 
 limit_spinning()  # before torch is loaded
 

@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+import ase.io
 from ase.data import chemical_symbols
 from pymatgen.core import Composition
 from rich.progress import track
 
 from src.data.cif import Crystal, CrystalError, write_cif
 from src.data.schema import CrystalBatch
-from src.data.structures import check_numbers, extxyz_text, split_batch
+from src.data.structures import check_numbers, split_batch, to_atoms
 from src.metrics.generation.validity import invalid_reason, is_valid_composition
 from src.utils.formulas import full_formula
 from src.utils.strict_json import json_text
@@ -41,7 +42,7 @@ def write_samples(
             row = _describe(f"sample-{index:06d}", crystal)
             if row["written"]:
                 write(f"{row['id']}.cif", write_cif(crystal, row["id"]))
-                extxyz.write(extxyz_text(crystal, row["id"]))
+                ase.io.write(extxyz, to_atoms(crystal, row["id"]), format="extxyz")
             rows.write(f"{',' if number else ''}\n    {json_text(row, indent=None)}")
             for name in ("written", "valid_structure", "valid_composition"):
                 counts[name] += bool(row[name])
@@ -75,14 +76,8 @@ def _cif_writer(folder: Path, format: str) -> Iterator[Callable[[str, str], Any]
         with zipfile.ZipFile(folder / "cifs.zip", "w", zipfile.ZIP_DEFLATED) as archive:
             yield archive.writestr
     else:
-        cifs = folder / "cifs"
-        cifs.mkdir()
-
-        def write(name: str, text: str) -> None:
-            with open(f"{cifs}/{name}", "w", encoding="utf-8") as file:  # faster than a Path
-                file.write(text)
-
-        yield write
+        (folder / "cifs").mkdir()
+        yield lambda name, text: (folder / "cifs" / name).write_text(text, encoding="utf-8")
 
 
 def join_rows(path: Path, header: dict[str, Any], rows: TextIO) -> None:

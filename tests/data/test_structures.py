@@ -1,5 +1,4 @@
 import gzip
-import io
 import json
 import pickle
 import shutil
@@ -27,7 +26,6 @@ from src.data.structures import (
     NamedStructure,
     Skipped,
     StructureReader,
-    extxyz_text,
     iter_structures,
     read_structures,
     split_batch,
@@ -290,15 +288,6 @@ def test_conversions_of_a_crystal(crystal):
     np.testing.assert_allclose(again.lattice, arrays.lattice, rtol=1e-6)
     np.testing.assert_allclose(again.frac_coords, arrays.frac_coords, atol=1e-6)
     assert again.atom_types.tolist() == arrays.atom_types.tolist() == [38, 8, 22, 8]
-
-
-def test_extended_xyz_is_that_of_ase(crystal):
-    text = io.StringIO()
-    crystal = to_crystal(crystal)
-    ase.io.write(text, to_atoms(crystal, "sample-000012"), format="extxyz")
-    assert extxyz_text(crystal, "sample-000012") == text.getvalue()
-    with pytest.raises(ValueError, match="characters other than"):
-        extxyz_text(crystal, 'a" b')
 
 
 def test_coordinates_are_wrapped():

@@ -2,21 +2,28 @@
 
 import io
 import json
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from rich.console import Console
 
-from scripts import ablation_ldm
+ROOT = Path(__file__).resolve().parents[2]
+FILES = (ROOT / "scripts" / "ablations" / "ldm").glob("*.yaml")
+LISTS = {path.stem: yaml.safe_load(path.read_text()) for path in FILES}
 
-LISTS = {path.stem: yaml.safe_load(path.read_text()) for path in ablation_ldm.LISTS.glob("*.yaml")}
-CONFIGS = str(ablation_ldm.ROOT / "configs")
+
+@pytest.fixture
+def ablation_ldm(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    return import_module("ablation_ldm")
 
 
 def test_every_variant_composes_to_a_config_of_its_own(monkeypatch, tmp_path):
     monkeypatch.setenv("PROJECT_ROOT", str(tmp_path))
-    with initialize_config_dir(CONFIGS, version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         for name, variants in LISTS.items():
             composed = []
             for variant in variants.values():
@@ -33,19 +40,19 @@ def test_every_variant_composes_to_a_config_of_its_own(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def started(monkeypatch):
+def started(ablation_ldm, monkeypatch):
     """The runs that are started, which take no time."""
     commands = []
 
     def run(command, **kwargs):
         commands.append(command)
         folder = next(part for part in command if part.startswith("hydra.run.dir="))
-        folder = ablation_ldm.Path(folder.partition("=")[2])
+        folder = Path(folder.partition("=")[2])
         folder.mkdir(parents=True)
         figures = {"match_rate": 1.0, "rmse": 0.01, "best_val_loss": 0.5, "epochs": 3, "steps": 9}
         (folder / "summary.json").write_text(json.dumps({**figures, "num_parameters": 7}))
 
-    monkeypatch.setattr("scripts.ablations.runs.subprocess.run", run)
+    monkeypatch.setattr("ablations.runs.subprocess.run", run)
     keys = [key for key, _ in ablation_ldm.COLUMNS.values()]
     keys = [
         key for key in keys if not key.startswith("vae") and key not in ("best_val_loss", "epochs")
@@ -54,7 +61,7 @@ def started(monkeypatch):
     return commands
 
 
-def test_runs_that_do_not_differ_are_shared(started, tmp_path):
+def test_runs_that_do_not_differ_are_shared(ablation_ldm, started, tmp_path):
     arguments = ["sampling", "a=b", "--folder", str(tmp_path), "--minutes", "61.5"]
     rows = ablation_ldm.main(arguments)
     assert [row["variant"] for row in rows] == list(LISTS["sampling"])
@@ -69,7 +76,7 @@ def test_runs_that_do_not_differ_are_shared(started, tmp_path):
     assert len(started) == 4
 
 
-def test_a_vae_for_all(started, tmp_path):
+def test_a_vae_for_all(ablation_ldm, started, tmp_path):
     names = ["default", "random"]
     rows = ablation_ldm.main(
         ["path", "--vae", "v.ckpt", "--folder", str(tmp_path), "--variants", *names]
@@ -78,7 +85,7 @@ def test_a_vae_for_all(started, tmp_path):
     assert [command[-1] for command in started] == ["vae_ckpt_path=v.ckpt"] * 2
 
 
-def test_the_table_has_means_and_half_ranges():
+def test_the_table_has_means_and_half_ranges(ablation_ldm):
     keys = [key for key, _ in ablation_ldm.COLUMNS.values()]
     rows = [
         {"variant": name, "seed": seed, **dict.fromkeys(keys, value), "vae_rmse": None}

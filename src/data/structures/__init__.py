@@ -17,7 +17,7 @@ from src.data.structures.read import (
     iter_structures,
     read_structures,
 )
-from src.data.structures.write import extxyz_text, write_structures, written_name
+from src.data.structures.write import write_structures, written_name
 
 __all__ = [
     "FILE_INDEX",
@@ -27,7 +27,6 @@ __all__ = [
     "Skipped",
     "StructureReader",
     "check_numbers",
-    "extxyz_text",
     "iter_structures",
     "read_structures",
     "split_batch",

@@ -1,15 +1,13 @@
 """Write crystals to files."""
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import ase.io
-from ase.data import chemical_symbols
 from pymatgen.core import Structure
 
-from src.data.cif import Crystal, write_cif
+from src.data.cif import write_cif
 from src.data.packing import open_packed
 from src.data.structures.convert import to_atoms, to_crystal, to_structure
 from src.data.structures.formats import format_of
@@ -27,28 +25,6 @@ def written_name(source: Path) -> Path:
     if format_of(source.name) in WRITABLE_FORMATS:
         return source
     return source.with_name(f"{source.name}.extxyz")
-
-
-def extxyz_text(crystal: Crystal, id: str) -> str:
-    """The crystal in extended XYZ, as `ase.io.write` writes `to_atoms`, but many times as fast.
-
-    Args:
-        id: of letters, digits and `-`, `_` or `.`.
-
-    Raises:
-        UserError: if the ID has other characters, which would need quotation marks.
-    """
-    if not re.fullmatch(r"[\w.-]+", id, re.ASCII):
-        raise UserError(f"{id!r} has characters other than letters, digits, - and _")
-    cell = " ".join(map(str, crystal.lattice.astype(float).ravel().tolist()))
-    lines = [
-        str(crystal.num_atoms),
-        f'Lattice="{cell}" Properties=species:S:1:pos:R:3 id={id} pbc="T T T"',
-    ]
-    positions = (crystal.frac_coords @ crystal.lattice).tolist()
-    for number, (x, y, z) in zip(crystal.atom_types.tolist(), positions, strict=True):
-        lines.append(f"{chemical_symbols[number]:<2s} {x:16.8f} {y:16.8f} {z:16.8f}")
-    return "\n".join(lines) + "\n"
 
 
 def write_structures(path: Path, structures: Sequence[Structure], ids: Sequence[str]) -> None:

@@ -1,0 +1,1 @@
+"""Lists of variants, and what their scripts share."""
