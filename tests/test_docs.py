@@ -223,6 +223,7 @@ def parse_only(script: Path, arguments: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_known_args", parse)
         patch.setattr(sys, "argv", [str(script), *arguments])
+        patch.syspath_prepend(script.parent)  # as where Python runs a file
         with pytest.raises(Parsed):
             runpy.run_path(str(script), run_name="__main__")
 
