@@ -16,6 +16,7 @@ from src.callbacks import SamplePictures
 from src.commands.train_ldm import LDMTraining
 from src.data import DataModule
 from src.ldm_module import LDMModule
+from src.ldm_module.compositions import CompositionModel
 from src.ldm_module.conditions import Conditions
 from src.ldm_module.denoisers import DiT
 from src.utils.config import to_plain
@@ -127,12 +128,18 @@ def test_defaults_are_those_of_the_constructors(make_config):
     assert get_class(config.pop("_target_")) is Conditions
     assert set(expected) - set(config) == {"d_model", "max_num_elements"}
     assert all(expected[name] == value for name, value in config.items())
+    config, expected = to_plain(cfg.compositions), defaults_of(CompositionModel)
+    assert get_class(config.pop("_target_")) is CompositionModel
+    assert set(expected) - set(config) == {"conditions", "max_num_elements"}
+    assert all(expected[name] == value for name, value in config.items())
     expected = defaults_of(LDMModule)
     plain = {k: v for k, v in to_plain(cfg).items() if not isinstance(v, dict)}
     assert plain.pop("_recursive_") is False
     assert get_class(plain.pop("_target_")) is LDMModule
     assert all(expected.pop(name) == value for name, value in plain.items())
-    assert set(expected) == {"vae", "denoiser", "conditions", "optimizer", "scheduler"}
+    assert set(expected) == {
+        *("vae", "denoiser", "conditions", "compositions", "optimizer", "scheduler")
+    }
 
 
 def test_the_vae_is_there():

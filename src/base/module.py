@@ -134,7 +134,8 @@ class CrystalModule(PretrainedModule):
         Parameter names do not change. Compiling takes time at the start, so it is for long runs.
         """
         for name in self.networks:
-            network = getattr(self, name)
+            if (network := getattr(self, name)) is None:
+                continue
             getattr(network, "transformer", network).compile(dynamic=True)
 
     def log_figures(self, stage: str, figures: Mapping[str, Tensor], **how: Any) -> None:

@@ -236,7 +236,7 @@ def restore(
         networks = {
             part: build(arguments[part], nn.Module, allow=TRUSTED_MODULES)
             for part in cls.networks
-            if not isinstance(arguments[part], nn.Module)
+            if arguments[part] is not None and not isinstance(arguments[part], nn.Module)
         }
         return cls(**{**arguments, **networks})
 

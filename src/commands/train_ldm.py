@@ -50,7 +50,7 @@ class LDMTraining(TrainingTask[LDMModule]):
     size_group = "ldm_size"
     objective = "best_val_loss"
     module_class = LDMModule
-    fixed = ("denoiser", "conditions", "origins")
+    fixed = ("denoiser", "conditions", "compositions", "origins")
     foreign_callbacks = (MatchRate, ReconstructionPictures)
 
     def check(self, cfg: DictConfig) -> None:

@@ -46,6 +46,16 @@ COMPUTED: Mapping[str, Callable[[CrystalBatch], Tensor]] = {
 """Properties that follow from a crystal; all others come with the data, as `CrystalBatch.y`."""
 
 
+OF_COMPOSITION = ("num_elements",)
+"""Properties that follow from the composition alone, as the chemical system does."""
+
+
+def beyond_composition(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of those of some `Conditions` that do not follow from the composition."""
+    properties = [name for name in config.get("properties", ()) if name not in OF_COMPOSITION]
+    return {**config, "properties": properties, "chemical_system": False}
+
+
 def elements_in(batch: CrystalBatch, size: int) -> Tensor:
     """Which elements each crystal has: (B, size), 1 for those and 0 for the others."""
     found = torch.zeros(len(batch.num_atoms), size, device=batch.num_atoms.device)

@@ -29,8 +29,8 @@ def evaluate_ldm(
     num_samples: int,
     sampling_steps: int,
 ) -> dict[str, Any]:
-    """Figures of generated crystals: `structure_prediction` if the model is given compositions,
-    else `de_novo`.
+    """Figures of generated crystals: `de_novo` of a model that makes up atom types, and
+    `structure_prediction` of one that can be given them.
 
     Args:
         ldm: the model.
@@ -40,12 +40,15 @@ def evaluate_ldm(
             crystals of `held_out`, from the first.
         sampling_steps: see `LDMModule.sample`.
     """
+    figures: dict[str, Any] = {}
+    if ldm.atom_type_input:
+        indices = torch.arange(min(num_samples, len(held_out)))
+        generated = predict_structures(ldm, held_out, indices, sampling_steps)
+        figures |= structure_prediction(generated, _structures([held_out.batch(indices)]))
     if ldm.atom_type_predict:
         batches = generate_crystals(ldm, num_samples, sampling_steps=sampling_steps)
-        return de_novo(_structures(batches), _all_of(train), _all_of(held_out))
-    indices = torch.arange(min(num_samples, len(held_out)))
-    generated = predict_structures(ldm, held_out, indices, sampling_steps)
-    return structure_prediction(generated, _structures([held_out.batch(indices)]))
+        figures |= de_novo(_structures(batches), _all_of(train), _all_of(held_out))
+    return figures
 
 
 def predict_structures(

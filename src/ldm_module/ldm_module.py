@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from ase import Atoms
@@ -15,12 +15,15 @@ from src.base.module import CrystalModule, make_network
 from src.data import DataModule
 from src.data import augmentation as augment
 from src.data.schema import CrystalBatch
-from src.ldm_module.conditions import Conditions, drop
+from src.ldm_module.composition_training import fit_compositions
+from src.ldm_module.compositions import MAX_ELEMENTS, CompositionModel
+from src.ldm_module.conditions import Conditions, beyond_composition, drop
 from src.ldm_module.flow import denoising_loss, draw_times, interpolate, precondition
 from src.ldm_module.origins import ORIGINS
 from src.ldm_module.pairing import PAIRINGS
 from src.ldm_module.solver import solve
 from src.ldm_module.statistics import fit_statistics
+from src.nn.transformer import segment_mean
 from src.utils.config import to_plain
 from src.utils.errors import UserError
 from src.utils.inference import inference
@@ -37,6 +40,10 @@ GUIDE_DECAY = 0.999  # weight of the old average at each step
 class LDMModule(CrystalModule):
     """A prior over the latents of a VAE, learned by flow matching.
 
+    With a model of compositions, a crystal is made in two steps: first what it consists of, then
+    where the atoms are. The denoiser is given the atom types, so it can also be asked for a
+    composition.
+
     A checkpoint also holds the VAE, which is not trained, and the guide: an average of the
     denoiser's weights early in training. It makes the same mistakes as the denoiser, but larger
     ones, so samples become better when the difference between the two predictions is exaggerated
@@ -47,7 +54,12 @@ class LDMModule(CrystalModule):
         denoiser: predicts latents from noisy ones, see `src.ldm_module.denoisers`. In a config,
             `latent_dim` and `atom_type_input` are taken from the VAE.
         conditions: what can be asked for, see `src.ldm_module.conditions`. In a config, `d_model`
-            is taken from the denoiser. None: nothing.
+            is taken from the denoiser; with `compositions`, so is what does not follow from the
+            composition, and the rest is asked of `compositions` alone. None: nothing.
+        compositions: draws compositions, see `src.ldm_module.compositions`. In a config,
+            `max_num_elements` and `conditions` are those of the denoiser. None: atom types are part
+            of the latents or, if the VAE does not predict them, must be given.
+        composition_epochs: epochs of the training of `compositions`, before the denoiser's.
         origins: one of `ORIGINS`.
         pairing: one of `PAIRINGS`.
         time_mean, time_std: distribution of the time in training, see `draw_times`.
@@ -60,8 +72,9 @@ class LDMModule(CrystalModule):
         UserError: for an argument that cannot be used; the message names it.
     """
 
-    networks = ("vae", "denoiser", "conditions")
+    networks = ("vae", "denoiser", "conditions", "compositions")
     given = ("vae",)
+    legacy_arguments: ClassVar[Mapping[str, Any]] = {"compositions": None}
     title = "A latent diffusion model of crystals"
     tags = ("latent-diffusion", "flow-matching")
 
@@ -73,6 +86,8 @@ class LDMModule(CrystalModule):
         vae: VAEModule | Mapping[str, Any],
         denoiser: nn.Module | Mapping[str, Any],
         conditions: nn.Module | Mapping[str, Any] | None = None,
+        compositions: nn.Module | Mapping[str, Any] | None = None,
+        composition_epochs: int = 16,
         origins: str = "as_given",
         pairing: str = "nearest",
         time_mean: float = 1.0,
@@ -86,6 +101,10 @@ class LDMModule(CrystalModule):
         for name, value, known in (("origins", origins, ORIGINS), ("pairing", pairing, PAIRINGS)):
             if value not in known:
                 raise UserError(f"ldm_module.{name} must be one of {list(known)}, not {value!r}")
+        if composition_epochs < 1:
+            raise UserError(
+                f"ldm_module.composition_epochs must be at least 1, not {composition_epochs}"
+            )
         if not (time_std > 0 and 0 <= condition_dropout <= 1 and 0 < guide_share <= 1):
             raise UserError(
                 f"ldm_module.time_std={time_std} must be above 0, condition_dropout="
@@ -94,15 +113,25 @@ class LDMModule(CrystalModule):
             )
         # a copy, since it is not to be trained, whatever its owner does with the given one
         self.vae: VAEModule = deepcopy(make_network(vae)).requires_grad_(False).train()
+        # whether the denoiser is given atom types, by the user or by the model of compositions
+        self.atom_type_input = compositions is not None or not self.vae.atom_type_predict
         if isinstance(denoiser, Mapping):
-            given = not self.vae.atom_type_predict
-            of_vae = {"latent_dim": self.vae.latent_dim, "atom_type_input": given}
+            of_vae = {"latent_dim": self.vae.latent_dim, "atom_type_input": self.atom_type_input}
             denoiser = {**to_plain(denoiser), **of_vae}
         self.denoiser = make_network(denoiser)
         d_model = self.denoiser.d_model
         if isinstance(conditions, Mapping):
             conditions = {**to_plain(conditions), "d_model": d_model}
+            if isinstance(compositions, Mapping):
+                size = {"max_num_elements": self.denoiser.max_num_elements}
+                asked = {**conditions, **size}
+                compositions = {**to_plain(compositions), **size, "conditions": asked}
+                conditions = beyond_composition(conditions)
         self.conditions: Conditions = make_network(conditions or Conditions(d_model))
+        self.compositions: CompositionModel | None = make_network(compositions)
+        if self.compositions is not None:
+            self.compositions.requires_grad_(False)  # trained before the others
+        self.composition_epochs = composition_epochs
         self.origins = origins
         self.pairing = pairing
         self.time_mean = time_mean
@@ -121,16 +150,23 @@ class LDMModule(CrystalModule):
 
     @property
     def atom_type_predict(self) -> bool:
-        """Whether it makes up atom types (de novo generation) or is given them."""
-        return self.vae.atom_type_predict
+        """Whether it can make up atom types (de novo generation) or must be given them."""
+        return self.vae.atom_type_predict or self.compositions is not None
 
     @property
     def element_networks(self) -> tuple[nn.Module, ...]:
         """The networks that limit which elements it can be trained on."""
-        return *self.vae.element_networks, self.denoiser
+        drawn = () if self.compositions is None else (self.compositions,)
+        return *self.vae.element_networks, self.denoiser, *drawn
+
+    @property
+    def condition_names(self) -> list[str]:
+        """What can be asked for."""
+        drawn = [] if self.compositions is None else self.compositions.conditions.names
+        return list(dict.fromkeys([*self.conditions.names, *drawn]))
 
     def card_rows(self) -> list[tuple[str, str]]:
-        asked = ", ".join(["number of atoms", *self.conditions.names])
+        asked = ", ".join(["number of atoms", *self.condition_names])
         return [*self.vae.card_rows(), ("conditions", asked)]
 
     # Public calls
@@ -146,12 +182,14 @@ class LDMModule(CrystalModule):
         return_structures: bool = False,
         generator: torch.Generator | None = None,
         autoguidance: float = 3.0,
+        composition_temperature: float = 0.7,
     ) -> CrystalBatch | list[Atoms] | list[Structure]:
         """Generate crystals.
 
         Args:
-            batch: `num_atoms` (and `atom_types`, if they are not predicted) of the crystals, as
-                from `CrystalBatch.for_sampling`.
+            batch: `num_atoms` of the crystals and, to predict the structures of compositions, their
+                `atom_types`, as from `CrystalBatch.for_sampling`. Types that are 0 are made up, in
+                all atoms of a crystal or in none.
             sampling_steps: steps of the solver.
             cfg_scale: guidance: 1 follows the conditions as in the training data, more exaggerates
                 them, 0 ignores them. No effect without conditions.
@@ -161,28 +199,86 @@ class LDMModule(CrystalModule):
             generator: source of randomness, on the module's device.
             autoguidance: how far the denoiser's difference from the guide is exaggerated: 1 not at
                 all, 0 samples the guide.
+            composition_temperature: see `draw_compositions`.
 
         Returns:
             A `CrystalBatch`, or such a list.
 
         Raises:
             UserError: for atom types that are needed and missing, or that the model does not know,
-                or for a condition that it does not know.
+                or for a condition that it does not know or that cannot be met.
         """
-        atom_types = None if self.atom_type_predict else batch.atom_types
+        atom_types = batch.atom_types if self.atom_type_input else None
         ask = CrystalBatch.for_sampling(batch.num_atoms, atom_types)
         if atom_types is not None:
-            check_types(atom_types, ask.batch, self.vae.decoder, self.denoiser)
+            networks = (self.vae.decoder, self.denoiser)
+            check_types(atom_types, ask.batch, *networks, is_masked=self.atom_type_predict)
         ask = ask.to(self.device)
+        if self.compositions is not None:
+            each = (len(ask.num_atoms), MAX_ELEMENTS, 2)
+            uniform = torch.rand(each, generator=generator, device=self.device)
+            ask = self.draw_compositions(
+                ask, uniform, cfg_scale, conditions, composition_temperature
+            )
         shape = (len(ask.batch), self.vae.latent_dim)
         noise = torch.randn(shape, generator=generator, device=self.device)
         latents = self.sample_latents(
             ask, noise, sampling_steps, cfg_scale, conditions, autoguidance=autoguidance
         )
-        crystals = decode_latents(self.vae, latents, ask)
+        crystals = self.decode(latents, ask)
         if return_structures:
             return crystals.to_structure()
         return crystals.to_atoms() if return_atoms else crystals
+
+    def draw_compositions(
+        self,
+        batch: CrystalBatch,
+        uniform: Tensor,
+        cfg_scale: float = 1.0,
+        conditions: Mapping[str, Any] | None = None,
+        temperature: float = 0.7,
+    ) -> CrystalBatch:
+        """Draw the atom types of crystals in which they are 0; those of others stay.
+
+        Args:
+            batch: `num_atoms` and `atom_types`, on the module's device.
+            uniform: (B, MAX_ELEMENTS, 2) uniformly distributed in [0, 1).
+            cfg_scale, conditions: as for `sample`.
+            temperature: see `CompositionModel.sample`.
+
+        Raises:
+            UserError: for a crystal in which only some types are 0, a condition that is unknown or
+                cannot be met, or a temperature that is not above 0.
+        """
+        assert self.compositions is not None
+        if temperature <= 0:
+            raise UserError(f"composition_temperature must be above 0, not {temperature}")
+        known = batch.atom_types > 0
+        given = segment_mean(known.float()[:, None], batch.batch, batch.num_atoms).squeeze(1)
+        if bool(given.frac().any()):
+            i = int(given.frac().argmax())
+            raise UserError(
+                f"crystal {i} has atom types of which some are 0: give all of them, or 0 for all"
+            )
+        asked = self._parse(self.compositions.conditions, conditions or {}, len(given))
+        num_atoms = torch.where(given > 0, 1, batch.num_atoms)
+        if bool((given == 0).any()):
+            wanted = [torch.where(given[:, None] > 0, torch.nan, each) for each in asked]
+            drawn = self.compositions.sample(num_atoms, uniform, wanted, cfg_scale, temperature)
+            counts = torch.where(given[:, None] > 0, 0, drawn.counts)
+            types = batch.atom_types.masked_scatter(
+                ~known, drawn._replace(counts=counts).atom_types()
+            )
+            batch = batch.replace(atom_types=types)
+        return batch
+
+    def decode(self, latents: Tensor, batch: CrystalBatch) -> CrystalBatch:
+        """Decode latents (N, latent_dim) to crystals with the atom types of `batch`, if the
+        denoiser was given them."""
+        crystals = decode_latents(self.vae, latents, batch)
+        if self.atom_type_input and self.vae.atom_type_predict:
+            crystals = crystals.replace(atom_types=batch.atom_types)
+        return crystals
 
     @torch.no_grad()
     def sample_latents(
@@ -198,7 +294,8 @@ class LDMModule(CrystalModule):
         """Turn noise (N, latent_dim) into latents, (N, latent_dim), that the VAE can decode.
 
         Args:
-            batch: `num_atoms` and, if they are not predicted, `atom_types`, on the module's device.
+            batch: `num_atoms` and, if the denoiser is given them, `atom_types`, on the module's
+                device.
             sampling_steps, cfg_scale, autoguidance, conditions: as for `sample`.
             shift: see `src.ldm_module.solver.time_grid`.
 
@@ -240,7 +337,14 @@ class LDMModule(CrystalModule):
             raise UserError("this latent diffusion model has not been trained")
         if sampling_steps < 1:
             raise UserError(f"sampling_steps must be at least 1, not {sampling_steps}")
-        return self.conditions.parse(conditions, num_crystals)
+        return self._parse(self.conditions, conditions, num_crystals)
+
+    def _parse(self, part: Conditions, asked: Mapping[str, Any], num_crystals: int) -> list[Tensor]:
+        """The values of those conditions that a part of the model follows."""
+        if unknown := set(asked) - set(self.condition_names):
+            known = ", ".join(self.condition_names) or "none: it was trained without conditions"
+            raise UserError(f"this model knows no condition {sorted(unknown)}; it knows {known}")
+        return part.parse({k: v for k, v in asked.items() if k in part.names}, num_crystals)
 
     def _predict(
         self,
@@ -261,7 +365,7 @@ class LDMModule(CrystalModule):
             batch.num_atoms,
             batch.batch,
             condition=parts["conditions"](conditions),
-            atom_types=None if self.atom_type_predict else batch.atom_types,
+            atom_types=batch.atom_types if self.atom_type_input else None,
             max_num_atoms=batch.max_num_atoms,
         )
         with full_precision(x):
@@ -288,15 +392,22 @@ class LDMModule(CrystalModule):
         if self.guide_learns is None:
             pairs = zip(self.guide.parameters(), self._guided_by(), strict=True)
             self.guide_learns = all(torch.equal(mine, trained) for mine, trained in pairs)
-        if bool((self.latent_std > 0).all()):  # of a checkpoint
+        untrained = self.compositions is not None and not self.compositions.is_trained
+        if bool((self.latent_std > 0).all()) and not untrained:  # of a checkpoint
             return
         datamodule = getattr(self.trainer, "datamodule", None)
         if not isinstance(datamodule, DataModule):
             raise UserError(
-                "mean and spread of the latents are not known: train with a DataModule, or set "
-                "latent_mean and latent_std"
+                "the latents and compositions of the training set are not known: train with a "
+                "DataModule, or set latent_mean and latent_std"
             )
         dataset = datamodule.dataset("train")
+        if self.compositions is not None and untrained:
+            fit_compositions(
+                self.compositions, dataset, self.composition_epochs, self.condition_dropout
+            )
+        if bool((self.latent_std > 0).all()):
+            return
         mean, std = fit_statistics(self.vae, self.conditions, self.origins, dataset)
         self.latent_mean.copy_(mean)
         self.latent_std.copy_(std)
@@ -347,6 +458,10 @@ class LDMModule(CrystalModule):
             noise = augment.draw_per_atom(torch.randn, batch, self.vae.latent_dim, generator)
             return (posterior.sample(noise=noise) - self.latent_mean) / self.latent_std
 
+    def compile_networks(self) -> None:
+        """Compile the denoiser, which takes nearly all the time; see `CrystalModule`."""
+        getattr(self.denoiser, "transformer", self.denoiser).compile(dynamic=True)
+
     def _losses(
         self, batch: CrystalBatch, generator: torch.Generator, dropout: float
     ) -> tuple[Tensor, Tensor]:
@@ -358,7 +473,7 @@ class LDMModule(CrystalModule):
         )
         t = draw_times(uniform[:, 0], self.time_mean, self.time_std)
         noise = augment.draw_per_atom(torch.randn, batch, self.vae.latent_dim, generator)
-        noise = PAIRINGS[self.pairing](x_1, noise, batch, self.atom_type_predict)
+        noise = PAIRINGS[self.pairing](x_1, noise, batch, self.atom_type_input)
         values = drop(self.conditions.values(batch), uniform[:, 1:], dropout)
         t_atoms = t[batch.batch, None]
         x_t = interpolate(x_1, noise, t_atoms)

@@ -10,11 +10,11 @@ from torch import Tensor
 from src.data.schema import CrystalBatch
 
 
-def as_drawn(x_1: Tensor, noise: Tensor, batch: CrystalBatch, atom_type_predict: bool) -> Tensor:
+def as_drawn(x_1: Tensor, noise: Tensor, batch: CrystalBatch, atom_type_input: bool) -> Tensor:
     return noise
 
 
-def nearest(x_1: Tensor, noise: Tensor, batch: CrystalBatch, atom_type_predict: bool) -> Tensor:
+def nearest(x_1: Tensor, noise: Tensor, batch: CrystalBatch, atom_type_input: bool) -> Tensor:
     """Permute the noise within each crystal so that it is as near to the latents as possible.
 
     Atoms have no order, so any permutation of their noise is a way to make the same crystal, and
@@ -26,15 +26,15 @@ def nearest(x_1: Tensor, noise: Tensor, batch: CrystalBatch, atom_type_predict: 
         x_1: (N, Z) normalized latents.
         noise: (N, Z) standard normal.
         batch: the crystals.
-        atom_type_predict: whether atom types are generated. Where they are given, noise is
-            permuted only among atoms of one type, since a sample has noise that does not depend on
+        atom_type_input: whether the denoiser is given atom types. If it is, noise is permuted
+            only among atoms of one type, since a sample has noise that does not depend on
             the types.
 
     Returns:
         (N, Z). It is computed on the CPU.
     """
     latents, drawn = (values.detach().float().cpu().numpy() for values in (x_1, noise))
-    types = np.zeros(len(drawn)) if atom_type_predict else batch.atom_types.cpu().numpy()
+    types = batch.atom_types.cpu().numpy() if atom_type_input else np.zeros(len(drawn))
     order = np.empty(len(drawn), dtype=np.int64)
     ends = batch.num_atoms.cumsum(0).tolist()
     for start, end in zip([0, *ends], ends, strict=False):

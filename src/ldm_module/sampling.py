@@ -4,11 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from src.data.schema import CrystalBatch
+from src.ldm_module.compositions import MAX_ELEMENTS
 from src.ldm_module.ldm_module import LDMModule
-from src.vae_module.sampling import LatentSampler, sample_crystals, standard_normal
+from src.vae_module.sampling import LatentSampler, TypeSampler, sample_crystals, standard_normal
 
 
 def generate_crystals(
@@ -23,14 +25,15 @@ def generate_crystals(
     batch_size: int = 512,
     indices: range | None = None,
     autoguidance: float = 3.0,
+    composition_temperature: float = 0.7,
 ) -> Iterator[CrystalBatch]:
     """Generate crystals, each of which depends on the seed and its index alone.
 
     Args:
         ldm: the model.
         num_samples, num_atoms, compositions, seed, batch_size, indices: see `sample_crystals`.
-        conditions, sampling_steps, cfg_scale, autoguidance: see `LDMModule.sample`; one request for
-            all.
+        conditions, sampling_steps, cfg_scale, autoguidance, composition_temperature: see
+            `LDMModule.sample`; one request for all.
 
     Returns:
         An iterator over batches on the CPU, in the order of the samples.
@@ -41,8 +44,28 @@ def generate_crystals(
     """
     ldm.check_request(sampling_steps, conditions or {})
     draw = noise_to_latents(ldm, sampling_steps, cfg_scale, conditions, autoguidance)
-    given = (num_atoms, compositions, seed, batch_size, draw, indices)
+    types = None
+    if ldm.compositions is not None:
+        types = compositions_drawn_by(ldm, cfg_scale, conditions, composition_temperature)
+    given = (num_atoms, compositions, seed, batch_size, draw, indices, types)
     return sample_crystals(ldm.vae, num_samples, *given)
+
+
+def compositions_drawn_by(
+    ldm: LDMModule,
+    cfg_scale: float,
+    conditions: Mapping[str, Any] | None,
+    temperature: float,
+) -> TypeSampler:
+    """Fills in the atom types that are not given; see `LDMModule.draw_compositions`."""
+
+    def draw(request: CrystalBatch, sources: Sequence[np.random.Generator]) -> CrystalBatch:
+        drawn = [source.random((MAX_ELEMENTS, 2), dtype=np.float32) for source in sources]
+        uniform = torch.from_numpy(np.stack(drawn)).to(ldm.device)
+        asked = request.to(ldm.device)
+        return ldm.draw_compositions(asked, uniform, cfg_scale, conditions, temperature)
+
+    return draw
 
 
 def noise_to_latents(

@@ -22,6 +22,9 @@ ContentSampler = Callable[[int, np.random.Generator], np.ndarray]
 # per crystal
 LatentSampler = Callable[[CrystalBatch, Sequence[np.random.Generator]], Tensor]
 
+# returns the batch with atom types in place of those that are 0
+TypeSampler = Callable[[CrystalBatch, Sequence[np.random.Generator]], CrystalBatch]
+
 
 def sample_crystals(
     vae: VAEModule,
@@ -32,6 +35,7 @@ def sample_crystals(
     batch_size: int = 512,
     draw_latents: LatentSampler | None = None,
     indices: range | None = None,
+    draw_types: TypeSampler | None = None,
 ) -> Iterator[CrystalBatch]:
     """Draw sizes or compositions, draw a latent for each atom, and decode.
 
@@ -41,15 +45,17 @@ def sample_crystals(
     Args:
         vae: the model.
         num_samples: total number of samples.
-        num_atoms: number of atoms in each crystal, for a model that predicts atom types: a number,
+        num_atoms: number of atoms in each crystal, if atom types are predicted or drawn: a number,
             or a list to draw from for each crystal; None: draw from the training distribution.
-        compositions: formulas of whole cells, for a model that does not predict atom types: SrTiO3
+        compositions: formulas of whole cells, for a model that can be given atom types: SrTiO3
             has 5 atoms, 4*SrTiO3 has 20. Sample i gets formula i modulo their number, so the counts
             differ by at most one.
         seed: random seed, not negative.
         batch_size: crystals decoded at a time.
         draw_latents: draws the latents; None: `standard_normal`.
         indices: which of the samples to draw; None: all of them.
+        draw_types: draws atom types where no composition is given, before the latents. None: the
+            VAE predicts them, or compositions must be given.
 
     Returns:
         An iterator over batches on the CPU, in the order of the samples.
@@ -65,7 +71,7 @@ def sample_crystals(
             raise UserError(f"{name} must be at least 1, not {value}")
     if seed < 0:
         raise UserError(f"seed must not be negative, but it is {seed}")
-    if vae.atom_type_predict:
+    if vae.atom_type_predict if draw_types is None else compositions is None:
         if compositions is not None:
             raise UserError(
                 "this model predicts atom types and takes no compositions: leave them out, or use "
@@ -81,7 +87,7 @@ def sample_crystals(
         draw_content = _composition_sampler(vae, compositions, num_samples)
     draw_latents = draw_latents or standard_normal(vae.latent_dim)
     indices = range(num_samples) if indices is None else indices
-    return _sample(vae, indices, draw_content, draw_latents, seed, batch_size)
+    return _sample(vae, indices, draw_content, draw_types, draw_latents, seed, batch_size)
 
 
 def _size_sampler(vae: VAEModule, num_atoms: int | Sequence[int] | None) -> ContentSampler:
@@ -140,6 +146,7 @@ def _sample(
     vae: VAEModule,
     wanted: range,
     draw_content: ContentSampler,
+    draw_types: TypeSampler | None,
     draw_latents: LatentSampler,
     seed: int,
     batch_size: int,
@@ -153,6 +160,10 @@ def _sample(
             torch.from_numpy(np.concatenate(contents)),
         )
         with inference(vae):
+            if draw_types is not None:
+                request = draw_types(request, sources)
             latents = draw_latents(request, sources).to(vae.device)
             crystals = decode_latents(vae, latents, request.to(vae.device))
+        if draw_types is not None and vae.atom_type_predict:
+            crystals = crystals.replace(atom_types=request.atom_types.to(vae.device))
         yield crystals.to("cpu")

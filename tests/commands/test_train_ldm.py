@@ -61,6 +61,7 @@ def test_a_run(run):
     summary = json.loads((run / "summary.json").read_text())
     assert summary["num_samples"] == 16
     assert 0 <= summary["valid_structure"] <= 1
+    assert 0 <= summary["match_rate"] <= 1
     assert summary["steps"] == 3
     assert np.isfinite(summary["best_val_loss"])
     assert (run / "pictures" / "epoch_0001.png").is_file()
@@ -135,6 +136,14 @@ def sample(run: Path, output: Path, *overrides: str) -> dict:
     return sample_ldm(config("sample_ldm", *given, "sampling_steps=3", *overrides))
 
 
+def test_compositions_are_drawn_or_given(run, tmp_path):
+    sample(run, tmp_path / "drawn", "num_samples=3", "num_atoms=4")
+    assert [len(atoms) for atoms in crystals_in(tmp_path / "drawn")] == [4, 4, 4]
+    sample(run, tmp_path / "given", "num_samples=2", "compositions=[NaCl,2*SrO]")
+    given = [atoms.get_chemical_formula() for atoms in crystals_in(tmp_path / "given")]
+    assert given == ["ClNa", "O2Sr2"]
+
+
 def crystals_in(folder: Path) -> list:
     return ase.io.read(folder / "samples.extxyz", ":")
 
@@ -178,7 +187,8 @@ def test_which_samples_a_shard_has():
     [
         (["++conditions.hardness=3"], "hardness"),
         (["sampling_steps=0"], "sampling_steps"),
-        (["compositions=[NaCl]"], "takes no compositions"),
+        (["compositions=[NaCl]", "num_atoms=2"], "leave out num_atoms"),
+        (["composition_temperature=0"], "composition_temperature"),
         (["format=tar"], "folder or zip"),
     ],
 )

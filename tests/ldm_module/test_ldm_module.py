@@ -14,6 +14,7 @@ from src.data import CrystalBatch, DataModule
 from src.data.dataset import CrystalDataset
 from src.ldm_module import LDMModule
 from src.ldm_module.origins import ORIGINS
+from src.ldm_module.sampling import generate_crystals
 from src.utils.checkpoints import CheckpointError, load_checkpoint
 from src.utils.errors import UserError
 from src.vae_module import VAEModule
@@ -252,6 +253,67 @@ def test_training_without_a_data_module_is_refused(batch, tmp_path):
     ldm.latent_std.zero_()
     with pytest.raises(UserError, match="latent_mean and latent_std"):
         fit(ldm, *[DataLoader([batch], batch_size=None)] * 2, folder=tmp_path)
+
+
+COMPOSITIONS = {
+    "_target_": "src.ldm_module.compositions.CompositionModel",
+    "d_model": 16, "nhead": 2, "num_layers": 1, "dim_feedforward": 16, "max_num_atoms": 12,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("atom_type_predict", [True, False])
+def test_compositions_are_drawn_where_types_are_not_given(atom_type_predict):
+    ldm = make_ldm(atom_type_predict, compositions=COMPOSITIONS)
+    assert ldm.denoiser.atom_type_input
+    assert ldm.conditions.names == ["density", "gap"]
+    assert ldm.condition_names == ["density", "gap", "chemical_system"]
+    types = torch.tensor([11, 17, 0, 0, 0, 38, 8])
+    request = CrystalBatch.for_sampling(torch.tensor([2, 3, 2]), types)
+    found = draw(ldm, request, conditions={"chemical_system": "K-O", "density": 3.0})
+    assert found.atom_types[[0, 1, 5, 6]].tolist() == [11, 17, 38, 8]
+    assert set(found.atom_types[2:5].tolist()) == {19, 8}
+    assert types.tolist() == [11, 17, 0, 0, 0, 38, 8]
+    every = draw(ldm, ASK)
+    assert (every.atom_types > 0).all()
+    with pytest.raises(UserError, match="crystal 1 has atom types of which some are 0"):
+        draw(ldm, request.replace(atom_types=torch.tensor([11, 17, 0, 8, 0, 38, 8])))
+    with pytest.raises(UserError, match="'hardness'"):
+        draw(ldm, ASK, conditions={"hardness": 1})
+    with pytest.raises(UserError, match="composition_temperature"):
+        draw(ldm, ASK, composition_temperature=0.0)
+
+
+def test_a_sample_with_a_drawn_composition_depends_on_seed_and_index_alone():
+    ldm = make_ldm(compositions=COMPOSITIONS)
+    for each in (ldm, ldm.vae):
+        each.training_set = TRAINING_SET
+
+    def samples(batch_size, **how):
+        batches = generate_crystals(ldm, 5, sampling_steps=2, batch_size=batch_size, **how)
+        return [structure for batch in batches for structure in batch.to_structure()]
+
+    for one, other in zip(samples(2), samples(5), strict=True):
+        assert one.species == other.species
+        assert one.lattice.abc == pytest.approx(other.lattice.abc, rel=1e-4)
+    given = samples(3, compositions=["NaCl", "SrTiO3"])
+    assert [s.formula for s in given] == ["Na1 Cl1", "Sr1 Ti1 O3"] * 2 + ["Na1 Cl1"]
+
+
+def test_compositions_are_learned_first(prototypes, tmp_path):
+    """Not by the optimizer of the denoiser; and once, if training goes on."""
+    conditions = {**CONDITIONS, "properties": ["density", "num_elements"]}
+    ldm = make_ldm(conditions=conditions, compositions=COMPOSITIONS, composition_epochs=1).train()
+    ldm.latent_std.zero_()
+    trainer = fit(ldm, prototypes, folder=tmp_path)
+    assert ldm.compositions.is_trained
+    learned = {name: p.clone() for name, p in ldm.compositions.named_parameters()}
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    again = LDMModule.load_from_checkpoint(tmp_path / "last.ckpt").train()
+    fit(again, prototypes, folder=tmp_path / "again")
+    for name, parameter in again.compositions.named_parameters():
+        assert torch.equal(parameter, learned[name]), name
+    density = again.compositions.conditions.parts[0]
+    assert torch.equal(density.mean, again.conditions.parts[0].mean)
 
 
 def test_the_denoiser_takes_its_sizes_from_the_vae():

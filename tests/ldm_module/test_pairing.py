@@ -17,7 +17,7 @@ def cost(x_1, noise):
 
 def test_no_permutation_is_nearer(batch):
     x_1, noise = draw(batch)
-    paired = nearest(x_1, noise, batch, True)
+    paired = nearest(x_1, noise, batch, False)
     for crystal, n in ((0, 1), (1, 4)):
         mine = batch.batch == crystal
         best = min(cost(x_1[mine], noise[mine][list(p)]) for p in permutations(range(n)))
@@ -26,7 +26,7 @@ def test_no_permutation_is_nearer(batch):
 
 def test_each_crystal_keeps_its_noise(batch):
     x_1, noise = draw(batch)
-    paired = nearest(x_1, noise, batch, True)
+    paired = nearest(x_1, noise, batch, False)
     assert not torch.equal(paired, noise)
     for crystal in range(3):
         mine = batch.batch == crystal
@@ -35,7 +35,7 @@ def test_each_crystal_keeps_its_noise(batch):
 
 def test_given_types_keep_their_noise(batch):
     x_1, noise = draw(batch)
-    paired = nearest(x_1, noise, batch, False)
+    paired = nearest(x_1, noise, batch, True)
     assert not torch.equal(paired, noise)
     for crystal in range(3):
         for number in batch.atom_types.unique():
@@ -45,4 +45,4 @@ def test_given_types_keep_their_noise(batch):
 
 def test_as_drawn(batch):
     x_1, noise = draw(batch)
-    assert PAIRINGS["as_drawn"](x_1, noise, batch, True) is noise
+    assert PAIRINGS["as_drawn"](x_1, noise, batch, False) is noise
