@@ -96,14 +96,15 @@ def measure(
 
     Args:
         ldm: the model.
-        crystals: give the values, the numbers of atoms and, for structure prediction, the types.
+        crystals: give the values, the numbers of atoms and, if the model cannot make them up, the
+            types.
         guidance: values of `cfg_scale`, see `LDMModule.sample`.
         sampling_steps: see `LDMModule.sample`.
 
     Raises:
         UserError: if the model cannot be asked for any property that follows from a crystal.
     """
-    properties = [name for name in ldm.conditions.names if name in COMPUTED]
+    properties = [name for name in ldm.condition_names if name in COMPUTED]
     if not properties:
         raise UserError(
             f"the model knows none of the conditions {', '.join(COMPUTED)}: train one with "
@@ -125,7 +126,8 @@ def _ask(
     atoms = crystals.atom_types.split(crystals.num_atoms.tolist())
     with inference(ldm):
         for part in torch.arange(len(asked)).split(BATCH_SIZE):
-            types = torch.cat([atoms[i] for i in part.tolist()])
+            given = torch.cat([atoms[i] for i in part.tolist()])
+            types = None if ldm.atom_type_predict else given
             request = CrystalBatch.for_sampling(crystals.num_atoms[part], types)
             made = ldm.sample(
                 request, sampling_steps, scale, {name: asked[part].tolist()}, generator=generator

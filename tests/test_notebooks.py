@@ -12,7 +12,7 @@ import torch
 from IPython.core.inputtransformer2 import TransformerManager
 
 from src.utils.checkpoints import save_checkpoint
-from tests.ldm_module.conftest import CONDITIONS, make_ldm
+from tests.ldm_module.conftest import COMPOSITIONS, CONDITIONS, make_ldm
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -74,23 +74,27 @@ def test_they_run(path, monkeypatch):
     monkeypatch.delenv("XTAL_LDM_CHECKPOINT", raising=False)
     if "mp_20_small" in path.read_text() and not SHIPPED_LDM.is_file():
         pytest.skip(f"there is no {SHIPPED_LDM}")
-    expected = {"1_quickstart": 1, "2_latent_space": 4, "3_your_own_cifs": 1, "5_new_crystals": 3}
+    expected = {"1_quickstart": 1, "2_latent_space": 4, "3_your_own_cifs": 1, "5_new_crystals": 4}
     assert len(pictures_of(path)) == expected.get(path.stem, 2)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("atom_type_predict", [True, False])
-def test_new_crystals_with_a_model_of_ones_own(tmp_path, monkeypatch, atom_type_predict):
+@pytest.mark.parametrize(
+    ("atom_type_predict", "compositions"), [(True, None), (False, None), (False, COMPOSITIONS)]
+)
+def test_new_crystals_with_a_model_of_ones_own(
+    tmp_path, monkeypatch, atom_type_predict, compositions
+):
     """It has random weights, and all conditions that the notebook asks for."""
     conditions = {**CONDITIONS, "properties": ["density"], "max_num_elements": 60}
-    ldm = make_ldm(atom_type_predict, conditions=conditions)
+    ldm = make_ldm(atom_type_predict, conditions=conditions, compositions=compositions)
     ldm.training_set = ldm.vae.training_set
     with torch.no_grad():  # cells of about 3 Å per atom, so that structures are valid
         ldm.vae.decoder.lattice_head.weight *= 0.1
         ldm.vae.decoder.lattice_head.bias.copy_(torch.tensor([3.0] * 3 + [math.pi / 2] * 3))
     save_checkpoint(ldm, tmp_path / "ldm.ckpt")
     monkeypatch.setenv("XTAL_LDM_CHECKPOINT", str(tmp_path / "ldm.ckpt"))
-    assert len(pictures_of(FOLDER / "5_new_crystals.ipynb")) == 3
+    assert len(pictures_of(FOLDER / "5_new_crystals.ipynb")) == 4
 
 
 def pictures_of(path: Path) -> list:

@@ -302,12 +302,36 @@ class LDMModule(CrystalModule):
         Raises:
             UserError: if the module has not been trained, or for an unknown condition.
         """
+        asked = self.check_request(sampling_steps, conditions or {}, len(batch.num_atoms))
+        guidance = (cfg_scale if conditions else 0.0, autoguidance)
+        if batch.num_atoms.device.type != "cpu":
+            x = self._solve(batch, noise, asked, sampling_steps, shift, guidance)
+            return x * self.latent_std + self.latent_mean
+        x = torch.empty_like(noise)
+        for n in batch.num_atoms.unique():  # nothing to pad, and modulations are not copied
+            crystals = batch.num_atoms == n
+            atoms = crystals[batch.batch]
+            equal = CrystalBatch.for_sampling(batch.num_atoms[crystals], batch.atom_types[atoms])
+            values = [each[crystals] for each in asked]
+            x[atoms] = self._solve(equal, noise[atoms], values, sampling_steps, shift, guidance)
+        return x * self.latent_std + self.latent_mean
+
+    def _solve(
+        self,
+        batch: CrystalBatch,
+        noise: Tensor,
+        asked: Sequence[Tensor],
+        sampling_steps: int,
+        shift: float,
+        guidance: tuple[float, float],
+    ) -> Tensor:
+        """Normalized latents; `guidance` is `cfg_scale` and `autoguidance`."""
         num_crystals = len(batch.num_atoms)
-        asked = self.check_request(sampling_steps, conditions or {}, num_crystals)
         nothing = self.conditions.nothing(num_crystals)
+        cfg_scale, autoguidance = guidance
 
         def predict(x: Tensor, t: Tensor, guide: bool) -> Tensor:
-            if not conditions or cfg_scale == 0:
+            if cfg_scale == 0:
                 return self._predict(x, t, batch, nothing, guide)
             predicted = self._predict(x, t, batch, asked, guide)
             if cfg_scale == 1:
@@ -323,7 +347,7 @@ class LDMModule(CrystalModule):
             worse = predict(x, times, guide=True)
             return worse + autoguidance * (predicted - worse)
 
-        return solve(denoise, noise, sampling_steps, shift) * self.latent_std + self.latent_mean
+        return solve(denoise, noise, sampling_steps, shift)
 
     def check_request(
         self, sampling_steps: int, conditions: Mapping[str, Any], num_crystals: int = 1

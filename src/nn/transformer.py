@@ -43,10 +43,14 @@ class Packing:
         batch: (N,) sequence of each token, ascending.
         max_length: the largest of `lengths`. Without it, reading the value synchronizes with the
             device.
+
+    Attributes:
+        is_full: whether all sequences are equally long, so that there is nothing to pad.
     """
 
     def __init__(self, lengths: Tensor, batch: Tensor, max_length: int | None = None) -> None:
         length = int(lengths.max()) if max_length is None else max_length
+        self.is_full = len(batch) == len(lengths) * length
         starts = lengths.cumsum(0) - lengths
         self.token_idx = torch.arange(len(batch), device=batch.device) - starts[batch]
         self.index = batch * length + self.token_idx
@@ -61,12 +65,15 @@ class Packing:
     def pad(self, x_ND: Tensor) -> Tensor:
         """(N, D) to (B, L, D), padded with zeros."""
         b, length = self.shape
+        if self.is_full:
+            return x_ND.view(b, length, -1)
         padded = x_ND.new_zeros(b * length, x_ND.shape[1])
         return padded.index_copy(0, self.index, x_ND).view(b, length, -1)
 
     def unpad(self, x_BLD: Tensor) -> Tensor:
         """(B, L, D) to (N, D)."""
-        return x_BLD.flatten(0, 1).index_select(0, self.index)
+        flat = x_BLD.flatten(0, 1)
+        return flat if self.is_full else flat.index_select(0, self.index)
 
 
 def segment_mean(x_ND: Tensor, batch: Tensor, lengths: Tensor) -> Tensor:
@@ -85,9 +92,15 @@ def segment_mean(x_ND: Tensor, batch: Tensor, lengths: Tensor) -> Tensor:
 
 
 def attention_core(
-    q_BHLE: Tensor, k_BHLE: Tensor, v_BHLE: Tensor, mask_B11L: Tensor, dropout: float = 0.0
+    q_BHLE: Tensor,
+    k_BHLE: Tensor,
+    v_BHLE: Tensor,
+    mask_B11L: Tensor | None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """softmax(q k^T / sqrt(E)) v over the tokens of each sequence, without padding: (B, H, L, E).
+
+    The mask is true for tokens; None: there is no padding.
 
     On a CPU, the computation is always in float32: in half precision the backward pass is several
     times slower, and the matrices are too small to benefit from half-precision units.
@@ -123,7 +136,8 @@ class SelfAttention(nn.Module):
         qkv_BLD = packing.pad(qkv_ND)
         q, k, v = qkv_BLD.unflatten(-1, (3, self.nhead, -1)).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
-        out_BHLE = attention_core(q, k, v, packing.mask, dropout)
+        mask = None if packing.is_full else packing.mask
+        out_BHLE = attention_core(q, k, v, mask, dropout)
         out_BLD = out_BHLE.transpose(1, 2).flatten(2)
         return self.out_proj(packing.unpad(out_BLD))
 

@@ -18,6 +18,9 @@ CONDITIONS = {
     "chemical_system": True,
     "max_num_elements": 60,
 }
+COMPOSITIONS = {
+    "_target_": "src.ldm_module.compositions.CompositionModel", **SIZES, "max_num_atoms": 12,
+}  # fmt: skip
 TRAINING_SET = {"num_crystals": 4, "num_atoms": {"2": 3, "6": 1}, "elements": {"8": 12}}
 
 

@@ -18,7 +18,7 @@ from src.ldm_module.sampling import generate_crystals
 from src.utils.checkpoints import CheckpointError, load_checkpoint
 from src.utils.errors import UserError
 from src.vae_module import VAEModule
-from tests.ldm_module.conftest import CONDITIONS, DENOISER, TRAINING_SET, make_ldm
+from tests.ldm_module.conftest import COMPOSITIONS, CONDITIONS, DENOISER, TRAINING_SET, make_ldm
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -253,12 +253,6 @@ def test_training_without_a_data_module_is_refused(batch, tmp_path):
     ldm.latent_std.zero_()
     with pytest.raises(UserError, match="latent_mean and latent_std"):
         fit(ldm, *[DataLoader([batch], batch_size=None)] * 2, folder=tmp_path)
-
-
-COMPOSITIONS = {
-    "_target_": "src.ldm_module.compositions.CompositionModel",
-    "d_model": 16, "nhead": 2, "num_layers": 1, "dim_feedforward": 16, "max_num_atoms": 12,
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("atom_type_predict", [True, False])

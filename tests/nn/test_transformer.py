@@ -149,7 +149,8 @@ def test_layers_do_not_share_weights():
     assert copy.deepcopy(packed).layers[0].linear1.weight is not first.linear1.weight
 
 
-def test_one_compiled_graph_serves_all_shapes():
+def test_two_compiled_graphs_serve_all_shapes():
+    """One for sequences of different lengths, and one for those that need no padding."""
     torch._dynamo.reset()
     packed, _ = make_pair()
     graphs = []
@@ -159,8 +160,8 @@ def test_one_compiled_graph_serves_all_shapes():
         return graph.forward
 
     packed.compile(dynamic=True, backend=count)
-    for lengths in ([3, 5], [2, 7, 20], [4, 4, 4, 9], RAGGED, [20] * 8, [1, 2]):
+    for lengths in ([3, 5], [2, 7, 20], [4, 4, 4, 9], RAGGED, [20] * 8, [1, 2], [3, 3]):
         x, packing = torch.randn(sum(lengths), 32), make_packing(lengths)
         torch.testing.assert_close(packed(x, packing), packed.forward(x, packing))
     torch._dynamo.reset()
-    assert len(graphs) == 1
+    assert len(graphs) == 2

@@ -30,12 +30,18 @@ class DiTLayer(nn.Module):
         self.linear2 = nn.Linear(hidden, d_model)
         self.activation = ACTIVATIONS[activation]
 
-    def forward(self, x: Tensor, modulation: Tensor, packing: Packing) -> Tensor:
-        """(N, D) to (N, D), with the modulation (N, 6 D) of each atom's crystal."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
-        x = x + gate1 * self.self_attn(self.norm1(x) * (1 + scale1) + shift1, packing)
+    def forward(self, x: Tensor, modulation: Tensor, batch: Tensor, packing: Packing) -> Tensor:
+        """(N, D) to (N, D), with the modulation (B, 6 D) of each crystal."""
+        if packing.is_full:  # atoms of a crystal share theirs without a copy for each
+            x, of_atoms = x.view(*packing.shape, -1), modulation[:, None]
+        else:
+            of_atoms = modulation[batch]
+        shift1, scale1, gate1, shift2, scale2, gate2 = of_atoms.chunk(6, dim=-1)
+        inner = self.norm1(x) * (1 + scale1) + shift1
+        attended = self.self_attn(inner.flatten(0, -2), packing)
+        x = x + gate1 * attended.view_as(x)
         hidden = self.activation(self.linear1(self.norm2(x) * (1 + scale2) + shift2))
-        return x + gate2 * self.linear2(hidden)
+        return (x + gate2 * self.linear2(hidden)).flatten(0, -2)
 
 
 class DiTLayers(nn.Module):
@@ -50,8 +56,9 @@ class DiTLayers(nn.Module):
         )
 
     def forward(self, x: Tensor, modulations: Tensor, batch: Tensor, packing: Packing) -> Tensor:
+        """(N, D) to (N, D), with the modulations (B, layers, 6 D) of each crystal."""
         for layer, modulation in zip(self.layers, modulations.unbind(1), strict=True):
-            x = layer(x, modulation[batch], packing)
+            x = layer(x, modulation, batch, packing)
         return x
 
 
