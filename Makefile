@@ -5,7 +5,7 @@ EXPERIMENT ?= prototypes/vae_dng
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-full docs docs-serve lint format lock clean
+.PHONY: help setup train sample test test-full docs docs-serve lint format lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,6 +25,13 @@ $(VENV)/.done: requirements.lock pyproject.toml
 train: setup ## train a VAE, e.g. EXPERIMENT=mp_20/vae_dng ARGS="data.batch_size=64 seed=1"
 	$(BIN)/python src/train_vae.py experiment=$(EXPERIMENT) $(ARGS)
 
+# With MP-20 in data/mp_20 (scripts/download_data.py), the nearest known crystals are shown as well.
+sample: setup ## generate 100 crystals with the included model and open a page with them
+	$(BIN)/python src/sample_ldm.py ckpt_path=data/mp_20_small/ldm.ckpt num_samples=100 report=true \
+		$(if $(wildcard data/mp_20),known=data/mp_20) output=samples overwrite=true $(ARGS)
+	-@$(BIN)/python -m webbrowser -t "file://$(CURDIR)/samples/report.html" > /dev/null 2>&1
+
+# One thread per process: with more, the parallel test processes compete for the CPUs.
 test: setup ## run the quick tests (a few minutes), e.g. ARGS="-k cif"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
