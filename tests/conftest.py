@@ -1,15 +1,40 @@
 """Fixtures that many tests share."""
 
+import gc
 import os
 import subprocess
 import sys
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep the garbage collector from searching what is imported, over and over and in vain.
+
+    PyTorch, Lightning and pymatgen leave about a million objects, all of which are still in use.
+    """
+    import hypothesis  # noqa: F401 (it asks the collector for objects that are frozen later)
+
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def configs_are_read_once() -> Iterator[None]:
+    from tests.composing import shared_compositions
+
+    with shared_compositions():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +76,8 @@ def trained_run(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def one_thread():
     """For tests of tiny models, in which more threads only get into each other's way."""
+    import torch  # not above: the process that distributes tests would wait for it as well
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

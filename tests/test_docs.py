@@ -23,7 +23,7 @@ import yaml
 from ase.calculators.singlepoint import SinglePointCalculator
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import Structure
 
 import src.vae_module.encoders
 from src.data.cif import read_cif
@@ -33,6 +33,7 @@ from src.utils.checkpoints import save_checkpoint
 from src.vae_module import VAEModule
 from src.vae_module.decoders.transformer import TransformerDecoder
 from src.vae_module.encoders.transformer import TransformerEncoder
+from tests.crystals import rock_salt
 from tests.ldm_module.conftest import make_ldm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,8 +118,7 @@ def write_ones_own(folder: Path, database: Path, num: int = 40) -> None:
 
 
 def rocksalt() -> Structure:
-    lattice = Lattice.cubic(5.64)
-    return Structure.from_spacegroup("Fm-3m", lattice, ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    return rock_salt(5.64, "Na", "Cl")
 
 
 def make_vae() -> VAEModule:

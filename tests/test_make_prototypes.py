@@ -17,6 +17,8 @@ import pytest
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Composition, Lattice, Structure
 
+from tests.crystals import rock_salt
+
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "make_prototypes.py"
 FILES = ROOT / "data" / "prototypes"
@@ -152,15 +154,13 @@ def test_is_balanced(script: ModuleType, formula: str, balanced: bool) -> None:
 
 
 def test_is_plausible(script: ModuleType) -> None:
-    rock_salt = Structure.from_spacegroup(
-        "Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0] * 3, [0.5] * 3]
-    )
-    assert script.is_plausible(rock_salt)
-    for volume in (rock_salt.volume / 8, rock_salt.volume * 8):
-        scaled = rock_salt.copy()
+    salt = rock_salt(5.64, "Na", "Cl")
+    assert script.is_plausible(salt)
+    for volume in (salt.volume / 8, salt.volume * 8):
+        scaled = salt.copy()
         scaled.scale_lattice(volume)
         assert not script.is_plausible(scaled)
-    assert not script.is_plausible(rock_salt * (7, 1, 1))
+    assert not script.is_plausible(salt * (7, 1, 1))
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from matplotlib.figure import Figure
 from PIL import Image
-from pymatgen.core import Lattice, Structure
 from torch.utils.data import DataLoader
 
 from src.callbacks import ReconstructionPictures
@@ -16,6 +15,7 @@ from src.data.dataset import CrystalDataset
 from src.data.schema import CrystalBatch
 from src.utils.errors import UserError
 from src.vae_module import VAEModule
+from tests.crystals import rock_salt
 
 SMALL = {"d_model": 16, "nhead": 2, "num_layers": 1, "dim_feedforward": 16}
 
@@ -40,10 +40,7 @@ class FakeWandb(WandbLogger):
 
 @pytest.fixture(scope="module")
 def crystals():
-    structures = [
-        Structure.from_spacegroup("Fm-3m", Lattice.cubic(a), ["Mg", "O"], [[0] * 3, [0.5] * 3])
-        for a in (4.1, 4.2, 4.3, 4.4)
-    ]
+    structures = [rock_salt(a, "Mg", "O") for a in (4.1, 4.2, 4.3, 4.4)]
     return CrystalDataset.from_batch(CrystalBatch.from_structures(structures))
 
 

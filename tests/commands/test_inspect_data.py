@@ -19,14 +19,15 @@ from src.data.structures import to_crystal
 from src.metrics.matching import PYMATGEN
 from src.metrics.space_groups import SYMPREC
 from src.utils.output import OutputError
+from tests.crystals import face_centered, rock_salt
 
 ROOT = Path(__file__).resolve().parents[2]
 CENTERED = [[0, 0, 0], [0.5, 0.5, 0.5]]
-ROCKSALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], CENTERED)
+ROCKSALT = rock_salt(5.6, "Na", "Cl")
 CSCL = Structure(Lattice.cubic(4.1), ["Cs", "Cl"], CENTERED)
 LIF = Structure(Lattice.cubic(2.6), ["Li", "F"], CENTERED)
 IRON = Structure(Lattice.cubic(2.9), ["Fe", "Fe"], CENTERED)
-COPPER = Structure.from_spacegroup("Fm-3m", Lattice.cubic(3.6), ["Cu"], [[0, 0, 0]])
+COPPER = face_centered(3.6, "Cu")
 
 
 def redescribed(structure: Structure) -> Structure:
@@ -96,6 +97,13 @@ def planted(tmp_path):
     return folder
 
 
+@pytest.fixture
+def unrendered(monkeypatch):
+    """For tests that do not look at charts: they are made, but not drawn, which takes longest."""
+    monkeypatch.setattr("src.inspection.page._svg", lambda figure: "<svg></svg>")
+
+
+@pytest.mark.usefixtures("unrendered")
 def test_planted_duplicates_and_rejections_are_found(inspect, planted, tmp_path, capsys):
     summary = inspect("data.properties=[gap]")
     line = (
@@ -143,6 +151,7 @@ def test_planted_duplicates_and_rejections_are_found(inspect, planted, tmp_path,
     assert summary["rejected"] == {"partial occupancy": 2, "overlapping atoms": 1}
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_split_summaries(inspect, planted):
     splits = inspect("data.properties=[gap]")["splits"]
     assert [(split["crystals"], split["rejected"]) for split in splits.values()] == [
@@ -234,6 +243,7 @@ def test_all_crystals_are_rejected_before_splitting(inspect, tmp_path):
     assert pd.read_csv(tmp_path / "out" / "rejected.csv")["where"].tolist() == ["a.cif"]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_folder_of_files(inspect, tmp_path):
     folder = tmp_path / "mine" / "deep"
     folder.mkdir(parents=True)
@@ -250,6 +260,7 @@ def test_a_folder_of_files(inspect, tmp_path):
     assert rejected["where"].tolist() == ["deep/9.cif"]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_last_line_says_if_not_all_pairs_were_compared(inspect, tmp_path):
     folder = tmp_path / "mine"
     different = []
@@ -276,6 +287,7 @@ def test_the_last_line_says_if_not_all_pairs_were_compared(inspect, tmp_path):
     )
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_random_selection_of_crystals(inspect, planted):
     summary = inspect("max_crystals=2", "seed=1")
     assert summary["duplicates"]["asked"] == {"train": 2, "val": 1, "test": 2}
@@ -327,6 +339,7 @@ def test_the_last_line():
         )
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_results_are_not_overwritten_by_default(inspect, planted):
     inspect()
     with pytest.raises(OutputError, match="overwrite=true"):

@@ -182,6 +182,8 @@ def test_a_run_has_the_threads_of_its_config(run_folder, tmp_path, override, exp
     threads, before = Threads(), torch.get_num_threads()
     given = ["experiment=prototypes/vae_dng", "debug=fast", override, "callbacks=none"]
     given += [f"paths.output_dir={tmp_path}", f"paths.cache_dir={run_folder.parent}/cache"]
+    sizes = ("d_model=16", "num_layers=1", "dim_feedforward=16")
+    given += [f"vae_module.{part}.{size}" for part in ("encoder", "decoder") for size in sizes]
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         cfg = compose("train_vae", overrides=given)
     try:

@@ -10,8 +10,9 @@ from src.data.cell_change import change_cell
 from src.data.cells import CELLS, SYMPREC, choose_cell, standard_cell
 from src.data.cif import Crystal, CrystalError, read_cif
 from src.data.structures import to_crystal
+from tests.crystals import rock_salt
 
-CUBIC = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0, 0, 0], [0.5] * 3])
+CUBIC = rock_salt(5.6, "Na", "Cl")
 CORUNDUM = Structure.from_spacegroup(
     "R-3c", Lattice.hexagonal(4.76, 12.99), ["Al", "O"], [[0, 0, 0.352], [0.306, 0, 0.25]]
 )

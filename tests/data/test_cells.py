@@ -12,11 +12,10 @@ from src.data.cif import Crystal, CrystalError, read_cif
 from src.data.dataset import ReadOptions, read_record
 from src.data.readers import Record
 from src.data.structures import to_crystal, to_structure
+from tests.crystals import rock_salt
 
 PRIMITIVE = {
-    "rocksalt": Structure.from_spacegroup(
-        "Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0, 0, 0], [0.5] * 3]
-    ),
+    "rocksalt": rock_salt(5.6, "Na", "Cl"),
     "rutile": Structure.from_spacegroup(
         "P4_2/mnm", Lattice.tetragonal(4.6, 2.95), ["Ti", "O"], [[0, 0, 0], [0.305, 0.305, 0]]
     ),

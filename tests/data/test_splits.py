@@ -28,6 +28,7 @@ from src.data.splits import (
     write_splits,
 )
 from src.data.structures import StructureReader, to_crystal, write_structures
+from tests.crystals import rock_salt
 
 SHIFT = np.array([0.1, 0.5, 0.77])
 PEROVSKITE = [[0, 0, 0], [0.5] * 3, [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
@@ -324,9 +325,7 @@ def perturbed(structure: Structure, distance: float, seed: int = 0) -> Structure
 
 def test_a_prototype_does_not_depend_on_elements_cell_or_origin():
     names = set()
-    rocksalt = Structure.from_spacegroup(
-        "Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0, 0, 0], [0.5] * 3]
-    )
+    rocksalt = rock_salt(5.6, "Na", "Cl")
     for structure in (rocksalt, rocksalt.get_primitive_structure(), rocksalt * (1, 2, 1)):
         for swap in ({}, {"Na": "O", "Cl": "Mg"}):
             other = structure.copy()

@@ -36,6 +36,7 @@ from src.data.structures import (
     written_name,
 )
 from src.utils.errors import UserError
+from tests.crystals import rock_salt
 
 TRICLINIC = Lattice.from_parameters(3.1, 4.2, 5.3, 81, 95, 107)
 
@@ -112,9 +113,7 @@ def test_files_written_by_ase(tmp_path, crystal, name):
 
 
 def test_symmetry_of_a_cif_is_applied(tmp_path):
-    rocksalt = Structure.from_spacegroup(
-        "Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
-    )
+    rocksalt = rock_salt(5.64, "Na", "Cl")
     rocksalt.to(str(tmp_path / "a.cif"), symprec=0.01)
     assert "x, y, z" in (tmp_path / "a.cif").read_text()
     (item,), _ = read_structures(tmp_path)

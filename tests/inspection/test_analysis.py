@@ -10,10 +10,9 @@ from src.inspection.analysis import (
     map_structures,
     neighbor_distances,
 )
+from tests.crystals import rock_salt
 
-ROCKSALT = Structure.from_spacegroup(
-    "Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
-)
+ROCKSALT = rock_salt(5.6, "Na", "Cl")
 CSCL = Structure.from_prototype("cscl", ["Cs", "Cl"], a=4.0)
 
 

@@ -7,13 +7,14 @@ from pymatgen.core import Lattice, Structure
 from src.inspection import duplicates
 from src.inspection.duplicates import find_duplicates, reduce_crystal, reduced_rms_distance
 from src.metrics.matching import CDVAE, PYMATGEN, MatcherSettings, PairResult, rms_distance
+from tests.crystals import rock_salt
 
 CENTERED = [[0, 0, 0], [0.5, 0.5, 0.5]]
-ROCKSALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], CENTERED)
+ROCKSALT = rock_salt(5.6, "Na", "Cl")
 CSCL_TYPE = Structure(
     Lattice.cubic(3.4), ["Na", "Cl"], CENTERED
 )  # the same composition as ROCKSALT
-LIF = Structure.from_spacegroup("Fm-3m", Lattice.cubic(4.0), ["Li", "F"], CENTERED)
+LIF = rock_salt(4.0, "Li", "F")
 
 
 def redescribed(structure: Structure) -> Structure:

@@ -3,18 +3,16 @@
 import json
 
 import pytest
-from pymatgen.core import Lattice, Structure
 
 from scripts import forces
+from tests.crystals import rock_salt
 
 
 @pytest.mark.slow
 def test_a_displaced_atom_has_a_force_and_gains_energy(tmp_path, capsys):
     pytest.importorskip("chgnet", reason="needs the extra stability")
     for i, shift in enumerate((0.0, 0.05, 0.1)):
-        salt = Structure.from_spacegroup(
-            "Fm-3m", Lattice.cubic(5.69), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
-        ).get_primitive_structure()
+        salt = rock_salt(5.69, "Na", "Cl").get_primitive_structure()
         salt.translate_sites([1], [shift, 0, 0])
         salt.to(str(tmp_path / f"{i}.cif"))
     figures = forces.main([str(tmp_path), "--relax", "3", "--json", str(tmp_path / "f.json")])

@@ -15,6 +15,7 @@ from src.data.parsing import ReadOptions
 from src.vae_module import VAEModule
 from src.vae_module.decoders.transformer import TransformerDecoder
 from src.vae_module.encoders.transformer import TransformerEncoder
+from tests.crystals import rock_salt
 
 SIZES = {"d_model": 16, "nhead": 2, "num_layers": 1, "dim_feedforward": 16, "dropout": 0.5}
 
@@ -141,9 +142,7 @@ def test_each_given_atom_has_the_latent_of_the_atom_at_its_place(vae):
         assert counts.tolist() == [2] * {"Ti": 2, "O": 4}[element]
     torch.testing.assert_close(primitive.per_atom[0].mean(0), primitive.pooled[0])
     # in a larger cell the given atoms are some of all
-    rocksalt = Structure.from_spacegroup(
-        "Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
-    )
+    rocksalt = rock_salt(5.6, "Na", "Cl")
     small = rocksalt.get_primitive_structure()
     found = vae.featurize([small, rocksalt], cell="conventional")
     assert [len(rows) for rows in found.per_atom] == [2, 8]

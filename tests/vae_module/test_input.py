@@ -19,11 +19,10 @@ from src.data.structures import to_crystal, to_structure
 from src.vae_module import VAEModule
 from src.vae_module.decoders.transformer import TransformerDecoder
 from src.vae_module.encoders.transformer import TransformerEncoder
+from tests.crystals import rock_salt
 
 SIZES = {"d_model": 16, "nhead": 2, "num_layers": 1, "dim_feedforward": 16}
-ROCKSALT = Structure.from_spacegroup(
-    "Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0, 0, 0], [0.5] * 3]
-)
+ROCKSALT = rock_salt(5.6, "Na", "Cl")
 
 
 def make_vae(cell: str | None = None) -> VAEModule:

@@ -25,11 +25,10 @@ from src.vae_module import VAEModule
 from src.vae_module.decoders.transformer import Prediction
 from src.vae_module.reconstruction import reconstruct_structures
 from src.vae_module.sampling import sample_crystals
+from tests.crystals import rock_salt
 
 ROOT = Path(__file__).resolve().parents[2]
-ROCKSALT = Structure.from_spacegroup(
-    "Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0, 0, 0], [0.5] * 3]
-)
+ROCKSALT = rock_salt(5.6, "Na", "Cl")
 
 
 class OwnEncoder(nn.Module):

@@ -8,10 +8,9 @@ from pymatgen.core import Lattice, Structure
 from src.data.schema import CrystalBatch
 from src.metrics.reconstruction.invariance import TRANSFORMATIONS
 from src.metrics.space_groups import space_group
+from tests.crystals import rock_salt
 
-ROCKSALT = Structure.from_spacegroup(
-    "Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
-)
+ROCKSALT = rock_salt(5.6, "Na", "Cl")
 CSCL = Structure.from_prototype("cscl", ["Cs", "Cl"], a=4.1)
 RUTILE = Structure.from_spacegroup(
     "P4_2/mnm", Lattice.tetragonal(4.594, 2.959), ["Ti", "O"], [[0, 0, 0], [0.305, 0.305, 0]]

@@ -9,6 +9,7 @@ from pymatgen.core import Lattice, Structure
 
 from src.metrics.structure_matching.reduction import Cell
 from tests.conftest import ROOT
+from tests.crystals import diamond
 
 QUARTZ = Structure.from_spacegroup(
     "P3_221",
@@ -30,7 +31,7 @@ WURTZITE = Structure.from_spacegroup(
 BLENDE = Structure.from_spacegroup(
     "F-43m", Lattice.cubic(5.42), ["Zn", "S"], [[0, 0, 0], [0.25, 0.25, 0.25]]
 )
-DIAMOND = Structure.from_spacegroup("Fd-3m", Lattice.cubic(3.567), ["C"], [[0, 0, 0]])
+DIAMOND = diamond(3.567, "C")
 
 
 def shaken(crystal: Structure, noise: float, seed: int) -> Structure:
