@@ -11,7 +11,7 @@ from src.data.dataset import CrystalDataset
 from src.data.schema import CrystalBatch
 from src.nn.transformer import Packing
 from src.utils.muon import Muon
-from src.utils.trainer import native_precision
+from src.utils.precision import native_precision
 from src.vae_module import VAEModule
 from src.vae_module.decoders.transformer import TransformerDecoder
 from src.vae_module.encoders.transformer import TransformerEncoder

@@ -10,6 +10,7 @@ from torch import Tensor
 from src.data.schema import CrystalBatch
 from src.ldm_module.compositions import MAX_ELEMENTS
 from src.ldm_module.ldm_module import LDMModule
+from src.utils.precision import half_precision
 from src.vae_module.sampling import LatentSampler, TypeSampler, sample_crystals, standard_normal
 
 
@@ -22,7 +23,7 @@ def generate_crystals(
     sampling_steps: int = 50,
     cfg_scale: float = 1.0,
     seed: int = 0,
-    batch_size: int = 512,
+    batch_size: int = 2048,
     indices: range | None = None,
     autoguidance: float = 3.0,
     composition_temperature: float = 0.7,
@@ -81,8 +82,9 @@ def noise_to_latents(
     def draw(request: CrystalBatch, sources: Sequence[np.random.Generator]) -> Tensor:
         noise = draw_noise(request, sources).to(ldm.device)
         asked = request.to(ldm.device)
-        return ldm.sample_latents(
-            asked, noise, sampling_steps, cfg_scale, conditions, autoguidance=autoguidance
-        )
+        with half_precision(ldm.device):  # as in training
+            return ldm.sample_latents(
+                asked, noise, sampling_steps, cfg_scale, conditions, autoguidance=autoguidance
+            )
 
     return draw

@@ -5,34 +5,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import Timer
 
 from src.utils.checkpoints import AtomicCheckpointIO
 from src.utils.durations import duration
 from src.utils.errors import UserError
+from src.utils.precision import native_precision
 
 SMALLEST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "log_every_n_steps": 0}
-
-
-def native_precision(accelerator: str = "auto") -> str:
-    """`bf16-mixed` if the hardware multiplies bfloat16 natively, else `32-true`.
-
-    It does on CUDA GPUs of compute capability 8.0 or higher, and CPUs with AVX512-BF16 or AMX.
-    """
-    if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda"):
-        native = torch.cuda.get_device_capability() >= (8, 0)
-    elif accelerator == "cpu" or (accelerator == "auto" and not torch.mps.is_available()):
-        native = _cpu_has("avx512_bf16") or _cpu_has("amx_tile")
-    else:
-        native = False
-    return "bf16-mixed" if native else "32-true"
-
-
-def _cpu_has(feature: str) -> bool:
-    query = getattr(torch.cpu, f"_is_{feature}_supported", None)  # not in all torch versions
-    return bool(query and query())
 
 
 def build_trainer(

@@ -1,55 +1,18 @@
 """The Trainer's precision follows the hardware; everything else passes through."""
 
 import pytest
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
-from src.utils import trainer as trainer_module
 from src.utils.checkpoints import AtomicCheckpointIO
 from src.utils.errors import UserError
-from src.utils.trainer import build_trainer, native_precision
-
-
-def cpu_precision() -> str:
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16-mixed" if native else "32-true"
+from src.utils.trainer import build_trainer
+from tests.utils.test_precision import cpu_precision
 
 
 def test_auto_follows_the_cpu(tmp_path):
     trainer = build_trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False)
     assert trainer.precision == cpu_precision()
-
-
-@pytest.mark.parametrize("feature", ["avx512_bf16", "amx_tile"])
-def test_either_cpu_feature_is_enough(monkeypatch, feature):
-    monkeypatch.setattr(trainer_module, "_cpu_has", lambda name: name == feature)
-    assert native_precision("cpu") == "bf16-mixed"
-
-
-def test_a_cpu_without_them_or_a_torch_that_cannot_tell(monkeypatch):
-    for name in ("avx512_bf16", "amx_tile"):
-        monkeypatch.delattr(torch.cpu, f"_is_{name}_supported", raising=False)
-    assert native_precision("cpu") == "32-true"
-
-
-@pytest.mark.parametrize(
-    ("capability", "precision"),
-    [((7, 5), "32-true"), ((8, 0), "bf16-mixed"), ((9, 0), "bf16-mixed")],
-)
-@pytest.mark.parametrize("accelerator", ["auto", "gpu", "cuda"])
-def test_auto_follows_the_gpu(monkeypatch, accelerator, capability, precision):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    assert native_precision(accelerator) == precision
-    assert native_precision("cpu") == cpu_precision()
-
-
-def test_an_apple_gpu_gets_float32(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.mps, "is_available", lambda: True)
-    monkeypatch.setattr(trainer_module, "_cpu_has", lambda name: True)
-    assert native_precision("mps") == native_precision("auto") == "32-true"
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
