@@ -184,6 +184,7 @@ def test_the_predecessors_optimizer_is_theirs(make_config):
 COMMANDS = {
     "encode_vae": {"ckpt_path"},
     "eval_generated": {"input", "reference"},
+    "eval_stability": set(),  # input or merge
     "eval_vae": {"ckpt_path"},
     "inspect_data": set(),
     "reconstruct": {"ckpt_path", "input", "output"},

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from src.commands.evaluate_generated import find_reference, read_crystals
-from src.commands.sample_files import join_rows, write_samples
+from src.commands.sample_files import Symmetrizer, join_rows, write_samples
 from src.commands.trained_model import load_shared, load_vae, move_to, results_folder
 from src.data.compositions import read_compositions
 from src.data.schema import CrystalBatch
@@ -65,7 +65,10 @@ def write_to_folder(
     `valid_structure`, `valid_composition` (see `src.metrics.generation.validity`), `written`
     (false if it cannot be written to a file, for example because a number is not finite), and
     `reason` (why the structure is invalid). Each batch is written as soon as it is decoded, so
-    memory does not limit the number of samples. With `cfg.report`, there is also `report.html`, see
+    memory does not limit the number of samples. With `cfg.symmetrize`, each sample also has
+    `space_group` (after, within that tolerance), `space_group_before` (within 0.01 Å) and
+    `displacement` (largest of an atom, Å), and there are the figures of `symmetry_figures`. With
+    `cfg.report`, there is also `report.html`, see
     `write_samples_report`.
 
     Args:
@@ -85,6 +88,7 @@ def write_to_folder(
     if shard:
         output = output.with_name(f"{output.name}_{shard.replace('/', '_of_')}")
     known = _known_crystals(cfg) if cfg.report else None
+    symmetrizer = None if cfg.symmetrize is None else Symmetrizer(cfg.symmetrize)
     compositions = read_compositions(cfg.compositions)
     batches = draw(
         num_samples=cfg.num_samples,
@@ -98,7 +102,7 @@ def write_to_folder(
         new_folder(output, marker="samples.json", overwrite=cfg.overwrite) as folder,
         tempfile.TemporaryFile("w+", dir=folder, encoding="utf-8") as rows,
     ):
-        counts = write_samples(batches, indices, folder, cfg.format, rows)
+        counts = write_samples(batches, indices, folder, cfg.format, rows, symmetrizer)
         if not counts["written"]:
             raise UserError(f"none of the {len(indices)} samples can be written to a file")
         header = {
@@ -110,6 +114,7 @@ def write_to_folder(
             "compositions": compositions,
             **how,
             **({"shard": shard} if shard else {}),
+            **({} if symmetrizer is None else symmetrizer.figures()),
             "counts": counts,
         }
         join_rows(folder / "samples.json", header, rows)

@@ -16,13 +16,21 @@ from rich.progress import track
 from src.data.cif import Crystal, CrystalError, write_cif
 from src.data.schema import CrystalBatch
 from src.data.structures import check_numbers, split_batch, to_atoms
+from src.data.symmetrize import symmetrize_crystal
+from src.metrics.generation.stability.figures import symmetry_figures
 from src.metrics.generation.validity import invalid_reason, is_valid_composition
+from src.utils.errors import UserError
 from src.utils.formulas import full_formula
 from src.utils.strict_json import json_text
 
 
 def write_samples(
-    batches: Iterator[CrystalBatch], indices: range, folder: Path, format: str, rows: TextIO
+    batches: Iterator[CrystalBatch],
+    indices: range,
+    folder: Path,
+    format: str,
+    rows: TextIO,
+    symmetrizer: "Symmetrizer | None" = None,
 ) -> dict[str, Any]:
     """Write crystals to `folder` and a line of JSON for each to `rows`; return the counts.
 
@@ -30,6 +38,7 @@ def write_samples(
         batches: the samples.
         indices: of the samples, in the same order.
         format: of the CIF files: `folder` or `zip`.
+        symmetrizer: changes each sample before it is written; None: leave them as they are.
     """
     counts = dict.fromkeys(("written", "valid_structure", "valid_composition", "valid"), 0)
     crystals = (crystal for batch in batches for crystal in split_batch(batch))
@@ -39,7 +48,10 @@ def write_samples(
     ):
         bar = track(crystals, "Sampling", total=len(indices), transient=True)
         for number, (index, crystal) in enumerate(zip(indices, bar, strict=True)):
-            row = _describe(f"sample-{index:06d}", crystal)
+            symmetry: dict[str, Any] = {}
+            if symmetrizer is not None:
+                crystal, symmetry = symmetrizer(crystal)
+            row = {**_describe(f"sample-{index:06d}", crystal), **symmetry}
             if row["written"]:
                 write(f"{row['id']}.cif", write_cif(crystal, row["id"]))
                 ase.io.write(extxyz, to_atoms(crystal, row["id"]), format="extxyz")
@@ -48,6 +60,41 @@ def write_samples(
                 counts[name] += bool(row[name])
             counts["valid"] += bool(row["valid_structure"] and row["valid_composition"])
     return counts
+
+
+class Symmetrizer:
+    """Averages crystals over the symmetry that they nearly have, and counts what that changes.
+
+    Args:
+        tolerance: see `symmetrize_crystal`, Å.
+
+    Raises:
+        UserError: if the tolerance is not positive.
+    """
+
+    def __init__(self, tolerance: float) -> None:
+        if not tolerance > 0:
+            raise UserError(f"symmetrize must be a positive tolerance in Å, not {tolerance}")
+        self.tolerance = tolerance
+        self._displacements: list[float] = []
+
+    def __call__(self, crystal: Crystal) -> tuple[Crystal, dict[str, Any]]:
+        """The crystal, and what `samples.json` says of it; unchanged if it is not finite."""
+        try:
+            found = symmetrize_crystal(crystal, self.tolerance)
+        except CrystalError:
+            return crystal, {}
+        if found.gained:
+            self._displacements.append(found.displacement)
+        return found.crystal, {
+            "space_group": found.after,
+            "space_group_before": found.before,
+            "displacement": found.displacement,
+        }
+
+    def figures(self) -> dict[str, Any]:
+        """What `samples.json` says of all of them; see `symmetry_figures`."""
+        return {"symmetrize": self.tolerance, **symmetry_figures(self._displacements)}
 
 
 def _describe(id: str, crystal: Crystal) -> dict[str, Any]:

@@ -12,10 +12,14 @@ from src.utils.output import OutputError
 
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path, option: str = "hydra.run.dir") -> Iterator[None]:
     """Lock a folder against other runs while the block runs.
 
     The operating system releases the lock if the process is killed.
+
+    Args:
+        folder: is created if needed.
+        option: with which the user chooses the folder, for the message.
 
     Raises:
         OutputError: if another process holds the lock; the message names the process and machine.
@@ -28,7 +32,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         who = holder.read_text() if holder.is_file() else "another process"
         raise OutputError(
             f"{folder} is in use by {who}: wait for it or stop it, or choose another folder with "
-            "hydra.run.dir"
+            f"{option}"
         ) from error
     with held:
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")

@@ -3,6 +3,7 @@
 import errno
 import gc
 import hashlib
+import io
 import json
 import math
 import os
@@ -19,11 +20,12 @@ import pandas as pd
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from pymatgen.core import Composition
+from pymatgen.core import Composition, Lattice, Structure
 
 import src.commands.sample
 import src.commands.sample_files
 from src.commands.sample import sample, sample_crystals
+from src.commands.sample_files import Symmetrizer, write_samples
 from src.data import CrystalBatch
 from src.data.cif import read_cif
 from src.data.compositions import parse_composition
@@ -346,6 +348,31 @@ def test_a_report_beside_known_crystals(config, tmp_path, monkeypatch):
         sample(config("known=x"))
     with pytest.raises(DataError, match="no file or folder"):
         sample(config(*here, "known=nowhere.csv"))
+
+
+def test_samples_are_symmetrized(tmp_path):
+    """A sample that is rock salt but for some noise becomes exactly that."""
+    salt = Structure(
+        Lattice.cubic(2.82).matrix @ (np.ones((3, 3)) - np.eye(3)),
+        ["Na", "Cl"],
+        [[0.01, 0, 0], [0.5, 0.5, 0.5]],
+    )
+    broken = Structure(Lattice.cubic(4), ["Na"], [[np.nan, 0, 0]])
+    batch = CrystalBatch.from_structures([salt, broken])
+    symmetrizer = Symmetrizer(0.2)
+    rows = io.StringIO()
+    counts = write_samples(iter([batch]), range(2), tmp_path, "folder", rows, symmetrizer)
+    assert counts["written"] == 1
+    first, second = json.loads(f"[{rows.getvalue()}]")
+    assert (first["space_group_before"], first["space_group"]) == (44, 225)
+    assert second.keys() == first.keys() - {"space_group", "space_group_before", "displacement"}
+    figures = symmetrizer.figures()
+    assert figures["num_gained_symmetry"] == 1
+    assert 0.01 < figures["displacement_median"] == first["displacement"] < 0.05
+    (found,), _ = read_structures(tmp_path / "samples.extxyz")
+    assert found.structure.get_space_group_info(1e-4)[1] == 225
+    with pytest.raises(UserError, match="positive tolerance"):
+        Symmetrizer(-1)
 
 
 def test_an_unknown_format(config):

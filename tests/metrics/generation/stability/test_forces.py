@@ -5,6 +5,7 @@ import math
 import pytest
 
 from src.metrics.generation import stability
+from src.metrics.generation.stability import forces
 from src.utils.errors import UserError
 
 
@@ -15,6 +16,6 @@ def test_quantiles():
 
 
 def test_without_the_extra(monkeypatch):
-    monkeypatch.setattr(stability, "find_spec", lambda name: None)
+    monkeypatch.setattr(forces, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="extra stability"):
         stability.largest_forces([])
