@@ -54,17 +54,8 @@ def evaluate_files(cfg: DictConfig) -> dict[str, Any]:
             from the extra `generation` is not installed.
     """
     source = Path(cfg.input).expanduser().absolute()
-    name = source.name if source.is_dir() else source.name.partition(".")[0]
-    output_dir = output_of(cfg, source.with_name(f"eval_{name}"))
-    if (samples := source / "samples.extxyz").is_file():
-        others = {path.name for path in source.iterdir() if not path.name.startswith(".")}
-        if others := others - _SAMPLE_FILES:
-            log.warning(
-                "In %s, only samples.extxyz is evaluated; ignored: %s. To evaluate "
-                "another file, use input=FILE",
-                source, ", ".join(sorted(others)),
-            )  # fmt: skip
-        source = samples  # sample_vae writes the same crystals as CIFs
+    output_dir = output_of(cfg, source.with_name(f"eval_{name_of_input(source)}"))
+    source = samples_file(source)
     with new_folder(output_dir, marker="metrics.json", overwrite=cfg.overwrite) as folder:
         items, skipped = read_crystals(source)
         read = cache(read_crystals)  # several splits can be in the same files
@@ -115,6 +106,29 @@ def evaluate_files(cfg: DictConfig) -> dict[str, Any]:
     Console().print(metrics_table(metrics))
     log.info("The results are in %s", output_dir)
     return metrics
+
+
+def name_of_input(source: Path) -> str:
+    """The name of a folder, or of a file without its suffixes, for results."""
+    return source.name if source.is_dir() else source.name.partition(".")[0]
+
+
+def samples_file(source: Path) -> Path:
+    """The `samples.extxyz` of a folder that a sampling command wrote, or the path itself.
+
+    Such a folder holds the same crystals as CIFs. Other files in it are ignored with a warning.
+    """
+    samples = source / "samples.extxyz"
+    if not samples.is_file():
+        return source
+    others = {path.name for path in source.iterdir() if not path.name.startswith(".")}
+    if others := others - _SAMPLE_FILES:
+        log.warning(
+            "In %s, only samples.extxyz is evaluated; ignored: %s. To evaluate "
+            "another file, use input=FILE",
+            source, ", ".join(sorted(others)),
+        )  # fmt: skip
+    return samples
 
 
 @dataclass(frozen=True, slots=True)
