@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from src.commands.evaluate_generated import (
+    figure_text,
     find_reference,
     name_of_input,
     read_crystals,
@@ -21,7 +22,6 @@ from src.commands.evaluate_generated import (
 )
 from src.data.readers import DataError
 from src.data.structures import NamedStructure, Skipped
-from src.metrics.generation.intervals import half_width, interval_name
 from src.metrics.generation.prediction import Sample, Verdict, evaluate_prediction
 from src.metrics.matching import MatcherSettings, open_matcher
 from src.utils.formulas import full_formula
@@ -178,16 +178,6 @@ def sizes_table(metrics: dict[str, Any]) -> Table:
         ]
         table.add_row(str(row["num_atoms"]), f"{row['crystals']:,}", *figures)
     return table
-
-
-def figure_text(metrics: dict[str, Any], name: str, is_share: bool) -> str:
-    """A figure with half the width of its interval, if it has one: `61.39 ± 1.00 %`."""
-    value, half = metrics[name], half_width(metrics.get(interval_name(name)))
-    if value is None:
-        return "none"
-    factor, digits, unit = (100, 2, " %") if is_share else (1, 4, "")
-    spread = "" if half is None else f" ± {factor * half:.{digits}f}"
-    return f"{factor * value:.{digits}f}{spread}{unit}"
 
 
 def _rows(

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from itertools import permutations
 from operator import attrgetter
 from types import ModuleType
@@ -24,6 +25,10 @@ from scipy.stats import wasserstein_distance
 
 from src.data.structures import to_crystal, to_structure
 from src.metrics import PreparedCrystals
+from src.metrics.generation.descriptors import Descriptors, describe
+from src.metrics.generation.distributions import distances, plausibility
+from src.metrics.generation.intervals import with_intervals
+from src.metrics.generation.prototypes import has_known_prototype
 from src.metrics.generation.validity import (
     invalid_reason,
     is_valid_composition,
@@ -45,6 +50,35 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_GROUP_PAIRS = 10**6  # of crystals with one formula, in both directions
+
+# what each share in the metrics is a share of: all generated crystals, ...
+_SHARES_OF_ALL = (
+    "valid_structure",
+    "valid_composition",
+    "valid",
+    "valid_composition_smact",
+    "valid_unique_and_novel",
+    "cov_precision",
+)
+_SHARES_OF_VALID = (  # ... those with a valid structure, ...
+    "too_close",
+    "isolated",
+    "density_outside",
+    "volume_per_atom_outside",
+    "unique",
+    "unique_groups",
+    "novel",
+    "novel_composition",
+    "novel_structure",
+    "novel_prototype",
+    "unique_and_novel",
+)
+_SHARES_OF_REFERENCE = (  # ... or those of the test reference
+    "too_close_reference",
+    "isolated_reference",
+    "valid_composition_reference",
+    "valid_composition_smact_reference",
+)
 _MAX_DISTANCES = 2**24  # computed at once; they take 128 MiB
 
 
@@ -79,6 +113,9 @@ class Verdict:
         duplicate_of: index of the earlier generated crystal that it matches, if any.
         known_as: index of the reference crystal that it matches, if any.
         reason: what is wrong or could not be determined; empty if nothing.
+        known_composition: whether a reference crystal has its reduced formula.
+        known_prototype: whether it matches a reference crystal irrespective of elements; None if
+            that was not determined.
     """
 
     valid_structure: bool
@@ -86,6 +123,8 @@ class Verdict:
     duplicate_of: int | None
     known_as: int | None
     reason: str
+    known_composition: bool = False
+    known_prototype: bool | None = None
 
     @property
     def valid(self) -> bool:
@@ -112,6 +151,8 @@ def evaluate_generated(
     num_workers: int | None = None,
     match_timeout: float = 10.0,
     fingerprint_timeout: float = 60.0,
+    prototypes: bool = True,
+    seed: int = 0,
     progress: bool = False,
 ) -> tuple[dict[str, Any], list[Verdict]]:
     """Evaluate a set of generated crystals.
@@ -128,11 +169,15 @@ def evaluate_generated(
             for these two, and CDVAE's wider tolerances for reconstruction only.
         matcher, num_workers: see `open_matcher`.
         match_timeout, fingerprint_timeout: time limits in seconds, per pair and per crystal.
+        prototypes: whether to look for known prototypes, which takes longer than the rest of
+            novelty; they are always judged by the `fast` matcher.
+        seed: random seed of intervals and of the crystals for `floor`.
         progress: show progress bars.
 
     Returns:
         A dict of metrics, and one `Verdict` per generated crystal. A metric is None if the sets are
-        too small for it; a warning is logged. Fractions are between 0 and 1.
+        too small for it; a warning is logged. Fractions are between 0 and 1, and each is followed
+        by `NAME_interval`; see `src.metrics.generation.intervals`.
 
         - `num_generated`, `num_reference`, `num_test_reference`: numbers of crystals. Reference
           crystals with an invalid geometry are left out with a warning.
@@ -145,11 +190,24 @@ def evaluate_generated(
           crystals can only match if their reduced formulas are equal. `valid_unique_and_novel` is a
           fraction of all generated crystals. `match_timeouts` is the number of pairs without a
           result (timeout, crash or error); they count as not matching.
+        - `novel_composition`, `novel_structure`: fractions of the structurally valid crystals whose
+          reduced formula no reference crystal has; and of those that match none of the reference
+          crystals with their formula, where there are some. Together they are `novel`.
+          `novel_prototype`: those that match no reference crystal irrespective of elements; see
+          `has_known_prototype`. None without `prototypes`.
+        - `valid_composition_smact`: by the defaults of the installed smact, `smact_version`; see
+          `is_valid_composition`. `valid_composition_reference`,
+          `valid_composition_smact_reference`: the same two of the test reference.
+        - figures of the structurally valid crystals from `plausibility`, compared with the test
+          reference.
         - `cov_recall`, `cov_precision`: see `coverage`. `reference_fingerprint_failures` reference
           crystals have no fingerprint and are left out of it.
         - `wdist_density` (g/cm^3), `wdist_num_elements`, `wdist_num_atoms`: Wasserstein distances
           between the valid generated crystals and the whole test reference. CDVAE draws 1,000 of
-          the valid crystals; here all are used.
+          the valid crystals; here all are used. The other distances between distributions are in
+          `src.metrics.generation.distributions.distances`. `floor` has the same distances between
+          the test reference and as many crystals of `reference` as there are valid ones, drawn at
+          random (`floor_size`): what real crystals have. None without a test reference.
         - `amd_precision`, `amd_recall`, `amd_diversity`, `amd_diversity_reference` (Å): see
           `amd_distances`; computed for the valid generated crystals. None if the package
           average-minimum-distance is not installed.
@@ -224,9 +282,25 @@ def evaluate_generated(
         for i, j in zip(generated_indices, known_matches, strict=True)
         if j is not None
     }
+    formulas_known = {reduced_formula(crystal.composition) for crystal in known.values()}
+    known_prototypes = (
+        _known_prototypes(crystals, known, known_as, settings, num_workers, match_timeout, progress)
+        if prototypes
+        else {}
+    )
     verdicts = [
-        Verdict(i in crystals, composition, duplicate_of.get(i), known_as.get(i), reason)
-        for i, (composition, reason) in enumerate(zip(valid_composition, reasons, strict=True))
+        Verdict(
+            i in crystals,
+            composition,
+            duplicate_of.get(i),
+            known_as.get(i),
+            reason,
+            reduced_formula(structure.composition) in formulas_known,
+            known_prototypes.get(i),
+        )
+        for i, (structure, composition, reason) in enumerate(
+            zip(generated, valid_composition, reasons, strict=True)
+        )
     ]
     structurally_valid = [verdicts[i] for i in generated_indices]
     if not structurally_valid:
@@ -234,6 +308,9 @@ def evaluate_generated(
             "No generated crystal is structurally valid: uniqueness and novelty are null"
         )
     valid = [i for i in generated_indices if verdicts[i].valid]
+    logger.info("Describing %s crystals", f"{len(crystals) + len(test):,}")
+    ours, theirs = describe(list(crystals.values()), progress), describe(test, progress)
+    ours_valid = ours.part([n for n, i in enumerate(generated_indices) if verdicts[i].valid])
     metrics = {
         "num_generated": len(generated),
         "num_reference": len(known),
@@ -241,23 +318,95 @@ def evaluate_generated(
         "valid_structure": _fraction([v.valid_structure for v in verdicts]),
         "valid_composition": _fraction(valid_composition),
         "valid": _fraction([v.valid for v in verdicts]),
+        **_other_compositions(generated, test),
+        **plausibility(ours, theirs),
         "fingerprint_failures": num_failures - reference_failures,
         "unique": _fraction([v.unique for v in structurally_valid]),
         # of different crystals, whatever their order; null: too many pairs to compare
         "unique_groups": len(set(groups)) / len(groups) if groups else None,
         "novel": _fraction([v.novel for v in structurally_valid]),
+        **_kinds_of_novelty(structurally_valid),
         "unique_and_novel": _fraction([v.unique and v.novel for v in structurally_valid]),
         "valid_unique_and_novel": _fraction([v.valid and v.unique and v.novel for v in verdicts]),
         "match_timeouts": unanswered.total(),
         **coverage(list(fingerprints.values()), test_fingerprints, cutoffs, len(generated), scale),
         "reference_fingerprint_failures": reference_failures,
-        **wasserstein_distances([crystals[i] for i in valid], test),
+        **distances(ours_valid, theirs),
+        **_floor(None if test_reference is None else known, theirs, len(valid), seed),
         **amd_distances([fingerprints[i] for i in valid], test_fingerprints),
         "matcher": opened.name,
         "tolerances": asdict(settings),
         "cutoffs": asdict(cutoffs),
+        "smact_version": version("smact"),
     }
-    return metrics, verdicts
+    counts = {
+        **dict.fromkeys(_SHARES_OF_ALL, len(generated)),
+        **dict.fromkeys(_SHARES_OF_VALID, len(structurally_valid)),
+        **dict.fromkeys(_SHARES_OF_REFERENCE, len(test)),
+        "cov_recall": len(test_fingerprints),
+    }
+    return with_intervals(metrics, counts, seed), verdicts
+
+
+def _known_prototypes(
+    crystals: Mapping[int, Structure],
+    known: Mapping[int, Structure],
+    known_as: Mapping[int, int],
+    settings: MatcherSettings,
+    num_workers: int | None,
+    timeout: float,
+    progress: bool,
+) -> dict[int, bool]:
+    """Whether each crystal has a known prototype, as those have that match a known crystal."""
+    asked = [i for i in crystals if i not in known_as]
+    with FastMatcher(num_workers, timeout=timeout) as matcher:
+        found = has_known_prototype(
+            [crystals[i] for i in asked], list(known.values()), matcher, settings, progress
+        )
+    return {**dict.fromkeys(known_as, True), **dict(zip(asked, found, strict=True))}
+
+
+def _kinds_of_novelty(verdicts: Sequence[Verdict]) -> dict[str, float | None]:
+    """`novel_composition`, `novel_structure` and `novel_prototype`."""
+    prototypes = [v.known_prototype for v in verdicts]
+    is_new = [v.novel and not v.known_composition for v in verdicts]
+    return {
+        "novel_composition": _fraction(is_new),
+        "novel_structure": _fraction([v.novel and v.known_composition for v in verdicts]),
+        "novel_prototype": None
+        if None in prototypes
+        else _fraction([known is False for known in prototypes]),
+    }
+
+
+def _other_compositions(
+    generated: Sequence[Structure], test: Sequence[Structure]
+) -> dict[str, float | None]:
+    """Shares of compositions that SMACT accepts, by its own defaults and of real crystals."""
+    compositions = [s.composition if s.is_ordered else None for s in generated]
+    real = [s.composition for s in test]
+    accepted = [c is not None and is_valid_composition(c, as_cdvae=False) for c in compositions]
+    return {
+        "valid_composition_smact": _fraction(accepted),
+        "valid_composition_reference": _fraction([is_valid_composition(c) for c in real]),
+        "valid_composition_smact_reference": _fraction(
+            [is_valid_composition(c, as_cdvae=False) for c in real]
+        ),
+    }
+
+
+def _floor(
+    known: Mapping[int, Structure] | None, test: Descriptors, count: int, seed: int
+) -> dict[str, Any]:
+    """`distances` of at most `count` known crystals from those of the test reference."""
+    if known is None or not count:
+        return {"floor": None, "floor_size": 0}
+    size = min(count, len(known))
+    chosen = np.random.default_rng(seed).choice(list(known), size, replace=False)
+    return {
+        "floor": distances(describe([known[i] for i in sorted(chosen.tolist())]), test),
+        "floor_size": size,
+    }
 
 
 def first_matches(
