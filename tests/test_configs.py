@@ -182,6 +182,7 @@ def test_the_predecessors_optimizer_is_theirs(make_config):
 
 
 COMMANDS = {
+    "compare_generated": {"inputs"},
     "encode_vae": {"ckpt_path"},
     "eval_csp": {"input", "reference"},
     "eval_generated": {"input", "reference"},
