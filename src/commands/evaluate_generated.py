@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,19 @@ from src.data.readers import SPLIT_NAMES, DataError
 from src.data.split_files import find_split, find_splits_csv, folders_with_splits
 from src.data.splits import look_up_splits
 from src.data.structures import NamedStructure, Skipped, StructureReader, iter_structures
-from src.metrics.generation.evaluate import CoverageCutoffs, Verdict, evaluate_generated
+from src.metrics.generation.evaluate import (
+    CoverageCutoffs,
+    Verdict,
+    evaluate_generated,
+    evaluate_part,
+)
 from src.metrics.generation.intervals import half_width, interval_name
+from src.metrics.generation.parts import checksum, read_parts, write_part
 from src.metrics.matching import MatcherSettings
 from src.utils.errors import UserError
 from src.utils.formulas import reduced_formula
 from src.utils.output import new_folder, output_of
+from src.utils.shards import shard_of
 from src.utils.strict_json import write_json
 
 log = logging.getLogger(__name__)
@@ -49,6 +56,9 @@ def evaluate_files(cfg: DictConfig) -> dict[str, Any]:
       invalid.
     - `skipped.csv`: the entries that could not be read, with the reasons.
 
+    With `cfg.shard`, only what takes long is done, for a part of the crystals, see
+    `evaluate_shard`; with `cfg.merge`, it is read from the folders of all parts.
+
     Returns:
         The content of `metrics.json`.
 
@@ -56,61 +66,153 @@ def evaluate_files(cfg: DictConfig) -> dict[str, Any]:
         UserError: if the input, a reference or the output folder cannot be used, or if a package
             from the extra `generation` is not installed.
     """
+    if cfg.shard is not None and cfg.merge is not None:
+        raise UserError("set either shard=NUMBER/COUNT or merge=[FOLDER,FOLDER,...]")
     source = Path(cfg.input).expanduser().absolute()
-    output_dir = output_of(cfg, source.with_name(f"eval_{name_of_input(source)}"))
+    output = output_of(cfg, source.with_name(f"eval_{name_of_input(source)}"))
+    if cfg.shard is not None:
+        return evaluate_shard(cfg, samples_file(source), output)
     source = samples_file(source)
-    with new_folder(output_dir, marker="metrics.json", overwrite=cfg.overwrite) as folder:
-        items, skipped = read_crystals(source)
-        read = cache(read_crystals)  # several splits can be in the same files
-        root = Path(cfg.reference).expanduser()
-        reference = find_reference(root, cfg.reference_split, "reference_split", cfg.split_file)
-        known = reference.crystals(read)
-        test_split = (cfg.test_reference_split, "test_reference_split")
-        if cfg.test_reference is not None:
-            test_reference = find_reference(cfg.test_reference, *test_split)
-        elif cfg.reference_split is not None and reference == Reference(root):
-            test_reference = reference  # there are no splits
-        else:
-            test_reference = find_reference(root, *test_split, cfg.split_file)
-        test = known if test_reference == reference else test_reference.crystals(read)
-        scale = None
-        if cfg.scale_reference is not None:
-            scale = find_reference(cfg.scale_reference, "train").crystals(read)
-        test = _random_subset(test, cfg.max_test_reference, cfg.seed)
+    with new_folder(output, marker="metrics.json", overwrite=cfg.overwrite) as folder:
+        crystals = _read_all(cfg, source)
+        options = _options(cfg)
+        part = None
+        if cfg.merge is not None:
+            part = read_parts(
+                [Path(each).expanduser() for each in cfg.merge],
+                _settings_of_parts(crystals, options),
+            )
         try:
             metrics, verdicts = evaluate_generated(
-                _structures(items),
-                _structures(known),
-                None if test is known else _structures(test),
-                scale_reference=None if scale is None else _structures(scale),
+                *crystals.structures(),
+                scale_reference=None if crystals.scale is None else _structures(crystals.scale),
                 cutoffs=CoverageCutoffs(**cfg.cutoffs),
-                settings=MatcherSettings(**cfg.tolerances),
-                matcher=cfg.matcher,
-                num_workers=cfg.num_workers,
-                match_timeout=cfg.match_timeout,
-                fingerprint_timeout=cfg.fingerprint_timeout,
-                prototypes=cfg.prototypes,
                 seed=cfg.seed,
+                part=part,
+                num_workers=cfg.num_workers,
                 progress=True,
+                **options,
             )
         except ImportError as error:
             raise UserError(str(error)) from error
-        metrics |= {
-            "num_skipped": len(skipped),
-            "input": str(source),
-            "reference": str(reference),
-            "test_reference": str(test_reference),
-            "scale_reference": str(cfg.scale_reference or test_reference),
-        }
+        metrics |= {"num_skipped": len(crystals.skipped), "input": str(source), **crystals.places}
         write_json(folder / "metrics.json", metrics)
-        rows = _rows(items, verdicts, known)
+        rows = _rows(crystals.items, verdicts, crystals.known)
         rows.to_csv(folder / "per_crystal.csv", index=False)
-        pd.DataFrame(skipped, columns=["file", "reason"]).to_csv(
+        pd.DataFrame(crystals.skipped, columns=["file", "reason"]).to_csv(
             folder / "skipped.csv", index=False
         )
     Console().print(metrics_table(metrics))
-    log.info("The results are in %s", output_dir)
+    log.info("The results are in %s", output)
     return metrics
+
+
+def evaluate_shard(cfg: DictConfig, source: Path, output: Path) -> dict[str, Any]:
+    """Do the part of an evaluation that `cfg.shard` names, for a later call with `merge`.
+
+    Writes `part.json` and `part.safetensors` to `output` with the number of the part appended, see
+    `write_part`.
+
+    Returns:
+        What the part was computed with.
+
+    Raises:
+        UserError: as `evaluate_files`, or if there is no such part.
+    """
+    crystals, options = _read_all(cfg, source), _options(cfg)
+    _, shard = shard_of(cfg.shard, len(crystals.items))
+    assert shard is not None
+    number, count = map(int, shard.split("/"))
+    output = output.with_name(f"{output.name}_{shard.replace('/', '_of_')}")
+    settings = _settings_of_parts(crystals, options)
+    with new_folder(output, marker="part.json", overwrite=cfg.overwrite) as folder:
+        try:
+            part = evaluate_part(
+                *crystals.structures(),
+                number=number,
+                count=count,
+                num_workers=cfg.num_workers,
+                progress=True,
+                **options,
+            )
+        except ImportError as error:
+            raise UserError(str(error)) from error
+        write_part(folder, part, number, count, settings)
+    log.info("Part %s is in %s; merge=[...] joins all parts", shard, output)
+    return settings
+
+
+@dataclass(frozen=True, slots=True)
+class _Crystals:
+    """All crystals of an evaluation.
+
+    Attributes:
+        items, skipped: the generated crystals, and what could not be read.
+        known: the reference.
+        test: the test reference; None if it is the reference.
+        scale: what scales composition fingerprints; None for the test reference.
+        places: what `metrics.json` says of where the references are.
+    """
+
+    items: list[NamedStructure]
+    skipped: list[Skipped]
+    known: list[NamedStructure]
+    test: list[NamedStructure] | None
+    scale: list[NamedStructure] | None
+    places: dict[str, str]
+
+    def structures(self) -> tuple[list[Structure], list[Structure], list[Structure] | None]:
+        """The generated crystals, the reference and the test reference."""
+        test = None if self.test is None else _structures(self.test)
+        return _structures(self.items), _structures(self.known), test
+
+
+def _read_all(cfg: DictConfig, source: Path) -> _Crystals:
+    items, skipped = read_crystals(source)
+    read = cache(read_crystals)  # several splits can be in the same files
+    root = Path(cfg.reference).expanduser()
+    reference = find_reference(root, cfg.reference_split, "reference_split", cfg.split_file)
+    known = reference.crystals(read)
+    test_split = (cfg.test_reference_split, "test_reference_split")
+    if cfg.test_reference is not None:
+        test_reference = find_reference(cfg.test_reference, *test_split)
+    elif cfg.reference_split is not None and reference == Reference(root):
+        test_reference = reference  # there are no splits
+    else:
+        test_reference = find_reference(root, *test_split, cfg.split_file)
+    test = known if test_reference == reference else test_reference.crystals(read)
+    scale = None
+    if cfg.scale_reference is not None:
+        scale = find_reference(cfg.scale_reference, "train").crystals(read)
+    test = _random_subset(test, cfg.max_test_reference, cfg.seed)
+    places = {
+        "reference": str(reference),
+        "test_reference": str(test_reference),
+        "scale_reference": str(cfg.scale_reference or test_reference),
+    }
+    return _Crystals(items, skipped, known, None if test is known else test, scale, places)
+
+
+def _options(cfg: DictConfig) -> dict[str, Any]:
+    """What the results of a part depend on besides the crystals."""
+    return {
+        "settings": MatcherSettings(**cfg.tolerances),
+        "matcher": cfg.matcher,
+        "match_timeout": cfg.match_timeout,
+        "fingerprint_timeout": cfg.fingerprint_timeout,
+        "prototypes": cfg.prototypes,
+    }
+
+
+def _settings_of_parts(crystals: _Crystals, options: dict[str, Any]) -> dict[str, Any]:
+    """As JSON has them, with checksums in place of crystals."""
+    names = ("input", "reference", "test_reference")
+    checksums = {
+        name: None if structures is None else checksum(structures)
+        for name, structures in zip(names, crystals.structures(), strict=True)
+    }
+    others = {name: value for name, value in options.items() if name != "settings"}
+    return {**checksums, **others, "tolerances": asdict(options["settings"])}
 
 
 def name_of_input(source: Path) -> str:

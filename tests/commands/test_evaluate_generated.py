@@ -265,6 +265,18 @@ def vars_of(settings) -> dict[str, float]:
     return {name: getattr(settings, name) for name in settings.__slots__}
 
 
+def test_parts_give_the_result_of_one_run(files):
+    whole = evaluate_files(make_config(files, f"output={files / 'whole'}"))
+    for number in (1, 2):
+        evaluate_files(make_config(files, f"shard={number}/2"))
+    folders = ",".join(str(files / f"eval_generated_{number}_of_2") for number in (2, 1))
+    assert evaluate_files(make_config(files, f"merge=[{folders}]")) == whole
+    rows = [pd.read_csv(files / name / "per_crystal.csv") for name in ("whole", "eval_generated")]
+    pd.testing.assert_frame_equal(*rows)
+    with pytest.raises(UserError, match="set either shard"):
+        evaluate_files(make_config(files, "merge=[]", "shard=1/2"))
+
+
 @pytest.mark.slow
 def test_command(files):
     command = [sys.executable, str(ROOT / "src" / "eval_generated.py")]

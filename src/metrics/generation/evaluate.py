@@ -43,6 +43,7 @@ from src.metrics.matching import (
 )
 from src.utils.errors import UserError
 from src.utils.formulas import reduced_formula
+from src.utils.shards import part_of
 
 if TYPE_CHECKING:
     from src.metrics.generation.fingerprints import Fingerprint
@@ -153,6 +154,7 @@ def evaluate_generated(
     fingerprint_timeout: float = 60.0,
     prototypes: bool = True,
     seed: int = 0,
+    part: Part | None = None,
     progress: bool = False,
 ) -> tuple[dict[str, Any], list[Verdict]]:
     """Evaluate a set of generated crystals.
@@ -172,6 +174,8 @@ def evaluate_generated(
         prototypes: whether to look for known prototypes, which takes longer than the rest of
             novelty; they are always judged by the `fast` matcher.
         seed: random seed of intervals and of the crystals for `floor`.
+        part: the results of `evaluate_part` for all crystals, from `join_parts`; None to compute
+            them here.
         progress: show progress bars.
 
     Returns:
@@ -221,73 +225,60 @@ def evaluate_generated(
     if not generated:
         raise UserError("there are no generated crystals to evaluate")
     opened = open_matcher(matcher, num_workers, match_timeout)  # starts no process yet
-    known = _valid_by_index(reference, "training")
-    test = list(
-        (known if test_reference is None else _valid_by_index(test_reference, "test")).values()
-    )
+    known, test = _references(reference, test_reference)
     valid_composition = [s.is_ordered and is_valid_composition(s.composition) for s in generated]
     reasons = [invalid_reason(structure) or "" for structure in generated]
     crystals = {
         i: _strip_annotations(generated[i]) for i, reason in enumerate(reasons) if not reason
     }
-
     library = _load_fingerprints()
-    # Both sets in one call, so that no worker idles between them.
-    logger.info("Computing fingerprints of %s crystals", f"{len(crystals) + len(test):,}")
-    results = library.compute_fingerprints(
-        [*crystals.values(), *test],
-        num_workers=num_workers,
-        timeout=fingerprint_timeout,
-        progress=progress,
-    )
     scale = None
     if scale_reference is not None:
         compositions = [_strip_annotations(s).composition for s in scale_reference]
         scale = [library.composition_fingerprint(composition) for composition in compositions]
-    fingerprints = {}
-    for i, result in zip(list(crystals), results, strict=False):
-        if isinstance(result, str):
-            reasons[i] = f"no fingerprint: {result}"
-            del crystals[i]
-        else:
-            fingerprints[i] = result
-    test_fingerprints = [x for x in results[-len(test) :] if not isinstance(x, str)]
-    num_failures = sum(isinstance(x, str) for x in results)
-    reference_failures = len(test) - len(test_fingerprints)
-
-    # Indices of the structurally valid crystals: first_matches returns positions in this list.
-    generated_indices, known_indices = list(crystals), list(known)
-    logger.info("Matching %s crystals", f"{len(generated_indices):,}")
     with opened:
+        if part is None:
+            part = _judge(
+                crystals,
+                known,
+                dict(enumerate(test)),
+                opened,
+                settings,
+                num_workers=num_workers,
+                match_timeout=match_timeout,
+                fingerprint_timeout=fingerprint_timeout,
+                prototypes=prototypes,
+                progress=progress,
+            )
+        fingerprints = {}
+        for i in list(crystals):
+            result = part.fingerprints[i]
+            if isinstance(result, str):
+                reasons[i] = f"no fingerprint: {result}"
+                del crystals[i]
+            else:
+                fingerprints[i] = result
+        generated_indices = list(crystals)  # first_matches returns positions in this list
         structures: Sequence[Structure] | PreparedCrystals = list(crystals.values())
         if isinstance(opened, FastMatcher):
             structures = PreparedCrystals(structures)
-        duplicates, unanswered = first_matches(structures, None, opened, settings, progress)
+        duplicates, unanswered_at = first_matches(structures, None, opened, settings, progress)
         formulas = [reduced_formula(crystal.composition) for crystal in crystals.values()]
         groups = connected_groups(structures, formulas, opened, settings, duplicates, progress)
-        known_matches, unanswered_known = first_matches(
-            structures, list(known.values()), opened, settings, progress
-        )
-    unanswered += unanswered_known
-    for position, count in unanswered.items():
-        reasons[generated_indices[position]] = f"{count} comparisons without a result"
-
+    test_fingerprints = [
+        x for i in range(len(test)) if not isinstance(x := part.test_fingerprints[i], str)
+    ]
+    unanswered = Counter({generated_indices[n]: count for n, count in unanswered_at.items()})
+    unanswered += Counter(part.unanswered)
+    for i, count in unanswered.items():
+        reasons[i] = f"{count} comparisons without a result"
     duplicate_of = {
         i: generated_indices[j]
         for i, j in zip(generated_indices, duplicates, strict=True)
         if j is not None
     }
-    known_as = {
-        i: known_indices[j]
-        for i, j in zip(generated_indices, known_matches, strict=True)
-        if j is not None
-    }
+    known_as = part.known_as
     formulas_known = {reduced_formula(crystal.composition) for crystal in known.values()}
-    known_prototypes = (
-        _known_prototypes(crystals, known, known_as, settings, num_workers, match_timeout, progress)
-        if prototypes
-        else {}
-    )
     verdicts = [
         Verdict(
             i in crystals,
@@ -295,8 +286,8 @@ def evaluate_generated(
             duplicate_of.get(i),
             known_as.get(i),
             reason,
-            reduced_formula(structure.composition) in formulas_known,
-            known_prototypes.get(i),
+            reduced_formula(crystals.get(i, structure).composition) in formulas_known,
+            part.known_prototypes.get(i),
         )
         for i, (structure, composition, reason) in enumerate(
             zip(generated, valid_composition, reasons, strict=True)
@@ -320,7 +311,7 @@ def evaluate_generated(
         "valid": _fraction([v.valid for v in verdicts]),
         **_other_compositions(generated, test),
         **plausibility(ours, theirs),
-        "fingerprint_failures": num_failures - reference_failures,
+        "fingerprint_failures": sum(isinstance(x, str) for x in part.fingerprints.values()),
         "unique": _fraction([v.unique for v in structurally_valid]),
         # of different crystals, whatever their order; null: too many pairs to compare
         "unique_groups": len(set(groups)) / len(groups) if groups else None,
@@ -330,7 +321,7 @@ def evaluate_generated(
         "valid_unique_and_novel": _fraction([v.valid and v.unique and v.novel for v in verdicts]),
         "match_timeouts": unanswered.total(),
         **coverage(list(fingerprints.values()), test_fingerprints, cutoffs, len(generated), scale),
-        "reference_fingerprint_failures": reference_failures,
+        "reference_fingerprint_failures": len(test) - len(test_fingerprints),
         **distances(ours_valid, theirs),
         **_floor(None if test_reference is None else known, theirs, len(valid), seed),
         **amd_distances([fingerprints[i] for i in valid], test_fingerprints),
@@ -346,6 +337,121 @@ def evaluate_generated(
         "cov_recall": len(test_fingerprints),
     }
     return with_intervals(metrics, counts, seed), verdicts
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What takes long in `evaluate_generated`, of some of the crystals.
+
+    Attributes:
+        fingerprints: of the generated crystals with a valid geometry, by index; or the reason why
+            there is none.
+        test_fingerprints: of the crystals of the test reference with a valid geometry, by index
+            among these.
+        known_as: for each generated crystal that matches one of the reference, the index of that.
+        known_prototypes: whether each generated crystal with a fingerprint has a known prototype;
+            empty if that was not asked for.
+        unanswered: for generated crystals, the number of reference crystals for which the matcher
+            returned no result.
+    """
+
+    fingerprints: dict[int, Fingerprint | str]
+    test_fingerprints: dict[int, Fingerprint | str]
+    known_as: dict[int, int]
+    known_prototypes: dict[int, bool]
+    unanswered: dict[int, int]
+
+
+def evaluate_part(
+    generated: Sequence[Structure],
+    reference: Sequence[Structure],
+    test_reference: Sequence[Structure] | None = None,
+    *,
+    number: int,
+    count: int,
+    settings: MatcherSettings = PYMATGEN,
+    matcher: str = "fast",
+    num_workers: int | None = None,
+    match_timeout: float = 10.0,
+    fingerprint_timeout: float = 60.0,
+    prototypes: bool = True,
+    progress: bool = False,
+) -> Part:
+    """Do one of `count` equal parts of what takes long in `evaluate_generated`, which see.
+
+    Args:
+        number: of the part, 1 to `count`.
+        count: of the parts, which `join_parts` puts together.
+
+    Raises:
+        UserError, ImportError: as `evaluate_generated`.
+    """
+    opened = open_matcher(matcher, num_workers, match_timeout)
+    known, test = _references(reference, test_reference)
+    crystals = {
+        i: _strip_annotations(generated[i])
+        for i in part_of(len(generated), number, count)
+        if is_valid_structure(generated[i])
+    }
+    with opened:
+        return _judge(
+            crystals,
+            known,
+            {i: test[i] for i in part_of(len(test), number, count)},
+            opened,
+            settings,
+            num_workers=num_workers,
+            match_timeout=match_timeout,
+            fingerprint_timeout=fingerprint_timeout,
+            prototypes=prototypes,
+            progress=progress,
+        )
+
+
+def join_parts(parts: Sequence[Part]) -> Part:
+    """The results of all parts together."""
+    names = Part.__slots__
+    return Part(*({k: v for part in parts for k, v in getattr(part, n).items()} for n in names))
+
+
+def _judge(
+    crystals: Mapping[int, Structure],
+    known: Mapping[int, Structure],
+    test: Mapping[int, Structure],
+    opened: AnyMatcher,
+    settings: MatcherSettings,
+    *,
+    num_workers: int | None,
+    match_timeout: float,
+    fingerprint_timeout: float,
+    prototypes: bool,
+    progress: bool,
+) -> Part:
+    """The results for crystals with a valid geometry; see `evaluate_generated`."""
+    # Both sets in one call, so that no worker idles between them.
+    logger.info("Computing fingerprints of %s crystals", f"{len(crystals) + len(test):,}")
+    results = _load_fingerprints().compute_fingerprints(
+        [*crystals.values(), *test.values()],
+        num_workers=num_workers,
+        timeout=fingerprint_timeout,
+        progress=progress,
+    )
+    fingerprints = dict(zip(crystals, results, strict=False))
+    judged = {i: s for i, s in crystals.items() if not isinstance(fingerprints[i], str)}
+    logger.info("Matching %s crystals", f"{len(judged):,}")
+    indices, known_indices = list(judged), list(known)
+    matches, unanswered = first_matches(
+        list(judged.values()), list(known.values()), opened, settings, progress
+    )
+    known_as = {i: known_indices[j] for i, j in zip(indices, matches, strict=True) if j is not None}
+    asked = (judged, known, known_as, settings, num_workers, match_timeout, progress)
+    return Part(
+        fingerprints,
+        dict(zip(test, results[len(crystals) :], strict=True)),
+        known_as,
+        _known_prototypes(*asked) if prototypes else {},
+        {indices[n]: count for n, count in unanswered.items()},
+    )
 
 
 def _known_prototypes(
@@ -645,6 +751,15 @@ def _load_fingerprints() -> ModuleType:
             "project folder"
         ) from error
     return fingerprints
+
+
+def _references(
+    reference: Sequence[Structure], test_reference: Sequence[Structure] | None
+) -> tuple[dict[int, Structure], list[Structure]]:
+    """The valid crystals of the reference, by index, and of the test reference."""
+    known = _valid_by_index(reference, "training")
+    test = known if test_reference is None else _valid_by_index(test_reference, "test")
+    return known, list(test.values())
 
 
 def _valid_by_index(structures: Sequence[Structure], name: str) -> dict[int, Structure]:
