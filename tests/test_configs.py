@@ -182,7 +182,9 @@ def test_the_predecessors_optimizer_is_theirs(make_config):
 
 
 COMMANDS = {
+    "compare_generated": {"inputs"},
     "encode_vae": {"ckpt_path"},
+    "eval_csp": {"input", "reference"},
     "eval_generated": {"input", "reference"},
     "eval_stability": set(),  # input or merge
     "eval_vae": {"ckpt_path"},
@@ -279,7 +281,9 @@ def test_the_evaluation_has_the_matcher_of_the_callback(make_config):
         assert cfg.eval[key] == cfg.callbacks.match_rate[key]
 
 
-@pytest.mark.parametrize("name", ["eval_vae", "eval_generated", "reconstruct", "inspect_data"])
+@pytest.mark.parametrize(
+    "name", ["eval_vae", "eval_csp", "eval_generated", "reconstruct", "inspect_data"]
+)
 def test_every_command_that_matches_has_a_choice_of_matcher(name):
     config = OmegaConf.load(CONFIGS / f"{name}.yaml")
     assert config.matcher == "fast"

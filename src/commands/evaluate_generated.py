@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,19 @@ from src.data.readers import SPLIT_NAMES, DataError
 from src.data.split_files import find_split, find_splits_csv, folders_with_splits
 from src.data.splits import look_up_splits
 from src.data.structures import NamedStructure, Skipped, StructureReader, iter_structures
-from src.metrics.generation.evaluate import CoverageCutoffs, Verdict, evaluate_generated
+from src.metrics.generation.evaluate import (
+    CoverageCutoffs,
+    Verdict,
+    evaluate_generated,
+    evaluate_part,
+)
+from src.metrics.generation.intervals import half_width, interval_name
+from src.metrics.generation.parts import checksum, read_parts, write_part
 from src.metrics.matching import MatcherSettings
 from src.utils.errors import UserError
 from src.utils.formulas import reduced_formula
 from src.utils.output import new_folder, output_of
+from src.utils.shards import shard_of
 from src.utils.strict_json import write_json
 
 log = logging.getLogger(__name__)
@@ -42,9 +50,14 @@ def evaluate_files(cfg: DictConfig) -> dict[str, Any]:
       input and the references.
     - `per_crystal.csv`: `id`, `formula`, `num_atoms`, `valid_structure`, `valid_composition`,
       `unique`, `duplicate_of` (ID of the earlier crystal that it matches), `novel`, `known_as` (ID
-      of the reference crystal that it matches), `reason`. `unique`, `duplicate_of`, `novel` and
-      `known_as` are empty for crystals that are structurally invalid.
+      of the reference crystal that it matches), `known_composition`, `known_prototype` (whether it
+      matches a reference crystal irrespective of elements), `reason`. `unique`, `duplicate_of`,
+      `novel`, `known_as` and `known_prototype` are empty for crystals that are structurally
+      invalid.
     - `skipped.csv`: the entries that could not be read, with the reasons.
+
+    With `cfg.shard`, only what takes long is done, for a part of the crystals, see
+    `evaluate_shard`; with `cfg.merge`, it is read from the folders of all parts.
 
     Returns:
         The content of `metrics.json`.
@@ -53,68 +66,176 @@ def evaluate_files(cfg: DictConfig) -> dict[str, Any]:
         UserError: if the input, a reference or the output folder cannot be used, or if a package
             from the extra `generation` is not installed.
     """
+    if cfg.shard is not None and cfg.merge is not None:
+        raise UserError("set either shard=NUMBER/COUNT or merge=[FOLDER,FOLDER,...]")
     source = Path(cfg.input).expanduser().absolute()
-    name = source.name if source.is_dir() else source.name.partition(".")[0]
-    output_dir = output_of(cfg, source.with_name(f"eval_{name}"))
-    if (samples := source / "samples.extxyz").is_file():
-        others = {path.name for path in source.iterdir() if not path.name.startswith(".")}
-        if others := others - _SAMPLE_FILES:
-            log.warning(
-                "In %s, only samples.extxyz is evaluated; ignored: %s. To evaluate "
-                "another file, use input=FILE",
-                source, ", ".join(sorted(others)),
-            )  # fmt: skip
-        source = samples  # sample_vae writes the same crystals as CIFs
-    with new_folder(output_dir, marker="metrics.json", overwrite=cfg.overwrite) as folder:
-        items, skipped = read_crystals(source)
-        read = cache(read_crystals)  # several splits can be in the same files
-        root = Path(cfg.reference).expanduser()
-        reference = find_reference(root, cfg.reference_split, "reference_split", cfg.split_file)
-        known = reference.crystals(read)
-        test_split = (cfg.test_reference_split, "test_reference_split")
-        if cfg.test_reference is not None:
-            test_reference = find_reference(cfg.test_reference, *test_split)
-        elif cfg.reference_split is not None and reference == Reference(root):
-            test_reference = reference  # there are no splits
-        else:
-            test_reference = find_reference(root, *test_split, cfg.split_file)
-        test = known if test_reference == reference else test_reference.crystals(read)
-        scale = None
-        if cfg.scale_reference is not None:
-            scale = find_reference(cfg.scale_reference, "train").crystals(read)
-        test = _random_subset(test, cfg.max_test_reference, cfg.seed)
+    output = output_of(cfg, source.with_name(f"eval_{name_of_input(source)}"))
+    if cfg.shard is not None:
+        return evaluate_shard(cfg, samples_file(source), output)
+    source = samples_file(source)
+    with new_folder(output, marker="metrics.json", overwrite=cfg.overwrite) as folder:
+        crystals = _read_all(cfg, source)
+        options = _options(cfg)
+        part = None
+        if cfg.merge is not None:
+            part = read_parts(
+                [Path(each).expanduser() for each in cfg.merge],
+                _settings_of_parts(crystals, options),
+            )
         try:
             metrics, verdicts = evaluate_generated(
-                _structures(items),
-                _structures(known),
-                None if test is known else _structures(test),
-                scale_reference=None if scale is None else _structures(scale),
+                *crystals.structures(),
+                scale_reference=None if crystals.scale is None else _structures(crystals.scale),
                 cutoffs=CoverageCutoffs(**cfg.cutoffs),
-                settings=MatcherSettings(**cfg.tolerances),
-                matcher=cfg.matcher,
+                seed=cfg.seed,
+                part=part,
                 num_workers=cfg.num_workers,
-                match_timeout=cfg.match_timeout,
-                fingerprint_timeout=cfg.fingerprint_timeout,
                 progress=True,
+                **options,
             )
         except ImportError as error:
             raise UserError(str(error)) from error
-        metrics |= {
-            "num_skipped": len(skipped),
-            "input": str(source),
-            "reference": str(reference),
-            "test_reference": str(test_reference),
-            "scale_reference": str(cfg.scale_reference or test_reference),
-        }
+        metrics |= {"num_skipped": len(crystals.skipped), "input": str(source), **crystals.places}
         write_json(folder / "metrics.json", metrics)
-        rows = _rows(items, verdicts, known)
+        rows = _rows(crystals.items, verdicts, crystals.known)
         rows.to_csv(folder / "per_crystal.csv", index=False)
-        pd.DataFrame(skipped, columns=["file", "reason"]).to_csv(
+        pd.DataFrame(crystals.skipped, columns=["file", "reason"]).to_csv(
             folder / "skipped.csv", index=False
         )
     Console().print(metrics_table(metrics))
-    log.info("The results are in %s", output_dir)
+    log.info("The results are in %s", output)
     return metrics
+
+
+def evaluate_shard(cfg: DictConfig, source: Path, output: Path) -> dict[str, Any]:
+    """Do the part of an evaluation that `cfg.shard` names, for a later call with `merge`.
+
+    Writes `part.json` and `part.safetensors` to `output` with the number of the part appended, see
+    `write_part`.
+
+    Returns:
+        What the part was computed with.
+
+    Raises:
+        UserError: as `evaluate_files`, or if there is no such part.
+    """
+    crystals, options = _read_all(cfg, source), _options(cfg)
+    _, shard = shard_of(cfg.shard, len(crystals.items))
+    assert shard is not None
+    number, count = map(int, shard.split("/"))
+    output = output.with_name(f"{output.name}_{shard.replace('/', '_of_')}")
+    settings = _settings_of_parts(crystals, options)
+    with new_folder(output, marker="part.json", overwrite=cfg.overwrite) as folder:
+        try:
+            part = evaluate_part(
+                *crystals.structures(),
+                number=number,
+                count=count,
+                num_workers=cfg.num_workers,
+                progress=True,
+                **options,
+            )
+        except ImportError as error:
+            raise UserError(str(error)) from error
+        write_part(folder, part, number, count, settings)
+    log.info("Part %s is in %s; merge=[...] joins all parts", shard, output)
+    return settings
+
+
+@dataclass(frozen=True, slots=True)
+class _Crystals:
+    """All crystals of an evaluation.
+
+    Attributes:
+        items, skipped: the generated crystals, and what could not be read.
+        known: the reference.
+        test: the test reference; None if it is the reference.
+        scale: what scales composition fingerprints; None for the test reference.
+        places: what `metrics.json` says of where the references are.
+    """
+
+    items: list[NamedStructure]
+    skipped: list[Skipped]
+    known: list[NamedStructure]
+    test: list[NamedStructure] | None
+    scale: list[NamedStructure] | None
+    places: dict[str, str]
+
+    def structures(self) -> tuple[list[Structure], list[Structure], list[Structure] | None]:
+        """The generated crystals, the reference and the test reference."""
+        test = None if self.test is None else _structures(self.test)
+        return _structures(self.items), _structures(self.known), test
+
+
+def _read_all(cfg: DictConfig, source: Path) -> _Crystals:
+    items, skipped = read_crystals(source)
+    read = cache(read_crystals)  # several splits can be in the same files
+    root = Path(cfg.reference).expanduser()
+    reference = find_reference(root, cfg.reference_split, "reference_split", cfg.split_file)
+    known = reference.crystals(read)
+    test_split = (cfg.test_reference_split, "test_reference_split")
+    if cfg.test_reference is not None:
+        test_reference = find_reference(cfg.test_reference, *test_split)
+    elif cfg.reference_split is not None and reference == Reference(root):
+        test_reference = reference  # there are no splits
+    else:
+        test_reference = find_reference(root, *test_split, cfg.split_file)
+    test = known if test_reference == reference else test_reference.crystals(read)
+    scale = None
+    if cfg.scale_reference is not None:
+        scale = find_reference(cfg.scale_reference, "train").crystals(read)
+    test = _random_subset(test, cfg.max_test_reference, cfg.seed)
+    places = {
+        "reference": str(reference),
+        "test_reference": str(test_reference),
+        "scale_reference": str(cfg.scale_reference or test_reference),
+    }
+    return _Crystals(items, skipped, known, None if test is known else test, scale, places)
+
+
+def _options(cfg: DictConfig) -> dict[str, Any]:
+    """What the results of a part depend on besides the crystals."""
+    return {
+        "settings": MatcherSettings(**cfg.tolerances),
+        "matcher": cfg.matcher,
+        "match_timeout": cfg.match_timeout,
+        "fingerprint_timeout": cfg.fingerprint_timeout,
+        "prototypes": cfg.prototypes,
+    }
+
+
+def _settings_of_parts(crystals: _Crystals, options: dict[str, Any]) -> dict[str, Any]:
+    """As JSON has them, with checksums in place of crystals."""
+    names = ("input", "reference", "test_reference")
+    checksums = {
+        name: None if structures is None else checksum(structures)
+        for name, structures in zip(names, crystals.structures(), strict=True)
+    }
+    others = {name: value for name, value in options.items() if name != "settings"}
+    return {**checksums, **others, "tolerances": asdict(options["settings"])}
+
+
+def name_of_input(source: Path) -> str:
+    """The name of a folder, or of a file without its suffixes, for results."""
+    return source.name if source.is_dir() else source.name.partition(".")[0]
+
+
+def samples_file(source: Path) -> Path:
+    """The `samples.extxyz` of a folder that a sampling command wrote, or the path itself.
+
+    Such a folder holds the same crystals as CIFs. Other files in it are ignored with a warning.
+    """
+    samples = source / "samples.extxyz"
+    if not samples.is_file():
+        return source
+    others = {path.name for path in source.iterdir() if not path.name.startswith(".")}
+    if others := others - _SAMPLE_FILES:
+        log.warning(
+            "In %s, only samples.extxyz is evaluated; ignored: %s. To evaluate "
+            "another file, use input=FILE",
+            source, ", ".join(sorted(others)),
+        )  # fmt: skip
+    return samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,10 +370,13 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
         title=f"{metrics['num_generated']:,} generated crystals",
         caption=f"novel: matches none of the {metrics['num_reference']:,} crystals in "
         f"{metrics['reference']}; coverage and distances: compared with "
-        f"{metrics['num_test_reference']:,} crystals in {metrics['test_reference']}",
+        f"{metrics['num_test_reference']:,} crystals in {metrics['test_reference']}, of which the "
+        f"last column has the same figures, and distances of {metrics['floor_size']:,} crystals of "
+        "the former from them; ±: 95 % interval of a bootstrap over crystals",
     )
     table.add_column("metric")
     table.add_column("value", justify="right")
+    table.add_column("real crystals", justify="right")
     tolerances, cutoffs = metrics["tolerances"], metrics["cutoffs"]
     settings = (
         f"matcher: {metrics['matcher']}, stol {tolerances['stol']}, ltol {tolerances['ltol']}, "
@@ -261,37 +385,64 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
     cutoffs_used = f"structure {cutoffs['structure']}, composition {cutoffs['composition']}"
     rows = [
         ("valid structure (0.5 Å, 0.1 Å^3)", "valid_structure", "%"),
-        ("valid composition (SMACT)", "valid_composition", "%"),
+        ("  atoms closer than 0.7 times their covalent radii", "too_close", "%"),
+        ("  an isolated atom, none within 1.5 times the radii", "isolated", "%"),
+        ("  density outside that of the test reference", "density_outside", "%"),
+        ("  volume per atom outside that", "volume_per_atom_outside", "%"),
+        ("valid composition (SMACT, CDVAE's options)", "valid_composition", "%"),
+        (f"  by the defaults of smact {metrics['smact_version']}", "valid_composition_smact", "%"),
         ("valid structure and composition", "valid", "%"),
         (f"unique, among valid structures ({settings})", "unique", "%"),
         ("  groups of matching crystals, in any order", "unique_groups", "%"),
         ("novel, among valid structures", "novel", "%"),
+        ("  of a new composition", "novel_composition", "%"),
+        ("  of a known composition, with a new structure", "novel_structure", "%"),
+        ("  of a new prototype, whatever the elements", "novel_prototype", "%"),
         ("unique and novel, among valid structures", "unique_and_novel", "%"),
         ("valid, unique and novel, among all", "valid_unique_and_novel", "%"),
         (f"coverage, recall (cutoffs: {cutoffs_used})", "cov_recall", "%"),
         ("coverage, precision", "cov_precision", "%"),
         ("Wasserstein distance of density", "wdist_density", " g/cm^3"),
-        ("Wasserstein distance of number of elements", "wdist_num_elements", ""),
-        ("Wasserstein distance of number of atoms", "wdist_num_atoms", ""),
+        ("  of the number of elements", "wdist_num_elements", ""),
+        ("  of the number of atoms", "wdist_num_atoms", ""),
+        ("  of the volume per atom", "wdist_volume_per_atom", " Å^3"),
+        ("  of the lengths of the Niggli cell", "wdist_lengths", " Å"),
+        ("  of its angles", "wdist_angles", "°"),
+        ("total variation distance of space groups", "tvd_space_groups", ""),
+        ("  of elements", "tvd_elements", ""),
         ("AMD distance to the nearest reference crystal", "amd_precision", " Å"),
         ("AMD distance from reference crystals to the nearest crystal", "amd_recall", " Å"),
         ("AMD distance between crystals", "amd_diversity", " Å"),
-        ("AMD distance between reference crystals", "amd_diversity_reference", " Å"),
         ("pairs without a result, counted as no match", "match_timeouts", "n"),
         ("crystals without a fingerprint, counted as invalid", "fingerprint_failures", "n"),
         ("unreadable entries in the input, not counted", "num_skipped", "n"),
     ]
+    real = metrics | {f"{key}_reference": value for key, value in (metrics["floor"] or {}).items()}
     for name, key, unit in rows:
-        table.add_row(name, _format(metrics[key], unit))
+        table.add_row(name, _format(metrics, key, unit), _format(real, f"{key}_reference", unit))
     return table
 
 
-def _format(value: float | None, unit: str) -> str:
+def _format(metrics: dict[str, Any], key: str, unit: str) -> str:
+    """A figure; nothing if there is none of that name."""
+    if key not in metrics:
+        return ""
+    if unit in ("%", ""):
+        return figure_text(metrics, key, unit == "%")
+    value = metrics[key]
     if value is None:
         return "none"
-    if unit == "n":
-        return f"{value:,}"
-    return f"{100 * value:.2f} %" if unit == "%" else f"{value:.4f}{unit}"
+    return f"{value:,}" if unit == "n" else f"{value:.4f}{unit}"
+
+
+def figure_text(metrics: dict[str, Any], name: str, is_share: bool) -> str:
+    """A figure with half the width of its interval, if it has one: `61.39 ± 1.00 %`."""
+    value, half = metrics[name], half_width(metrics.get(interval_name(name)))
+    if value is None:
+        return "none"
+    factor, digits, unit = (100, 2, " %") if is_share else (1, 4, "")
+    spread = "" if half is None else f" ± {factor * half:.{digits}f}"
+    return f"{factor * value:.{digits}f}{spread}{unit}"
 
 
 def _rows(
@@ -315,6 +466,8 @@ def _rows(
                 "duplicate_of": None if duplicate_of is None else items[duplicate_of].id,
                 "novel": verdict.novel if is_compared else None,
                 "known_as": None if known_as is None else reference[known_as].id,
+                "known_composition": verdict.known_composition,
+                "known_prototype": verdict.known_prototype,
                 "reason": verdict.reason,
             }
         )

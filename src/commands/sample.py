@@ -1,7 +1,6 @@
 """Sample crystals from a model and write them to files."""
 
 import logging
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from src.utils.checksum import sha256_of
 from src.utils.config import to_plain
 from src.utils.errors import UserError
 from src.utils.output import new_folder, output_of
+from src.utils.shards import shard_of
 from src.vae_module.sampling import sample_crystals
 
 log = logging.getLogger(__name__)
@@ -127,29 +127,6 @@ def write_to_folder(
     if missing := len(indices) - counts["written"]:
         log.warning("%d samples could not be written: see samples.json", missing)
     return header
-
-
-def shard_of(shard: str | None, num_samples: int) -> tuple[range, str | None]:
-    """The indices of one part of the samples, and its name, such as 03/16.
-
-    Args:
-        shard: the number of the part and of all parts, such as 3/16; None: all samples.
-        num_samples: in all parts together.
-
-    Raises:
-        UserError: if there is no such part.
-    """
-    if shard is None:
-        return range(num_samples), None
-    found = re.fullmatch(r"(\d+)/(\d+)", str(shard).strip())
-    number, parts = map(int, found.groups()) if found else (0, 0)
-    if not 1 <= number <= parts <= num_samples:
-        raise UserError(
-            f"shard={shard} is no part of {num_samples} samples: write shard=1/16 to shard=16/16 "
-            "for sixteen parts"
-        )
-    start, stop = num_samples * (number - 1) // parts, num_samples * number // parts
-    return range(start, stop), f"{number:0{len(str(parts))}d}/{parts}"
 
 
 def _check_format(cfg: DictConfig) -> None:

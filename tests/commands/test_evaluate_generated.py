@@ -87,7 +87,9 @@ def test_a_folder(files, caplog):
         "False", "a", "True"
     ]  # fmt: skip
     assert rows.loc["b", ["unique", "novel", "known_as"]].tolist() == ["True", "False", "known"]
-    assert rows.loc["c", ["unique", "novel"]].tolist() == ["", ""]
+    assert rows.loc["c", ["unique", "novel", "known_prototype"]].tolist() == [""] * 3
+    assert rows.known_composition.tolist() == [False, True, False, False]
+    assert rows.loc["a", "known_prototype"] == "True"  # as LiF
     assert "closer than 0.5 Å" in rows.loc["c", "reason"]
 
     skipped = pd.read_csv(folder / "skipped.csv")
@@ -263,12 +265,24 @@ def vars_of(settings) -> dict[str, float]:
     return {name: getattr(settings, name) for name in settings.__slots__}
 
 
+def test_parts_give_the_result_of_one_run(files):
+    whole = evaluate_files(make_config(files, f"output={files / 'whole'}"))
+    for number in (1, 2):
+        evaluate_files(make_config(files, f"shard={number}/2"))
+    folders = ",".join(str(files / f"eval_generated_{number}_of_2") for number in (2, 1))
+    assert evaluate_files(make_config(files, f"merge=[{folders}]")) == whole
+    rows = [pd.read_csv(files / name / "per_crystal.csv") for name in ("whole", "eval_generated")]
+    pd.testing.assert_frame_equal(*rows)
+    with pytest.raises(UserError, match="set either shard"):
+        evaluate_files(make_config(files, "merge=[]", "shard=1/2"))
+
+
 @pytest.mark.slow
 def test_command(files):
     command = [sys.executable, str(ROOT / "src" / "eval_generated.py")]
     given = [f"input={files / 'generated'}", f"reference={files / 'data'}", "num_workers=1"]
     done = subprocess.run([*command, *given], cwd=files, capture_output=True, text=True, check=True)
-    assert "66.67 %" in done.stdout
+    assert "66.67 ±" in done.stdout
     metrics = json.loads((files / "eval_generated" / "metrics.json").read_text())
     assert math.isclose(metrics["novel"], 2 / 3)
     again = subprocess.run([*command, *given], cwd=files, capture_output=True, text=True)

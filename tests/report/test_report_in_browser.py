@@ -10,7 +10,9 @@ from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 
+from src.metrics.generation.comparison import Row  # noqa: E402
 from src.report import write_report, write_samples_report  # noqa: E402
+from src.report.comparison import write_comparison  # noqa: E402
 
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = [
@@ -180,6 +182,28 @@ def test_a_page_of_samples(make_samples, driver):
     assert "no known crystal has this formula" in driver.find_element(By.ID, "grid").text
     assert errors(driver) == []
     assert requests(driver) == [(folder / "report.html").as_uri()]
+
+
+def test_a_page_of_comparisons(tmp_path, driver):
+    hostile = "</script><b>run"
+    rows = [
+        Row("valid", [0.8, 0.9], [[0.7, 0.9], None], True, [1], []),
+        Row("novel", [0.5, None], [None, None], True, [], ["reference"]),
+        Row("num_skipped", [1, 2], [None, None], False, [], []),
+    ]
+    differing = {"reference": ["a", None]}
+    write_comparison(tmp_path / "report.html", ["one", hostile], rows, differing)
+    open_page(driver, tmp_path)
+    tables = driver.find_elements(By.TAG_NAME, "table")
+    lines = [row.text for row in tables[0].find_elements(By.TAG_NAME, "tr")]
+    assert lines == [f"one {hostile}", "valid 80.00 ± 10.00 % 90.00 %", "novel † 50.00 % –",
+                     "num_skipped 1 2"]  # fmt: skip
+    assert [bold.text for bold in tables[0].find_elements(By.TAG_NAME, "b")] == ["90.00 %"]
+    assert tables[1].text.splitlines()[1:] == ["reference a –"]
+    driver.find_elements(By.CSS_SELECTOR, "#filter option")[3].click()
+    assert len(driver.find_elements(By.CSS_SELECTOR, "#tables tbody tr")) == 1
+    assert errors(driver) == []
+    assert requests(driver) == [(tmp_path / "report.html").as_uri()]
 
 
 def test_a_minimal_report(make_folder, driver):

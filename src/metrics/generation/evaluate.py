@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from itertools import permutations
 from operator import attrgetter
 from types import ModuleType
@@ -24,6 +25,10 @@ from scipy.stats import wasserstein_distance
 
 from src.data.structures import to_crystal, to_structure
 from src.metrics import PreparedCrystals
+from src.metrics.generation.descriptors import Descriptors, describe
+from src.metrics.generation.distributions import distances, plausibility
+from src.metrics.generation.intervals import with_intervals
+from src.metrics.generation.prototypes import has_known_prototype
 from src.metrics.generation.validity import (
     invalid_reason,
     is_valid_composition,
@@ -38,6 +43,7 @@ from src.metrics.matching import (
 )
 from src.utils.errors import UserError
 from src.utils.formulas import reduced_formula
+from src.utils.shards import part_of
 
 if TYPE_CHECKING:
     from src.metrics.generation.fingerprints import Fingerprint
@@ -45,6 +51,35 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_GROUP_PAIRS = 10**6  # of crystals with one formula, in both directions
+
+# what each share in the metrics is a share of: all generated crystals, ...
+_SHARES_OF_ALL = (
+    "valid_structure",
+    "valid_composition",
+    "valid",
+    "valid_composition_smact",
+    "valid_unique_and_novel",
+    "cov_precision",
+)
+_SHARES_OF_VALID = (  # ... those with a valid structure, ...
+    "too_close",
+    "isolated",
+    "density_outside",
+    "volume_per_atom_outside",
+    "unique",
+    "unique_groups",
+    "novel",
+    "novel_composition",
+    "novel_structure",
+    "novel_prototype",
+    "unique_and_novel",
+)
+_SHARES_OF_REFERENCE = (  # ... or those of the test reference
+    "too_close_reference",
+    "isolated_reference",
+    "valid_composition_reference",
+    "valid_composition_smact_reference",
+)
 _MAX_DISTANCES = 2**24  # computed at once; they take 128 MiB
 
 
@@ -79,6 +114,9 @@ class Verdict:
         duplicate_of: index of the earlier generated crystal that it matches, if any.
         known_as: index of the reference crystal that it matches, if any.
         reason: what is wrong or could not be determined; empty if nothing.
+        known_composition: whether a reference crystal has its reduced formula.
+        known_prototype: whether it matches a reference crystal irrespective of elements; None if
+            that was not determined.
     """
 
     valid_structure: bool
@@ -86,6 +124,8 @@ class Verdict:
     duplicate_of: int | None
     known_as: int | None
     reason: str
+    known_composition: bool = False
+    known_prototype: bool | None = None
 
     @property
     def valid(self) -> bool:
@@ -112,6 +152,9 @@ def evaluate_generated(
     num_workers: int | None = None,
     match_timeout: float = 10.0,
     fingerprint_timeout: float = 60.0,
+    prototypes: bool = True,
+    seed: int = 0,
+    part: Part | None = None,
     progress: bool = False,
 ) -> tuple[dict[str, Any], list[Verdict]]:
     """Evaluate a set of generated crystals.
@@ -128,11 +171,17 @@ def evaluate_generated(
             for these two, and CDVAE's wider tolerances for reconstruction only.
         matcher, num_workers: see `open_matcher`.
         match_timeout, fingerprint_timeout: time limits in seconds, per pair and per crystal.
+        prototypes: whether to look for known prototypes, which takes longer than the rest of
+            novelty; they are always judged by the `fast` matcher.
+        seed: random seed of intervals and of the crystals for `floor`.
+        part: the results of `evaluate_part` for all crystals, from `join_parts`; None to compute
+            them here.
         progress: show progress bars.
 
     Returns:
         A dict of metrics, and one `Verdict` per generated crystal. A metric is None if the sets are
-        too small for it; a warning is logged. Fractions are between 0 and 1.
+        too small for it; a warning is logged. Fractions are between 0 and 1, and each is followed
+        by `NAME_interval`; see `src.metrics.generation.intervals`.
 
         - `num_generated`, `num_reference`, `num_test_reference`: numbers of crystals. Reference
           crystals with an invalid geometry are left out with a warning.
@@ -145,11 +194,24 @@ def evaluate_generated(
           crystals can only match if their reduced formulas are equal. `valid_unique_and_novel` is a
           fraction of all generated crystals. `match_timeouts` is the number of pairs without a
           result (timeout, crash or error); they count as not matching.
+        - `novel_composition`, `novel_structure`: fractions of the structurally valid crystals whose
+          reduced formula no reference crystal has; and of those that match none of the reference
+          crystals with their formula, where there are some. Together they are `novel`.
+          `novel_prototype`: those that match no reference crystal irrespective of elements; see
+          `has_known_prototype`. None without `prototypes`.
+        - `valid_composition_smact`: by the defaults of the installed smact, `smact_version`; see
+          `is_valid_composition`. `valid_composition_reference`,
+          `valid_composition_smact_reference`: the same two of the test reference.
+        - figures of the structurally valid crystals from `plausibility`, compared with the test
+          reference.
         - `cov_recall`, `cov_precision`: see `coverage`. `reference_fingerprint_failures` reference
           crystals have no fingerprint and are left out of it.
         - `wdist_density` (g/cm^3), `wdist_num_elements`, `wdist_num_atoms`: Wasserstein distances
           between the valid generated crystals and the whole test reference. CDVAE draws 1,000 of
-          the valid crystals; here all are used.
+          the valid crystals; here all are used. The other distances between distributions are in
+          `src.metrics.generation.distributions.distances`. `floor` has the same distances between
+          the test reference and as many crystals of `reference` as there are valid ones, drawn at
+          random (`floor_size`): what real crystals have. None without a test reference.
         - `amd_precision`, `amd_recall`, `amd_diversity`, `amd_diversity_reference` (Å): see
           `amd_distances`; computed for the valid generated crystals. None if the package
           average-minimum-distance is not installed.
@@ -163,70 +225,73 @@ def evaluate_generated(
     if not generated:
         raise UserError("there are no generated crystals to evaluate")
     opened = open_matcher(matcher, num_workers, match_timeout)  # starts no process yet
-    known = _valid_by_index(reference, "training")
-    test = list(
-        (known if test_reference is None else _valid_by_index(test_reference, "test")).values()
-    )
+    known, test = _references(reference, test_reference)
     valid_composition = [s.is_ordered and is_valid_composition(s.composition) for s in generated]
     reasons = [invalid_reason(structure) or "" for structure in generated]
     crystals = {
         i: _strip_annotations(generated[i]) for i, reason in enumerate(reasons) if not reason
     }
-
     library = _load_fingerprints()
-    # Both sets in one call, so that no worker idles between them.
-    logger.info("Computing fingerprints of %s crystals", f"{len(crystals) + len(test):,}")
-    results = library.compute_fingerprints(
-        [*crystals.values(), *test],
-        num_workers=num_workers,
-        timeout=fingerprint_timeout,
-        progress=progress,
-    )
     scale = None
     if scale_reference is not None:
         compositions = [_strip_annotations(s).composition for s in scale_reference]
         scale = [library.composition_fingerprint(composition) for composition in compositions]
-    fingerprints = {}
-    for i, result in zip(list(crystals), results, strict=False):
-        if isinstance(result, str):
-            reasons[i] = f"no fingerprint: {result}"
-            del crystals[i]
-        else:
-            fingerprints[i] = result
-    test_fingerprints = [x for x in results[-len(test) :] if not isinstance(x, str)]
-    num_failures = sum(isinstance(x, str) for x in results)
-    reference_failures = len(test) - len(test_fingerprints)
-
-    # Indices of the structurally valid crystals: first_matches returns positions in this list.
-    generated_indices, known_indices = list(crystals), list(known)
-    logger.info("Matching %s crystals", f"{len(generated_indices):,}")
     with opened:
+        if part is None:
+            part = _judge(
+                crystals,
+                known,
+                dict(enumerate(test)),
+                opened,
+                settings,
+                num_workers=num_workers,
+                match_timeout=match_timeout,
+                fingerprint_timeout=fingerprint_timeout,
+                prototypes=prototypes,
+                progress=progress,
+            )
+        fingerprints = {}
+        for i in list(crystals):
+            result = part.fingerprints[i]
+            if isinstance(result, str):
+                reasons[i] = f"no fingerprint: {result}"
+                del crystals[i]
+            else:
+                fingerprints[i] = result
+        generated_indices = list(crystals)  # first_matches returns positions in this list
         structures: Sequence[Structure] | PreparedCrystals = list(crystals.values())
         if isinstance(opened, FastMatcher):
             structures = PreparedCrystals(structures)
-        duplicates, unanswered = first_matches(structures, None, opened, settings, progress)
+        duplicates, unanswered_at = first_matches(structures, None, opened, settings, progress)
         formulas = [reduced_formula(crystal.composition) for crystal in crystals.values()]
         groups = connected_groups(structures, formulas, opened, settings, duplicates, progress)
-        known_matches, unanswered_known = first_matches(
-            structures, list(known.values()), opened, settings, progress
-        )
-    unanswered += unanswered_known
-    for position, count in unanswered.items():
-        reasons[generated_indices[position]] = f"{count} comparisons without a result"
-
+    test_fingerprints = [
+        x for i in range(len(test)) if not isinstance(x := part.test_fingerprints[i], str)
+    ]
+    unanswered = Counter({generated_indices[n]: count for n, count in unanswered_at.items()})
+    unanswered += Counter(part.unanswered)
+    for i, count in unanswered.items():
+        reasons[i] = f"{count} comparisons without a result"
     duplicate_of = {
         i: generated_indices[j]
         for i, j in zip(generated_indices, duplicates, strict=True)
         if j is not None
     }
-    known_as = {
-        i: known_indices[j]
-        for i, j in zip(generated_indices, known_matches, strict=True)
-        if j is not None
-    }
+    known_as = part.known_as
+    formulas_known = {reduced_formula(crystal.composition) for crystal in known.values()}
     verdicts = [
-        Verdict(i in crystals, composition, duplicate_of.get(i), known_as.get(i), reason)
-        for i, (composition, reason) in enumerate(zip(valid_composition, reasons, strict=True))
+        Verdict(
+            i in crystals,
+            composition,
+            duplicate_of.get(i),
+            known_as.get(i),
+            reason,
+            reduced_formula(crystals.get(i, structure).composition) in formulas_known,
+            part.known_prototypes.get(i),
+        )
+        for i, (structure, composition, reason) in enumerate(
+            zip(generated, valid_composition, reasons, strict=True)
+        )
     ]
     structurally_valid = [verdicts[i] for i in generated_indices]
     if not structurally_valid:
@@ -234,6 +299,9 @@ def evaluate_generated(
             "No generated crystal is structurally valid: uniqueness and novelty are null"
         )
     valid = [i for i in generated_indices if verdicts[i].valid]
+    logger.info("Describing %s crystals", f"{len(crystals) + len(test):,}")
+    ours, theirs = describe(list(crystals.values()), progress), describe(test, progress)
+    ours_valid = ours.part([n for n, i in enumerate(generated_indices) if verdicts[i].valid])
     metrics = {
         "num_generated": len(generated),
         "num_reference": len(known),
@@ -241,23 +309,210 @@ def evaluate_generated(
         "valid_structure": _fraction([v.valid_structure for v in verdicts]),
         "valid_composition": _fraction(valid_composition),
         "valid": _fraction([v.valid for v in verdicts]),
-        "fingerprint_failures": num_failures - reference_failures,
+        **_other_compositions(generated, test),
+        **plausibility(ours, theirs),
+        "fingerprint_failures": sum(isinstance(x, str) for x in part.fingerprints.values()),
         "unique": _fraction([v.unique for v in structurally_valid]),
         # of different crystals, whatever their order; null: too many pairs to compare
         "unique_groups": len(set(groups)) / len(groups) if groups else None,
         "novel": _fraction([v.novel for v in structurally_valid]),
+        **_kinds_of_novelty(structurally_valid),
         "unique_and_novel": _fraction([v.unique and v.novel for v in structurally_valid]),
         "valid_unique_and_novel": _fraction([v.valid and v.unique and v.novel for v in verdicts]),
         "match_timeouts": unanswered.total(),
         **coverage(list(fingerprints.values()), test_fingerprints, cutoffs, len(generated), scale),
-        "reference_fingerprint_failures": reference_failures,
-        **wasserstein_distances([crystals[i] for i in valid], test),
+        "reference_fingerprint_failures": len(test) - len(test_fingerprints),
+        **distances(ours_valid, theirs),
+        **_floor(None if test_reference is None else known, theirs, len(valid), seed),
         **amd_distances([fingerprints[i] for i in valid], test_fingerprints),
         "matcher": opened.name,
         "tolerances": asdict(settings),
         "cutoffs": asdict(cutoffs),
+        "smact_version": version("smact"),
     }
-    return metrics, verdicts
+    counts = {
+        **dict.fromkeys(_SHARES_OF_ALL, len(generated)),
+        **dict.fromkeys(_SHARES_OF_VALID, len(structurally_valid)),
+        **dict.fromkeys(_SHARES_OF_REFERENCE, len(test)),
+        "cov_recall": len(test_fingerprints),
+    }
+    return with_intervals(metrics, counts, seed), verdicts
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What takes long in `evaluate_generated`, of some of the crystals.
+
+    Attributes:
+        fingerprints: of the generated crystals with a valid geometry, by index; or the reason why
+            there is none.
+        test_fingerprints: of the crystals of the test reference with a valid geometry, by index
+            among these.
+        known_as: for each generated crystal that matches one of the reference, the index of that.
+        known_prototypes: whether each generated crystal with a fingerprint has a known prototype;
+            empty if that was not asked for.
+        unanswered: for generated crystals, the number of reference crystals for which the matcher
+            returned no result.
+    """
+
+    fingerprints: dict[int, Fingerprint | str]
+    test_fingerprints: dict[int, Fingerprint | str]
+    known_as: dict[int, int]
+    known_prototypes: dict[int, bool]
+    unanswered: dict[int, int]
+
+
+def evaluate_part(
+    generated: Sequence[Structure],
+    reference: Sequence[Structure],
+    test_reference: Sequence[Structure] | None = None,
+    *,
+    number: int,
+    count: int,
+    settings: MatcherSettings = PYMATGEN,
+    matcher: str = "fast",
+    num_workers: int | None = None,
+    match_timeout: float = 10.0,
+    fingerprint_timeout: float = 60.0,
+    prototypes: bool = True,
+    progress: bool = False,
+) -> Part:
+    """Do one of `count` equal parts of what takes long in `evaluate_generated`, which see.
+
+    Args:
+        number: of the part, 1 to `count`.
+        count: of the parts, which `join_parts` puts together.
+
+    Raises:
+        UserError, ImportError: as `evaluate_generated`.
+    """
+    opened = open_matcher(matcher, num_workers, match_timeout)
+    known, test = _references(reference, test_reference)
+    crystals = {
+        i: _strip_annotations(generated[i])
+        for i in part_of(len(generated), number, count)
+        if is_valid_structure(generated[i])
+    }
+    with opened:
+        return _judge(
+            crystals,
+            known,
+            {i: test[i] for i in part_of(len(test), number, count)},
+            opened,
+            settings,
+            num_workers=num_workers,
+            match_timeout=match_timeout,
+            fingerprint_timeout=fingerprint_timeout,
+            prototypes=prototypes,
+            progress=progress,
+        )
+
+
+def join_parts(parts: Sequence[Part]) -> Part:
+    """The results of all parts together."""
+    names = Part.__slots__
+    return Part(*({k: v for part in parts for k, v in getattr(part, n).items()} for n in names))
+
+
+def _judge(
+    crystals: Mapping[int, Structure],
+    known: Mapping[int, Structure],
+    test: Mapping[int, Structure],
+    opened: AnyMatcher,
+    settings: MatcherSettings,
+    *,
+    num_workers: int | None,
+    match_timeout: float,
+    fingerprint_timeout: float,
+    prototypes: bool,
+    progress: bool,
+) -> Part:
+    """The results for crystals with a valid geometry; see `evaluate_generated`."""
+    # Both sets in one call, so that no worker idles between them.
+    logger.info("Computing fingerprints of %s crystals", f"{len(crystals) + len(test):,}")
+    results = _load_fingerprints().compute_fingerprints(
+        [*crystals.values(), *test.values()],
+        num_workers=num_workers,
+        timeout=fingerprint_timeout,
+        progress=progress,
+    )
+    fingerprints = dict(zip(crystals, results, strict=False))
+    judged = {i: s for i, s in crystals.items() if not isinstance(fingerprints[i], str)}
+    logger.info("Matching %s crystals", f"{len(judged):,}")
+    indices, known_indices = list(judged), list(known)
+    matches, unanswered = first_matches(
+        list(judged.values()), list(known.values()), opened, settings, progress
+    )
+    known_as = {i: known_indices[j] for i, j in zip(indices, matches, strict=True) if j is not None}
+    asked = (judged, known, known_as, settings, num_workers, match_timeout, progress)
+    return Part(
+        fingerprints,
+        dict(zip(test, results[len(crystals) :], strict=True)),
+        known_as,
+        _known_prototypes(*asked) if prototypes else {},
+        {indices[n]: count for n, count in unanswered.items()},
+    )
+
+
+def _known_prototypes(
+    crystals: Mapping[int, Structure],
+    known: Mapping[int, Structure],
+    known_as: Mapping[int, int],
+    settings: MatcherSettings,
+    num_workers: int | None,
+    timeout: float,
+    progress: bool,
+) -> dict[int, bool]:
+    """Whether each crystal has a known prototype, as those have that match a known crystal."""
+    asked = [i for i in crystals if i not in known_as]
+    with FastMatcher(num_workers, timeout=timeout) as matcher:
+        found = has_known_prototype(
+            [crystals[i] for i in asked], list(known.values()), matcher, settings, progress
+        )
+    return {**dict.fromkeys(known_as, True), **dict(zip(asked, found, strict=True))}
+
+
+def _kinds_of_novelty(verdicts: Sequence[Verdict]) -> dict[str, float | None]:
+    """`novel_composition`, `novel_structure` and `novel_prototype`."""
+    prototypes = [v.known_prototype for v in verdicts]
+    is_new = [v.novel and not v.known_composition for v in verdicts]
+    return {
+        "novel_composition": _fraction(is_new),
+        "novel_structure": _fraction([v.novel and v.known_composition for v in verdicts]),
+        "novel_prototype": None
+        if None in prototypes
+        else _fraction([known is False for known in prototypes]),
+    }
+
+
+def _other_compositions(
+    generated: Sequence[Structure], test: Sequence[Structure]
+) -> dict[str, float | None]:
+    """Shares of compositions that SMACT accepts, by its own defaults and of real crystals."""
+    compositions = [s.composition if s.is_ordered else None for s in generated]
+    real = [s.composition for s in test]
+    accepted = [c is not None and is_valid_composition(c, as_cdvae=False) for c in compositions]
+    return {
+        "valid_composition_smact": _fraction(accepted),
+        "valid_composition_reference": _fraction([is_valid_composition(c) for c in real]),
+        "valid_composition_smact_reference": _fraction(
+            [is_valid_composition(c, as_cdvae=False) for c in real]
+        ),
+    }
+
+
+def _floor(
+    known: Mapping[int, Structure] | None, test: Descriptors, count: int, seed: int
+) -> dict[str, Any]:
+    """`distances` of at most `count` known crystals from those of the test reference."""
+    if known is None or not count:
+        return {"floor": None, "floor_size": 0}
+    size = min(count, len(known))
+    chosen = np.random.default_rng(seed).choice(list(known), size, replace=False)
+    return {
+        "floor": distances(describe([known[i] for i in sorted(chosen.tolist())]), test),
+        "floor_size": size,
+    }
 
 
 def first_matches(
@@ -496,6 +751,15 @@ def _load_fingerprints() -> ModuleType:
             "project folder"
         ) from error
     return fingerprints
+
+
+def _references(
+    reference: Sequence[Structure], test_reference: Sequence[Structure] | None
+) -> tuple[dict[int, Structure], list[Structure]]:
+    """The valid crystals of the reference, by index, and of the test reference."""
+    known = _valid_by_index(reference, "training")
+    test = known if test_reference is None else _valid_by_index(test_reference, "test")
+    return known, list(test.values())
 
 
 def _valid_by_index(structures: Sequence[Structure], name: str) -> dict[int, Structure]:

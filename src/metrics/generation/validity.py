@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from pymatgen.core import Composition, DummySpecies, Structure
@@ -49,7 +51,17 @@ def invalid_reason(structure: Structure | Crystal) -> str | None:
     )
 
 
-def is_valid_composition(composition: Composition) -> bool:
+CDVAE_OPTIONS: Mapping[str, Any] = {
+    "use_pauling_test": True,
+    "include_alloys": True,
+    "check_metallicity": False,
+    "oxidation_states_set": "smact14",
+    "mixed_valence": False,
+}
+"""The options of `smact_validity` that judge as CDVAE does."""
+
+
+def is_valid_composition(composition: Composition, as_cdvae: bool = True) -> bool:
     """Whether SMACT accepts a composition (Davies et al., JOSS 4, 1361 (2019)).
 
     It does if each element can be assigned one oxidation state such that the formula unit is
@@ -60,6 +72,11 @@ def is_valid_composition(composition: Composition) -> bool:
     `oxidation_states_set="smact14"`, `use_pauling_test=True`, `include_alloys=True`,
     `check_metallicity=False`, `mixed_valence=False`. About 90 % of the crystals in the Materials
     Project pass (Fe3O4 does not), so a generative model should not aim for 100 %.
+
+    Args:
+        composition: with whole numbers of atoms.
+        as_cdvae: False for the defaults of the installed smact. Those of version 4 take the
+            oxidation states that are reported often enough in the ICSD.
 
     Two kinds of compositions are rejected here because SMACT would fail on them or take minutes to
     days: those with an element without SMACT data (heavier than Lr), and those with more than a
@@ -77,11 +94,12 @@ def is_valid_composition(composition: Composition) -> bool:
         raise ValueError(f"{composition}: SMACT accepts only whole numbers of atoms")
     counts = {symbol: int(amount) for symbol, amount in sorted(amounts.items())}
     divisor = math.gcd(*counts.values())
-    return _is_valid_formula("".join(f"{symbol}{n // divisor}" for symbol, n in counts.items()))
+    formula = "".join(f"{symbol}{n // divisor}" for symbol, n in counts.items())
+    return _is_valid_formula(formula, as_cdvae)
 
 
 @functools.lru_cache(maxsize=2**17)
-def _is_valid_formula(formula: str) -> bool:
+def _is_valid_formula(formula: str, as_cdvae: bool) -> bool:
     from smact import metals
     from smact.screening import smact_validity
 
@@ -89,23 +107,17 @@ def _is_valid_formula(formula: str) -> bool:
     symbols = [element.symbol for element in composition]
     try:
         if any(symbol not in metals for symbol in symbols):
-            combinations = math.prod(map(_num_oxidation_states, symbols))
+            states = "oxidation_states_smact14" if as_cdvae else "oxidation_states_icsd24"
+            combinations = math.prod(_num_oxidation_states(symbol, states) for symbol in symbols)
             if combinations > _MAX_COMBINATIONS:
                 return False
-        return smact_validity(
-            composition,
-            use_pauling_test=True,
-            include_alloys=True,
-            check_metallicity=False,
-            oxidation_states_set="smact14",
-            mixed_valence=False,
-        )
+        return smact_validity(composition, **(CDVAE_OPTIONS if as_cdvae else {}))
     except KeyError:  # SMACT has no data on one of the elements
         return False
 
 
 @functools.cache  # because SMACT reads files to make an element
-def _num_oxidation_states(symbol: str) -> int:
+def _num_oxidation_states(symbol: str, states: str) -> int:
     from smact import Element
 
-    return len(Element(symbol).oxidation_states_smact14 or ())
+    return len(getattr(Element(symbol), states) or ())

@@ -11,6 +11,7 @@ from scipy.spatial.distance import cdist
 pytest.importorskip("matminer")
 
 from src.metrics.generation import evaluate as generation
+from src.metrics.generation.distributions import DISTANCES
 from src.metrics.generation.evaluate import (
     CoverageCutoffs,
     amd_distances,
@@ -88,6 +89,43 @@ class TestEvaluate:
         assert metrics["unique_and_novel"] == 2 / 6  # CSCL, NACL2
         assert metrics["valid_unique_and_novel"] == 1 / 7
         assert metrics["num_reference"] == 2  # not CLASH
+
+    def test_kinds_of_novelty(self):
+        """Of a known crystal, a known formula, a known prototype, and nothing known."""
+        swapped = cubic(4.0, "Rb", "I")
+        generated = [LIF, LINE, swapped, NACL2, CLASH]
+        metrics, verdicts = evaluate_generated(generated, [LIF])
+        assert metrics["novel"] == 3 / 4
+        assert metrics["novel_composition"] == 2 / 4
+        assert metrics["novel_structure"] == 1 / 4
+        assert metrics["novel_prototype"] == 2 / 4
+        assert [v.known_composition for v in verdicts] == [True, True, False, False, False]
+        assert [v.known_prototype for v in verdicts] == [True, False, True, False, None]
+        without, _ = evaluate_generated(generated, [LIF], prototypes=False)
+        assert without["novel_prototype"] is without["novel_prototype_interval"] is None
+
+    def test_each_share_has_an_interval(self):
+        metrics, _ = evaluate_generated([CSCL, LIF, LINE, CLASH, NACL2], [CSCL, LIF])
+        shares = ("valid", "novel", "too_close", "cov_recall", "valid_composition_reference")
+        for name in shares:
+            low, high = metrics[f"{name}_interval"]
+            assert 0 <= low <= metrics[name] <= high <= 1
+        assert metrics["valid_interval"][0] < metrics["valid"] < metrics["valid_interval"][1]
+        settings = {"fingerprint_failures", "match_timeouts", "reference_fingerprint_failures"}
+        settings |= {
+            name for name in metrics if name.startswith(("num_", "wdist_", "tvd_", "amd_"))
+        }
+        settings |= {"closest_quantiles", "floor", "floor_size", "matcher", "tolerances", "cutoffs"}
+        figures = {name for name in metrics if not name.endswith("_interval")} - settings
+        assert {f"{name}_interval" for name in figures - {"smact_version"}} <= set(metrics)
+
+    def test_the_floor_is_the_distance_of_real_crystals(self):
+        metrics, _ = evaluate_generated([CSCL, LIF], [CSCL, LIF, LINE], [CSCL, LIF], seed=1)
+        assert metrics["floor_size"] == 2
+        assert set(metrics["floor"]) == set(DISTANCES)
+        assert metrics["wdist_lengths"] == 0
+        same, _ = evaluate_generated([CSCL], [CSCL, LIF])
+        assert same["floor"] is None
 
     def test_novelty_and_distributions_use_separate_references(self):
         metrics, _ = evaluate_generated([CSCL], [CSCL], [LIF, LINE])
