@@ -63,7 +63,8 @@ def write_to_folder(
     The folder contains `cifs/` or `cifs.zip`, `samples.extxyz` and `samples.json`. The latter has
     the options, the counts, and `samples`: for each sample, `id`, `formula`, `num_atoms`,
     `valid_structure`, `valid_composition` (see `src.metrics.generation.validity`), `written`
-    (false if it cannot be written to a file, for example because a number is not finite), and
+    (false if it cannot be written to a file, for example because a number is not finite, or if
+    `cfg.only_valid` leaves it out), and
     `reason` (why the structure is invalid). Each batch is written as soon as it is decoded, so
     memory does not limit the number of samples. With `cfg.symmetrize`, each sample also has
     `space_group` (after, within that tolerance), `space_group_before` (within 0.01 Å) and
@@ -102,9 +103,13 @@ def write_to_folder(
         new_folder(output, marker="samples.json", overwrite=cfg.overwrite) as folder,
         tempfile.TemporaryFile("w+", dir=folder, encoding="utf-8") as rows,
     ):
-        counts = write_samples(batches, indices, folder, cfg.format, rows, symmetrizer)
+        counts = write_samples(batches, indices, folder, cfg.format, rows, symmetrizer, cfg.only_valid)
         if not counts["written"]:
-            raise UserError(f"none of the {len(indices)} samples can be written to a file")
+            raise UserError(
+                f"none of the {len(indices)} samples is valid"
+                if cfg.only_valid
+                else f"none of the {len(indices)} samples can be written to a file"
+            )
         header = {
             "checkpoint": str(cfg.ckpt_path),
             "checkpoint_sha256": _checksum(Path(cfg.ckpt_path)),
@@ -115,6 +120,7 @@ def write_to_folder(
             **how,
             **({"shard": shard} if shard else {}),
             **({} if symmetrizer is None else symmetrizer.figures()),
+            "only_valid": cfg.only_valid,
             "counts": counts,
         }
         join_rows(folder / "samples.json", header, rows)
@@ -125,7 +131,8 @@ def write_to_folder(
         counts["written"], output, *list(counts.values())[1:],
     )  # fmt: skip
     if missing := len(indices) - counts["written"]:
-        log.warning("%d samples could not be written: see samples.json", missing)
+        why = "are not valid" if cfg.only_valid else "could not be written"
+        log.warning("%d samples %s: see samples.json", missing, why)
     return header
 
 

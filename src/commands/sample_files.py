@@ -31,6 +31,7 @@ def write_samples(
     format: str,
     rows: TextIO,
     symmetrizer: "Symmetrizer | None" = None,
+    only_valid: bool = False,
 ) -> dict[str, Any]:
     """Write crystals to `folder` and a line of JSON for each to `rows`; return the counts.
 
@@ -39,6 +40,8 @@ def write_samples(
         indices: of the samples, in the same order.
         format: of the CIF files: `folder` or `zip`.
         symmetrizer: changes each sample before it is written; None: leave them as they are.
+        only_valid: write no files of samples with an invalid structure or composition. They have
+            their rows all the same, and count.
     """
     counts = dict.fromkeys(("written", "valid_structure", "valid_composition", "valid"), 0)
     crystals = (crystal for batch in batches for crystal in split_batch(batch))
@@ -52,13 +55,15 @@ def write_samples(
             if symmetrizer is not None:
                 crystal, symmetry = symmetrizer(crystal)
             row = {**_describe(f"sample-{index:06d}", crystal), **symmetry}
+            valid = bool(row["valid_structure"] and row["valid_composition"])
+            row["written"] &= valid or not only_valid
             if row["written"]:
                 write(f"{row['id']}.cif", write_cif(crystal, row["id"]))
                 ase.io.write(extxyz, to_atoms(crystal, row["id"]), format="extxyz")
             rows.write(f"{',' if number else ''}\n    {json_text(row, indent=None)}")
             for name in ("written", "valid_structure", "valid_composition"):
                 counts[name] += bool(row[name])
-            counts["valid"] += bool(row["valid_structure"] and row["valid_composition"])
+            counts["valid"] += valid
     return counts
 
 

@@ -249,6 +249,17 @@ def test_compositions_are_judged(config, checkpoints, tmp_path):
     assert counts["valid"] == sum(row["valid_structure"] for row in rows[::2])
 
 
+def test_only_valid_samples_are_written(config, checkpoints, tmp_path, caplog):
+    given = (f"ckpt_path={checkpoints}/csp.ckpt", "compositions=[NaCl,NaCl5]", "only_valid=true")
+    counts = sample(config(*given))["counts"]
+    rows = read_samples(tmp_path / "out")["samples"]
+    valid = [row["id"] for row in rows if row["valid_structure"] and row["valid_composition"]]
+    assert [row["id"] for row in rows if row["written"]] == valid
+    assert 0 < counts["written"] == counts["valid"] == len(valid) < len(rows) == 12
+    assert sorted(path.stem for path in (tmp_path / "out" / "cifs").iterdir()) == valid
+    assert "are not valid" in caplog.text
+
+
 def test_wild_samples_are_said_to_be_invalid_and_not_written(config, monkeypatch, tmp_path, caplog):
     reconstruct = VAEModule.reconstruct
 
