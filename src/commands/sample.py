@@ -103,7 +103,8 @@ def write_to_folder(
         new_folder(output, marker="samples.json", overwrite=cfg.overwrite) as folder,
         tempfile.TemporaryFile("w+", dir=folder, encoding="utf-8") as rows,
     ):
-        counts = write_samples(batches, indices, folder, cfg.format, rows, symmetrizer, cfg.only_valid)
+        how_written = (cfg.format, rows, symmetrizer, cfg.only_valid)
+        counts = write_samples(batches, indices, folder, *how_written)
         if not counts["written"]:
             raise UserError(
                 f"none of the {len(indices)} samples is valid"

@@ -35,12 +35,13 @@ def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
     x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-12)
     gram = x @ x.mT
     one = torch.eye(len(gram[0]), device=x.device, dtype=x.dtype)
-    product = one.expand_as(gram)
-    for _ in range(steps):
+    product = None
+    for step in range(steps):
         p = torch.baddbmm(a * one + b * gram, gram, gram, alpha=c)
-        gram = p @ gram @ p
-        product = p @ product
-    return product @ x
+        product = p if product is None else p @ product
+        if step < steps - 1:
+            gram = p @ gram @ p
+    return x if product is None else product @ x
 
 
 class Muon(torch.optim.Optimizer):
