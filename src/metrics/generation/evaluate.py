@@ -201,7 +201,8 @@ def evaluate_generated(
           `has_known_prototype`. None without `prototypes`.
         - `valid_composition_smact`: by the defaults of the installed smact, `smact_version`; see
           `is_valid_composition`. `valid_composition_reference`,
-          `valid_composition_smact_reference`: the same two of the test reference.
+          `valid_composition_smact_reference`: the same two of the test reference, and
+          `valid_structure_reference`: the fraction of it that is not left out.
         - figures of the structurally valid crystals from `plausibility`, compared with the test
           reference.
         - `cov_recall`, `cov_precision`: see `coverage`. `reference_fingerprint_failures` reference
@@ -258,33 +259,20 @@ def evaluate_generated(
                 del crystals[i]
             else:
                 fingerprints[i] = result
-        generated_indices = list(crystals)  # first_matches returns positions in this list
-        structures: Sequence[Structure] | PreparedCrystals = list(crystals.values())
-        if isinstance(opened, FastMatcher):
-            structures = PreparedCrystals(structures)
-        duplicates, unanswered_at = first_matches(structures, None, opened, settings, progress)
-        formulas = [reduced_formula(crystal.composition) for crystal in crystals.values()]
-        groups = connected_groups(structures, formulas, opened, settings, duplicates, progress)
+        duplicate_of, groups, unanswered = _uniqueness(crystals, opened, settings, progress)
     test_fingerprints = [
         x for i in range(len(test)) if not isinstance(x := part.test_fingerprints[i], str)
     ]
-    unanswered = Counter({generated_indices[n]: count for n, count in unanswered_at.items()})
     unanswered += Counter(part.unanswered)
     for i, count in unanswered.items():
         reasons[i] = f"{count} comparisons without a result"
-    duplicate_of = {
-        i: generated_indices[j]
-        for i, j in zip(generated_indices, duplicates, strict=True)
-        if j is not None
-    }
-    known_as = part.known_as
     formulas_known = {reduced_formula(crystal.composition) for crystal in known.values()}
     verdicts = [
         Verdict(
             i in crystals,
             composition,
             duplicate_of.get(i),
-            known_as.get(i),
+            part.known_as.get(i),
             reason,
             reduced_formula(crystals.get(i, structure).composition) in formulas_known,
             part.known_prototypes.get(i),
@@ -293,20 +281,22 @@ def evaluate_generated(
             zip(generated, valid_composition, reasons, strict=True)
         )
     ]
-    structurally_valid = [verdicts[i] for i in generated_indices]
+    structurally_valid = [verdicts[i] for i in crystals]
     if not structurally_valid:
         logger.warning(
             "No generated crystal is structurally valid: uniqueness and novelty are null"
         )
-    valid = [i for i in generated_indices if verdicts[i].valid]
+    valid = [i for i in crystals if verdicts[i].valid]
     logger.info("Describing %s crystals", f"{len(crystals) + len(test):,}")
     ours, theirs = describe(list(crystals.values()), progress), describe(test, progress)
-    ours_valid = ours.part([n for n, i in enumerate(generated_indices) if verdicts[i].valid])
+    ours_valid = ours.part([n for n, i in enumerate(crystals) if verdicts[i].valid])
+    num_test = len(reference if test_reference is None else test_reference)
     metrics = {
         "num_generated": len(generated),
         "num_reference": len(known),
         "num_test_reference": len(test),
         "valid_structure": _fraction([v.valid_structure for v in verdicts]),
+        "valid_structure_reference": len(test) / num_test,
         "valid_composition": _fraction(valid_composition),
         "valid": _fraction([v.valid for v in verdicts]),
         **_other_compositions(generated, test),
@@ -335,8 +325,31 @@ def evaluate_generated(
         **dict.fromkeys(_SHARES_OF_VALID, len(structurally_valid)),
         **dict.fromkeys(_SHARES_OF_REFERENCE, len(test)),
         "cov_recall": len(test_fingerprints),
+        "valid_structure_reference": num_test,
     }
     return with_intervals(metrics, counts, seed), verdicts
+
+
+def _uniqueness(
+    crystals: Mapping[int, Structure], opened: AnyMatcher, settings: MatcherSettings, progress: bool
+) -> tuple[dict[int, int], list[int] | None, Counter[int]]:
+    """Compare crystals among themselves.
+
+    Returns:
+        For each crystal that matches an earlier one, the index of that; the `connected_groups`; and
+        for each crystal with pairs without a result, the number of these.
+    """
+    indices = list(crystals)  # first_matches returns positions in this list
+    structures: Sequence[Structure] | PreparedCrystals = list(crystals.values())
+    if isinstance(opened, FastMatcher):
+        structures = PreparedCrystals(structures)
+    duplicates, unanswered = first_matches(structures, None, opened, settings, progress)
+    formulas = [reduced_formula(crystal.composition) for crystal in crystals.values()]
+    groups = connected_groups(structures, formulas, opened, settings, duplicates, progress)
+    duplicate_of = {
+        i: indices[j] for i, j in zip(indices, duplicates, strict=True) if j is not None
+    }
+    return duplicate_of, groups, Counter({indices[n]: count for n, count in unanswered.items()})
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,21 +34,21 @@ def has_known_prototype(
     Args:
         crystals, references: ordered crystals.
         matcher, settings: see `FastMatcher.first_match`. Cells are scaled to the same volume, so
-            the sizes of atoms do not count.
+            the sizes of atoms do not count. Pairs without a result count as not matching.
         progress: show progress bars.
     """
     kinds = {_anonymous_formula(crystal) for crystal in crystals}
     same = [s for s in references if _anonymous_formula(s) in kinds]
     known = PreparedCrystals([next(anonymized(structure)) for structure in same])
     found = [False] * len(crystals)
+    title: bool | str = progress and "prototypes"
     waiting = {i: islice(anonymized(s), MAX_ASSIGNMENTS) for i, s in enumerate(crystals)}
     while waiting:  # a round for each assignment, of those that have no match yet
         asked = {i: one for i, rest in waiting.items() if (one := next(rest, None)) is not None}
         if not asked:
             break
-        matches = matcher.first_match(
-            list(asked.values()), known, settings, progress=progress and "prototypes"
-        )
+        matches = matcher.first_match(list(asked.values()), known, settings, progress=title)
+        title = False  # later rounds are short
         for i, match in zip(asked, matches, strict=True):
             found[i] = match.reference is not None
         waiting = {i: waiting[i] for i in asked if not found[i]}

@@ -89,6 +89,7 @@ class TestEvaluate:
         assert metrics["unique_and_novel"] == 2 / 6  # CSCL, NACL2
         assert metrics["valid_unique_and_novel"] == 1 / 7
         assert metrics["num_reference"] == 2  # not CLASH
+        assert metrics["valid_structure_reference"] == 2 / 3
 
     def test_kinds_of_novelty(self):
         """Of a known crystal, a known formula, a known prototype, and nothing known."""
