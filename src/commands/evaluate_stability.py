@@ -20,7 +20,13 @@ from rich.progress import Progress
 
 from src.commands.evaluate_generated import read_crystals
 from src.commands.sample import shard_of
-from src.commands.stability_figures import METRICS, PER_CRYSTAL, RELAXED, write_figures
+from src.commands.stability_figures import (
+    METRICS,
+    PER_CRYSTAL,
+    RELAXED,
+    check_sources,
+    write_figures,
+)
 from src.data.crystal import Crystal, wrap_coords
 from src.data.structures import to_crystal
 from src.data.symmetrize import symmetrize_crystal
@@ -74,7 +80,8 @@ def evaluate_stability(cfg: DictConfig) -> dict[str, Any]:
       `single_point` and `relax` for what they have. `settings.json`: what was judged, and how.
     - `metrics.json`: the figures; see `src.metrics.generation.stability.figures`.
     - `per_crystal.csv`: `id`, `formula`, `num_atoms`, `energy`, `force`, `energy_relaxed`,
-      `converged`, `rmsd`, `volume_change`, `e_above_hull`, `e_above_hull_relaxed`, `reason`.
+      `converged`, `matches`, `rmsd`, `volume_change`, `e_above_hull`, `e_above_hull_relaxed`,
+      `reason`.
     - `relaxed.extxyz`: the relaxed crystals.
 
     Entries of the input that cannot be read, and samples that could not be written to it, count as
@@ -121,10 +128,7 @@ def evaluate_stability(cfg: DictConfig) -> dict[str, Any]:
 def _check_options(cfg: DictConfig) -> None:
     if (cfg.input is None) == (not cfg.merge):
         raise UserError("set either input=FOLDER_OR_FILE or merge=[FOLDER,FOLDER,...]")
-    if cfg.phase_diagram is not None and cfg.reference is not None:
-        raise UserError("set either reference or phase_diagram: a hull has one source")
-    if cfg.elements not in (None, "simple"):
-        raise UserError(f"elements must be null or simple, not {cfg.elements!r}")
+    check_sources(cfg)
     if cfg.merge and cfg.output is None:
         raise UserError("merge needs output=FOLDER, where the joined results are written")
     for name in ("noise", "symmetrize", "num_crystals", "fmax", "max_steps", "time_limit"):

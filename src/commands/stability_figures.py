@@ -43,6 +43,28 @@ RELAXED = "relaxed.extxyz"
 _MAX_NAMED = 5  # crystals that a message names for each reason
 
 
+def check_sources(cfg: DictConfig) -> None:
+    """Look for what the figures need, before hours are spent on the crystals.
+
+    Raises:
+        UserError: if the reference, the phase diagram or `judged` cannot be used.
+    """
+    if cfg.phase_diagram is not None and cfg.reference is not None:
+        raise UserError("set either reference or phase_diagram: a hull has one source")
+    if cfg.elements not in (None, "simple"):
+        raise UserError(f"elements must be null or simple, not {cfg.elements!r}")
+    if cfg.judged is not None:
+        if not (cfg.reference or cfg.phase_diagram or cfg.elements):
+            raise UserError("judged counts stable crystals: set reference or phase_diagram as well")
+        _read_judged(Path(cfg.judged).expanduser())
+    if cfg.phase_diagram is not None:
+        read_phase_diagram(cfg.phase_diagram)
+    if cfg.reference is not None:
+        if not Path(cfg.reference).expanduser().exists():
+            raise UserError(f"there is no file or folder reference={cfg.reference}")
+        find_reference(cfg.reference, cfg.reference_split, "reference_split")
+
+
 def write_figures(cfg: DictConfig, folder: Path, potential: Potential) -> dict[str, Any]:
     """Write `metrics.json` and `per_crystal.csv` from the results in a folder, and show them."""
     settings = read_settings(folder)
@@ -191,7 +213,9 @@ def _simple_entries(
         Path(cfg.cache_dir).expanduser(), potential, Relaxation(cfg.fmax, cfg.max_steps)
     )
     crystals = [crystal for _, _, crystal in named]
-    energies = energies_of(crystals, cache, cfg.num_workers, cfg.time_limit)
+    energies = energies_of(
+        crystals, cache, cfg.num_workers, cfg.time_limit, "simple structures of elements"
+    )
     entries = [
         Entry(symbol, energy, f"simple: {name}")
         for (symbol, name, _), energy in zip(named, energies, strict=True)
@@ -200,14 +224,20 @@ def _simple_entries(
     return entries, len(named) - len(entries)
 
 
-def _sun(folder: Path, rows: Sequence[Row], settings: dict[str, Any]) -> list[bool]:
-    """Whether each crystal is unique and novel, by the results of `eval_generated`."""
+def _read_judged(folder: Path) -> tuple[Path, pd.DataFrame]:
+    """The table that `eval_generated` wrote to a folder, and its path."""
     path = folder / PER_CRYSTAL
     if not path.is_file():
         raise UserError(f"judged={folder} has no {PER_CRYSTAL}: name a folder of eval_generated")
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     if not {"id", "unique", "novel"} <= set(table.columns):
         raise UserError(f"{path} has no columns id, unique and novel: is it of eval_generated?")
+    return path, table
+
+
+def _sun(folder: Path, rows: Sequence[Row], settings: dict[str, Any]) -> list[bool]:
+    """Whether each crystal is unique and novel, by the results of `eval_generated`."""
+    path, table = _read_judged(folder)
     if settings["noise"] is not None:
         raise UserError("judged is for crystals as they are: it cannot be used with noise")
     ids = table["id"].tolist()
@@ -231,7 +261,7 @@ def _sun(folder: Path, rows: Sequence[Row], settings: dict[str, Any]) -> list[bo
 def metrics_table(metrics: dict[str, Any]) -> Table:
     """A table of the figures for the terminal."""
     table = Table(title=f"{metrics['num_crystals']:,} crystals, {metrics['potential']}")
-    table.add_column("figure")
+    table.add_column("figure", overflow="fold")  # the names say what the figures depend on
     table.add_column("value, or median (10 % to 90 %)", justify="right")
     for name, value in metrics.items():
         if isinstance(value, dict) and "0.5" in value:

@@ -96,7 +96,7 @@ def test_going_on_and_relaxing(files, monkeypatch):
     before = lines(files / "out")
     path = files / "out" / "results.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in before if row["id"] != "b") + '{"in')
-    metrics = judge_files(files, "relax=true")
+    metrics = judge_files(files, "relax=true", "fmax=0.1")
     assert [job.relaxation is not None for job in jobs] == [False, True, True]
     assert metrics["num_failed_emt_relaxed"] == 3
     assert metrics["converged_emt_relaxed"] == metrics["still_matches_emt_relaxed"] == 2 / 5
@@ -108,12 +108,12 @@ def test_going_on_and_relaxing(files, monkeypatch):
     assert relaxed["b"].lattice.a == pytest.approx(3.49, abs=0.02)  # of EMT
     # with the same settings, nothing is left to do; without relaxing, what is there is shown
     jobs.clear()
-    assert judge_files(files, "relax=true") == metrics
+    assert judge_files(files, "relax=true", "fmax=0.1") == metrics
     assert judge_files(files) == metrics
     assert not jobs
     for changed in ("fmax=0.01", "symmetrize=0.1", "num_crystals=3"):
         with pytest.raises(OutputError, match="other settings"):
-            judge_files(files, "relax=true", changed)
+            judge_files(files, "relax=true", "fmax=0.1", changed)
     assert judge_files(files, "symmetrize=0.1", "overwrite=true")["relaxation"] is None
 
 
@@ -156,7 +156,7 @@ def test_the_hull(files, monkeypatch):
     assert len(jobs) == 1
     assert metrics["unknown_hull_emt_as_generated"] == 0
     # and with simple structures, nothing needs a reference
-    metrics = judge_files(files, "elements=simple")
+    metrics = judge_files(files, "elements=simple", "max_steps=1")
     assert metrics["hull"]["simple_elements"] == ["Au", "Cu", "Ni"]
     assert metrics["unknown_hull_emt_as_generated"] == 0
 
@@ -217,14 +217,16 @@ def test_samples_that_could_not_be_written(files):
     [
         (["input=null"], "set either input"),
         (["merge=[a]", "output=null"], "merge needs output"),
+        (["reference=a"], "no file or folder reference=a"),
         (["reference=a", "phase_diagram=b"], "set either reference or phase_diagram"),
         (["elements=all"], "elements must be null or simple"),
         (["noise=-1"], "noise must be positive"),
         (["num_workers=-1"], "at least 0"),
         (["potential=chgnot"], "neither chgnet nor sevenn"),
         (["input=nowhere"], "nowhere"),
-        (["judged=nowhere", "phase_diagram=pd.csv"], "no file pd.csv"),
-        (["judged=nowhere", "elements=null"], r"nowhere has no per_crystal\.csv"),
+        (["phase_diagram=pd.csv"], r"no file pd\.csv"),
+        (["judged=nowhere"], "set reference or phase_diagram as well"),
+        (["judged=nowhere", "elements=simple"], r"nowhere has no per_crystal\.csv"),
     ],
 )
 def test_settings_that_cannot_be_used(files, overrides, message, monkeypatch):

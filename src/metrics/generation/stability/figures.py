@@ -16,8 +16,10 @@ from src.metrics.generation.stability.potentials import Potential
 from src.metrics.generation.stability.results import Row
 
 STABLE = 0.0  # eV/atom above the hull, at most
+ROUNDING = 1e-5  # eV/atom, of potentials that compute in single precision
 METASTABLE = 0.1  # eV/atom above the hull, less than this: MatterGen's and others' limit
-IMPLAUSIBLE = -0.5  # eV/atom: so far below the hull is more likely an error of the potential
+# eV/atom: so far below, the reference lacks what a crystal competes with, or the potential errs
+IMPLAUSIBLE = -0.5
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
@@ -106,18 +108,18 @@ def hull_figures(
 
         - `unknown_hull_*`: an element is not in the reference; such crystals are not counted as
           stable.
-        - `stable_0.0_*`: at or below the hull. `metastable_0.1_*`: less than 0.1 eV/atom above it;
-          these include the stable ones.
+        - `stable_0.0_*`: at or below the hull, within `ROUNDING`. `metastable_0.1_*`: less than
+          0.1 eV/atom above it; these include the stable ones.
         - `metastable_0.1_of_known_*`: the latter, among the crystals whose hull is known.
-        - `implausible_*`: more than 0.5 eV/atom below the hull, which is more likely an error of
-          the potential; they count as stable.
+        - `implausible_*`: more than 0.5 eV/atom below the hull: the reference lacks what these
+          crystals compete with, or the potential errs. They count as stable.
         - `sun_0.0_*`, `msun_0.1_*`: stable or metastable, unique and novel. Only with `sun`.
         - `energy_above_hull_*` (eV/atom): quantiles over the crystals whose hull is known; a
           failed one counts as infinite.
     """
     name = f"{potential.label}_{state}"
     known = [value for value in above if value is not None]
-    stable = [value is not None and value <= STABLE for value in above]
+    stable = [value is not None and value <= STABLE + ROUNDING for value in above]
     metastable = [value is not None and value < METASTABLE for value in above]
     figures: dict[str, Any] = {
         f"unknown_hull_{name}": fraction([value is None for value in above]),

@@ -90,6 +90,7 @@ def energies_of(
     cache: EnergyCache,
     num_workers: int | None = None,
     time_limit: float = 600.0,
+    kind: str = "reference crystals",
 ) -> list[float | str]:
     """The energies of crystals, from the cache where they are in it.
 
@@ -100,6 +101,7 @@ def energies_of(
         crystals: in the cells of their files.
         cache: where energies are kept.
         num_workers, time_limit: see `judge`.
+        kind: what the crystals are, for messages.
 
     Returns:
         For each crystal, its energy (eV/atom) or the reason why there is none.
@@ -108,14 +110,15 @@ def energies_of(
     known = cache.read()
     missing = {key: i for i, key in enumerate(keys) if key not in known}
     if missing:
+        num_known = f"{len(keys) - len(missing):,}"
         logger.info(
-            "%s reference crystals: %s energies are in %s, %s are computed",
-            f"{len(keys):,}", f"{len(keys) - len(missing):,}", cache.path, f"{len(missing):,}",
+            "%s %s: %s energies are in %s, %s are computed",
+            f"{len(keys):,}", kind, num_known, cache.path, f"{len(missing):,}",
         )  # fmt: skip
     names = list(missing)
     jobs = [Job(crystals[missing[name]], cache.relaxation) for name in names]
     results = judge(jobs, cache.potential.name, num_workers, time_limit)
-    for index, result in track(results, "Reference", total=len(jobs), transient=True):
+    for index, result in track(results, kind, total=len(jobs), transient=True):
         row: dict[str, Any] = {"sha256": names[index]}
         if "failed" in result:
             row["failed"] = known[names[index]] = result["failed"]

@@ -31,12 +31,12 @@ def displaced(size: float) -> Crystal:
 def test_a_relaxed_crystal_has_the_lowest_energy_and_no_forces():
     given = displaced(0.1)
     before = single_point(given, EMT())
-    after = relax(given, EMT(), Relaxation(fmax=0.01))
+    after = relax(given, EMT(), Relaxation(fmax=0.02))
     assert before["force"] > 0.5
-    assert after["force"] < 0.01
+    assert after["force"] < 0.02
     assert after["converged"]
     assert after["energy"] < before["energy"]
-    assert max(map(abs, after["stress"])) < 0.2 < max(map(abs, before["stress"]))  # GPa
+    assert max(map(abs, after["stress"])) < 0.4 < max(map(abs, before["stress"]))  # GPa
     # EMT's own constant is 3.59 Å; fcc again, which the displaced crystal matches
     relaxed = from_lists(after["crystal"])
     assert np.linalg.norm(relaxed.lattice, axis=1) == pytest.approx([3.59] * 3, abs=0.02)
