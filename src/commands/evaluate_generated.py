@@ -200,6 +200,7 @@ def _options(cfg: DictConfig) -> dict[str, Any]:
         "matcher": cfg.matcher,
         "match_timeout": cfg.match_timeout,
         "fingerprint_timeout": cfg.fingerprint_timeout,
+        "fingerprints": cfg.fingerprints,
         "prototypes": cfg.prototypes,
     }
 

@@ -152,6 +152,7 @@ def evaluate_generated(
     num_workers: int | None = None,
     match_timeout: float = 10.0,
     fingerprint_timeout: float = 60.0,
+    fingerprints: bool = True,
     prototypes: bool = True,
     seed: int = 0,
     part: Part | None = None,
@@ -171,6 +172,7 @@ def evaluate_generated(
             for these two, and CDVAE's wider tolerances for reconstruction only.
         matcher, num_workers: see `open_matcher`.
         match_timeout, fingerprint_timeout: time limits in seconds, per pair and per crystal.
+        fingerprints: whether to compute fingerprints, for coverage and AMD, which takes longest.
         prototypes: whether to look for known prototypes, which takes longer than the rest of
             novelty; they are always judged by the `fast` matcher.
         seed: random seed of intervals and of the crystals for `floor`.
@@ -206,7 +208,8 @@ def evaluate_generated(
         - figures of the structurally valid crystals from `plausibility`, compared with the test
           reference.
         - `cov_recall`, `cov_precision`: see `coverage`. `reference_fingerprint_failures` reference
-          crystals have no fingerprint and are left out of it.
+          crystals have no fingerprint and are left out of it. Without `fingerprints`, all that
+          follows from them is None, and no crystal is invalid for want of one.
         - `wdist_density` (g/cm^3), `wdist_num_elements`, `wdist_num_atoms`: Wasserstein distances
           between the valid generated crystals and the whole test reference. CDVAE draws 1,000 of
           the valid crystals; here all are used. The other distances between distributions are in
@@ -232,9 +235,9 @@ def evaluate_generated(
     crystals = {
         i: _strip_annotations(generated[i]) for i, reason in enumerate(reasons) if not reason
     }
-    library = _load_fingerprints()
     scale = None
-    if scale_reference is not None:
+    if scale_reference is not None and fingerprints:
+        library = _load_fingerprints()
         compositions = [_strip_annotations(s).composition for s in scale_reference]
         scale = [library.composition_fingerprint(composition) for composition in compositions]
     with opened:
@@ -248,20 +251,21 @@ def evaluate_generated(
                 num_workers=num_workers,
                 match_timeout=match_timeout,
                 fingerprint_timeout=fingerprint_timeout,
+                fingerprints=fingerprints,
                 prototypes=prototypes,
                 progress=progress,
             )
-        fingerprints = {}
+        found = {}
         for i in list(crystals):
-            result = part.fingerprints[i]
+            result = part.fingerprints.get(i)
             if isinstance(result, str):
                 reasons[i] = f"no fingerprint: {result}"
                 del crystals[i]
-            else:
-                fingerprints[i] = result
+            elif result is not None:
+                found[i] = result
         duplicate_of, groups, unanswered = _uniqueness(crystals, opened, settings, progress)
-    test_fingerprints = [
-        x for i in range(len(test)) if not isinstance(x := part.test_fingerprints[i], str)
+    test_found = [
+        x for i in range(len(test)) if not isinstance(x := part.test_fingerprints.get(i, ""), str)
     ]
     unanswered += Counter(part.unanswered)
     for i, count in unanswered.items():
@@ -301,7 +305,9 @@ def evaluate_generated(
         "valid": _fraction([v.valid for v in verdicts]),
         **_other_compositions(generated, test),
         **plausibility(ours, theirs),
-        "fingerprint_failures": sum(isinstance(x, str) for x in part.fingerprints.values()),
+        "fingerprint_failures": sum(isinstance(x, str) for x in part.fingerprints.values())
+        if fingerprints
+        else None,
         "unique": _fraction([v.unique for v in structurally_valid]),
         # of different crystals, whatever their order; null: too many pairs to compare
         "unique_groups": len(set(groups)) / len(groups) if groups else None,
@@ -310,11 +316,19 @@ def evaluate_generated(
         "unique_and_novel": _fraction([v.unique and v.novel for v in structurally_valid]),
         "valid_unique_and_novel": _fraction([v.valid and v.unique and v.novel for v in verdicts]),
         "match_timeouts": unanswered.total(),
-        **coverage(list(fingerprints.values()), test_fingerprints, cutoffs, len(generated), scale),
-        "reference_fingerprint_failures": len(test) - len(test_fingerprints),
+        **(
+            coverage(list(found.values()), test_found, cutoffs, len(generated), scale)
+            if fingerprints
+            else dict.fromkeys(("cov_recall", "cov_precision"))
+        ),
+        "reference_fingerprint_failures": len(test) - len(test_found) if fingerprints else None,
         **distances(ours_valid, theirs),
         **_floor(None if test_reference is None else known, theirs, len(valid), seed),
-        **amd_distances([fingerprints[i] for i in valid], test_fingerprints),
+        **(
+            amd_distances([found[i] for i in valid], test_found)
+            if fingerprints
+            else dict.fromkeys(AMD_DISTANCES)
+        ),
         "matcher": opened.name,
         "tolerances": asdict(settings),
         "cutoffs": asdict(cutoffs),
@@ -324,7 +338,7 @@ def evaluate_generated(
         **dict.fromkeys(_SHARES_OF_ALL, len(generated)),
         **dict.fromkeys(_SHARES_OF_VALID, len(structurally_valid)),
         **dict.fromkeys(_SHARES_OF_REFERENCE, len(test)),
-        "cov_recall": len(test_fingerprints),
+        "cov_recall": len(test_found),
         "valid_structure_reference": num_test,
     }
     return with_intervals(metrics, counts, seed), verdicts
@@ -387,6 +401,7 @@ def evaluate_part(
     num_workers: int | None = None,
     match_timeout: float = 10.0,
     fingerprint_timeout: float = 60.0,
+    fingerprints: bool = True,
     prototypes: bool = True,
     progress: bool = False,
 ) -> Part:
@@ -416,6 +431,7 @@ def evaluate_part(
             num_workers=num_workers,
             match_timeout=match_timeout,
             fingerprint_timeout=fingerprint_timeout,
+            fingerprints=fingerprints,
             prototypes=prototypes,
             progress=progress,
         )
@@ -437,20 +453,23 @@ def _judge(
     num_workers: int | None,
     match_timeout: float,
     fingerprint_timeout: float,
+    fingerprints: bool,
     prototypes: bool,
     progress: bool,
 ) -> Part:
     """The results for crystals with a valid geometry; see `evaluate_generated`."""
-    # Both sets in one call, so that no worker idles between them.
-    logger.info("Computing fingerprints of %s crystals", f"{len(crystals) + len(test):,}")
-    results = _load_fingerprints().compute_fingerprints(
-        [*crystals.values(), *test.values()],
-        num_workers=num_workers,
-        timeout=fingerprint_timeout,
-        progress=progress,
-    )
-    fingerprints = dict(zip(crystals, results, strict=False))
-    judged = {i: s for i, s in crystals.items() if not isinstance(fingerprints[i], str)}
+    results = []
+    if fingerprints:
+        # Both sets in one call, so that no worker idles between them.
+        logger.info("Computing fingerprints of %s crystals", f"{len(crystals) + len(test):,}")
+        results = _load_fingerprints().compute_fingerprints(
+            [*crystals.values(), *test.values()],
+            num_workers=num_workers,
+            timeout=fingerprint_timeout,
+            progress=progress,
+        )
+    found = dict(zip(crystals, results, strict=False))
+    judged = {i: s for i, s in crystals.items() if not isinstance(found.get(i), str)}
     logger.info("Matching %s crystals", f"{len(judged):,}")
     indices, known_indices = list(judged), list(known)
     matches, unanswered = first_matches(
@@ -459,8 +478,8 @@ def _judge(
     known_as = {i: known_indices[j] for i, j in zip(indices, matches, strict=True) if j is not None}
     asked = (judged, known, known_as, settings, num_workers, match_timeout, progress)
     return Part(
-        fingerprints,
-        dict(zip(test, results[len(crystals) :], strict=True)),
+        found,
+        dict(zip(test, results[len(crystals) :], strict=fingerprints)),
         known_as,
         _known_prototypes(*asked) if prototypes else {},
         {indices[n]: count for n, count in unanswered.items()},
@@ -714,6 +733,9 @@ def wasserstein_distances(
     }
 
 
+AMD_DISTANCES = ("amd_precision", "amd_recall", "amd_diversity", "amd_diversity_reference")
+
+
 def amd_distances(
     generated: Sequence[Fingerprint], reference: Sequence[Fingerprint]
 ) -> dict[str, float | None]:
@@ -729,18 +751,17 @@ def amd_distances(
     distance over pairs of generated crystals; compare it with `amd_diversity_reference`, the mean
     over pairs of reference crystals.
     """
-    names = ("amd_precision", "amd_recall", "amd_diversity", "amd_diversity_reference")
     sets = [[x.amd for x in each if x.amd is not None] for each in (generated, reference)]
     if min(map(len, sets)) < 2:
         logger.warning(
             "The package average-minimum-distance is not installed, or one of the sets has fewer "
             "than two valid crystals: AMD distances are null"
         )
-        return dict.fromkeys(names)
+        return dict.fromkeys(AMD_DISTANCES)
     ours, theirs = map(np.stack, sets)
     precision, recall = _nearest(ours, theirs, metric="chebyshev")
     values = (precision, recall, pdist(ours, "chebyshev"), pdist(theirs, "chebyshev"))
-    return {name: float(value.mean()) for name, value in zip(names, values, strict=True)}
+    return {name: float(value.mean()) for name, value in zip(AMD_DISTANCES, values, strict=True)}
 
 
 def _nearest(

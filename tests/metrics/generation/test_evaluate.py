@@ -159,6 +159,22 @@ class TestEvaluate:
         assert metrics["reference_fingerprint_failures"] == 2
         assert verdicts[1].reason == "no fingerprint: RuntimeError: no Voronoi cell"
 
+    def test_fingerprints_can_be_left_out(self, monkeypatch):
+        """The other figures stay the same."""
+        sets = ([CSCL, LIF, LIF, CLASH], [LIF, LINE], [CSCL, LINE])
+        whole, verdicts = evaluate_generated(*sets)
+        monkeypatch.setattr(generation, "_load_fingerprints", None)
+        metrics, same = evaluate_generated(*sets, fingerprints=False)
+        assert same == verdicts
+        missing = {name for name in metrics if metrics[name] is None and whole[name] is not None}
+        assert {name for name in missing if not name.endswith("_interval")} == {
+            "cov_recall", "cov_precision", "fingerprint_failures",
+            "reference_fingerprint_failures", *generation.AMD_DISTANCES,
+        }  # fmt: skip
+        assert {k: metrics[k] for k in metrics.keys() - missing} == {
+            k: whole[k] for k in metrics.keys() - missing
+        }
+
     def test_no_valid_crystals(self, caplog):
         metrics, verdicts = evaluate_generated([CLASH, CLASH], [CSCL, LIF])
         assert metrics["valid_structure"] == metrics["cov_recall"] == metrics["cov_precision"] == 0
