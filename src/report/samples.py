@@ -90,7 +90,7 @@ def _add_nearest(
     known: Sequence[NamedStructure],
 ) -> list[Structure]:
     """Add `known` to the samples that have one; return those known crystals."""
-    valid = [sample for sample in samples if sample["valid_structure"]]
+    valid = [s for s in samples if s["valid_structure"] and s["id"] in structures]
     crystals = [structures[sample["id"]] for sample in valid]
     added = []
     found = nearest_of_formula(crystals, [item.structure for item in known])

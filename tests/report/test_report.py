@@ -338,6 +338,11 @@ def test_the_page_of_samples(make_samples):
     assert samples[5]["crystal"] is None
     assert re.fullmatch(r"\S+ \(\d+\)", samples[0]["space_group"])
 
+    rows = json.loads((folder / "samples.json").read_text())
+    rows["samples"][5]["valid_structure"] = True  # but left out of the files
+    (folder / "samples.json").write_text(json.dumps(rows))
+    write_samples_report(folder, known)
+
     write_samples_report(folder, max_crystals=4)
     data = json.loads(re.search(r'json">(.*?)</script>', (folder / "report.html").read_text())[1])
     assert (data["known"], data["total"], len(data["samples"])) == (None, 14, 4)
