@@ -40,7 +40,7 @@ def sample_ldm(cfg: DictConfig) -> dict[str, Any]:
     """Sample crystals from a latent diffusion model as `configs/sample_ldm.yaml` says.
 
     Besides what `write_to_folder` says, `samples.json` has `conditions`, `sampling_steps`,
-    `cfg_scale`, `autoguidance` and `composition_temperature`.
+    `cfg_scale`, `autoguidance`, `composition_temperature` and `attempts`.
     """
     _check_format(cfg)
     ldm = move_to(load_shared(LDMModule, cfg.ckpt_path, "src/train_ldm.py"), cfg.device)
@@ -50,6 +50,7 @@ def sample_ldm(cfg: DictConfig) -> dict[str, Any]:
         "cfg_scale": cfg.cfg_scale,
         "autoguidance": cfg.autoguidance,
         "composition_temperature": cfg.composition_temperature,
+        "attempts": cfg.attempts,
     }
     return write_to_folder(cfg, lambda **asked: generate_crystals(ldm, **asked, **how), how)
 

@@ -269,6 +269,17 @@ class Conditions(nn.Module):
         return torch.stack(embedded).sum(0) if embedded else None
 
 
+def of_some(asked: Mapping[str, Any], indices: Tensor, num_crystals: int) -> dict[str, Any]:
+    """What is asked of some of the crystals, given as for `Conditions.parse`."""
+    each = (list, tuple, Tensor)
+    return {
+        name: [value[i] for i in indices.tolist()]
+        if isinstance(value, each) and len(value) == num_crystals
+        else value
+        for name, value in asked.items()
+    }
+
+
 def drop(values: Sequence[Tensor], uniform: Tensor, share: float) -> list[Tensor]:
     """Hide conditions of some crystals, so that one denoiser learns to do with and without.
 

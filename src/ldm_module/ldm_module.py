@@ -17,7 +17,8 @@ from src.data import augmentation as augment
 from src.data.schema import CrystalBatch
 from src.ldm_module.composition_training import fit_compositions
 from src.ldm_module.compositions import MAX_ELEMENTS, CompositionModel
-from src.ldm_module.conditions import Conditions, beyond_composition, drop
+from src.ldm_module.conditions import Conditions, beyond_composition, drop, of_some
+from src.ldm_module.contacts import check_attempts, draw_apart
 from src.ldm_module.flow import denoising_loss, draw_times, interpolate, precondition
 from src.ldm_module.origins import ORIGINS
 from src.ldm_module.pairing import PAIRINGS
@@ -183,6 +184,7 @@ class LDMModule(CrystalModule):
         generator: torch.Generator | None = None,
         autoguidance: float = 3.0,
         composition_temperature: float = 0.7,
+        attempts: int = 4,
     ) -> CrystalBatch | list[Atoms] | list[Structure]:
         """Generate crystals.
 
@@ -200,6 +202,8 @@ class LDMModule(CrystalModule):
             autoguidance: how far the denoiser's difference from the guide is exaggerated: 1 not at
                 all, 0 samples the guide.
             composition_temperature: see `draw_compositions`.
+            attempts: a crystal with atoms that are too close is drawn again, up to so many times in
+                all, see `src.ldm_module.contacts`; 1: crystals stay as they are drawn first.
 
         Returns:
             A `CrystalBatch`, or such a list.
@@ -220,11 +224,16 @@ class LDMModule(CrystalModule):
             ask = self.draw_compositions(
                 ask, uniform, cfg_scale, conditions, composition_temperature
             )
-        shape = (len(ask.batch), self.vae.latent_dim)
-        noise = torch.randn(shape, generator=generator, device=self.device)
-        latents = self.sample_latents(
-            ask, noise, sampling_steps, cfg_scale, conditions, autoguidance=autoguidance
-        )
+
+        def draw(part: CrystalBatch, indices: Tensor) -> Tensor:
+            shape = (len(part.batch), self.vae.latent_dim)
+            noise = torch.randn(shape, generator=generator, device=self.device)
+            asked = of_some(conditions or {}, indices, len(ask.num_atoms))
+            how = (sampling_steps, cfg_scale, asked)
+            return self.sample_latents(part, noise, *how, autoguidance=autoguidance)
+
+        check_attempts(attempts)
+        latents = draw_apart(draw, self.decode, ask, attempts)
         crystals = self.decode(latents, ask)
         if return_structures:
             return crystals.to_structure()
@@ -273,8 +282,8 @@ class LDMModule(CrystalModule):
         return batch
 
     def decode(self, latents: Tensor, batch: CrystalBatch) -> CrystalBatch:
-        """Decode latents (N, latent_dim) to crystals with the atom types of `batch`, if the
-        denoiser was given them."""
+        """Decode latents (N, latent_dim), with the atom types of `batch` if the denoiser was given
+        them."""
         crystals = decode_latents(self.vae, latents, batch)
         if self.atom_type_input and self.vae.atom_type_predict:
             crystals = crystals.replace(atom_types=batch.atom_types)

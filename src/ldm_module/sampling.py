@@ -9,6 +9,7 @@ from torch import Tensor
 
 from src.data.schema import CrystalBatch
 from src.ldm_module.compositions import MAX_ELEMENTS
+from src.ldm_module.contacts import check_attempts, draw_apart
 from src.ldm_module.ldm_module import LDMModule
 from src.utils.precision import half_precision
 from src.vae_module.sampling import LatentSampler, TypeSampler, sample_crystals, standard_normal
@@ -27,14 +28,15 @@ def generate_crystals(
     indices: range | None = None,
     autoguidance: float = 3.0,
     composition_temperature: float = 0.7,
+    attempts: int = 4,
 ) -> Iterator[CrystalBatch]:
     """Generate crystals, each of which depends on the seed and its index alone.
 
     Args:
         ldm: the model.
         num_samples, num_atoms, compositions, seed, batch_size, indices: see `sample_crystals`.
-        conditions, sampling_steps, cfg_scale, autoguidance, composition_temperature: see
-            `LDMModule.sample`; one request for all.
+        conditions, sampling_steps, cfg_scale, autoguidance, composition_temperature,
+            attempts: see `LDMModule.sample`; one request for all.
 
     Returns:
         An iterator over batches on the CPU, in the order of the samples.
@@ -44,7 +46,8 @@ def generate_crystals(
             the model does not know, or for a model that has not been trained.
     """
     ldm.check_request(sampling_steps, conditions or {})
-    draw = noise_to_latents(ldm, sampling_steps, cfg_scale, conditions, autoguidance)
+    check_attempts(attempts)
+    draw = noise_to_latents(ldm, sampling_steps, cfg_scale, conditions, autoguidance, attempts)
     types = None
     if ldm.compositions is not None:
         types = compositions_drawn_by(ldm, cfg_scale, conditions, composition_temperature)
@@ -75,16 +78,18 @@ def noise_to_latents(
     cfg_scale: float,
     conditions: Mapping[str, Any] | None,
     autoguidance: float,
+    attempts: int,
 ) -> LatentSampler:
     """Latents that the model makes of standard normal noise; see `LDMModule.sample_latents`."""
     draw_noise = standard_normal(ldm.vae.latent_dim)
 
     def draw(request: CrystalBatch, sources: Sequence[np.random.Generator]) -> Tensor:
-        noise = draw_noise(request, sources).to(ldm.device)
-        asked = request.to(ldm.device)
-        with half_precision(ldm.device):  # as in training
-            return ldm.sample_latents(
-                asked, noise, sampling_steps, cfg_scale, conditions, autoguidance=autoguidance
-            )
+        def draw_some(part: CrystalBatch, indices: Tensor) -> Tensor:
+            noise = draw_noise(part, [sources[i] for i in indices.tolist()]).to(ldm.device)
+            how = (sampling_steps, cfg_scale, conditions)
+            with half_precision(ldm.device):  # as in training
+                return ldm.sample_latents(part, noise, *how, autoguidance=autoguidance)
+
+        return draw_apart(draw_some, ldm.decode, request.to(ldm.device), attempts)
 
     return draw

@@ -70,7 +70,7 @@ def write_samples_report(
 
 
 _ABOUT = ("checkpoint", "seed", "num_atoms", "compositions", "conditions", "sampling_steps",
-          "cfg_scale", "autoguidance")  # fmt: skip
+          "cfg_scale", "autoguidance", "attempts")  # fmt: skip
 
 
 def _sample(row: Mapping[str, Any], structure: Structure | None) -> dict[str, Any]:
