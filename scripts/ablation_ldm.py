@@ -142,6 +142,7 @@ def _generate(run: Path, how: Mapping[str, Any], num: int) -> dict[str, Any]:
         dataset.batch(torch.arange(len(dataset))).to_structure()
         for dataset in (data.dataset("train"), data.dataset("val"))
     )
+    how = {"attempts": 1, **how}  # so that the model itself is judged
     crystals = [c for batch in generate_crystals(ldm, num, **how) for c in batch.to_structure()]
     valid = [crystal for crystal in crystals if invalid_reason(crystal) is None]
     forces = quantiles(largest_forces(valid))

@@ -32,6 +32,8 @@ def evaluate_ldm(
     """Figures of generated crystals: `de_novo` of a model that makes up atom types, and
     `structure_prediction` of one that can be given them.
 
+    Each crystal is drawn once (`attempts=1`), so that the model itself is judged.
+
     Args:
         ldm: the model.
         train: the crystals that novelty is measured against.
@@ -46,7 +48,7 @@ def evaluate_ldm(
         generated = predict_structures(ldm, held_out, indices, sampling_steps)
         figures |= structure_prediction(generated, _structures([held_out.batch(indices)]))
     if ldm.atom_type_predict:
-        batches = generate_crystals(ldm, num_samples, sampling_steps=sampling_steps)
+        batches = generate_crystals(ldm, num_samples, sampling_steps=sampling_steps, attempts=1)
         figures |= de_novo(_structures(batches), _all_of(train), _all_of(held_out))
     return figures
 
@@ -59,7 +61,8 @@ def predict_structures(
     batches = []
     with inference(ldm):
         for part in indices.split(BATCH_SIZE):
-            made = ldm.sample(dataset.batch(part), sampling_steps, generator=generator)
+            asked = dataset.batch(part)
+            made = ldm.sample(asked, sampling_steps, generator=generator, attempts=1)
             batches.append(cast(CrystalBatch, made))
     return _structures(batches)
 
