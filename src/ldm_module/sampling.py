@@ -35,8 +35,8 @@ def generate_crystals(
     Args:
         ldm: the model.
         num_samples, num_atoms, compositions, seed, batch_size, indices: see `sample_crystals`.
-        conditions, sampling_steps, cfg_scale, autoguidance, composition_temperature,
-            attempts: see `LDMModule.sample`; one request for all.
+        conditions: see `LDMModule.sample`; one request for all.
+        sampling_steps, cfg_scale, autoguidance, composition_temperature, attempts: see the same.
 
     Returns:
         An iterator over batches on the CPU, in the order of the samples.
