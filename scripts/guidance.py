@@ -130,8 +130,9 @@ def _ask(
             types = None if ldm.atom_type_predict else given
             request = CrystalBatch.for_sampling(crystals.num_atoms[part], types)
             made = ldm.sample(
-                request, sampling_steps, scale, {name: asked[part].tolist()}, generator=generator
-            )
+                request, sampling_steps, scale, {name: asked[part].tolist()},
+                generator=generator, attempts=1,
+            )  # fmt: skip
             assert isinstance(made, CrystalBatch)
             made = made.to("cpu")
             is_valid = [invalid_reason(crystal) is None for crystal in made.to_structure()]

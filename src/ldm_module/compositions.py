@@ -190,9 +190,9 @@ class CompositionModel(nn.Module):
         """
         self.check(num_atoms)
         nothing = self.conditions.nothing(len(num_atoms))
-        asked = nothing if conditions is None else conditions
+        asked = nothing if conditions is None or cfg_scale == 0 else conditions
         number, system = self._demand(asked, num_atoms)
-        followed = [nothing if cfg_scale == 0 else asked]
+        followed = [asked]
         if cfg_scale not in (0, 1) and self.conditions.names:
             followed.append(nothing)
         order = order_of_elements(self.max_num_elements).to(num_atoms.device)

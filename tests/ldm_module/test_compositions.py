@@ -113,6 +113,7 @@ def test_elements_that_are_asked_for():
             number
         }
     assert all(set(each) == {3, 8} for each in draw({"chemical_system": "O-Li"}))
+    assert {len(each) for each in draw({"num_elements": 1}, 0.0)} != {1}  # ignored
     each_its_own = draw({"num_elements": [2, 3, 1, 5, None]})
     assert [len(each) for each in each_its_own[:4]] == [2, 3, 1, 5]
     assert [sum(each.values()) for each in each_its_own] == num_atoms.tolist()
