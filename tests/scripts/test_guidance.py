@@ -35,7 +35,7 @@ def batch() -> CrystalBatch:
 def test_errors_are_those_of_the_samples(ldm, batch, monkeypatch):
     """It generates the crystals themselves, 10 % too dense unless guided, and one on a point."""
 
-    def sample(self, request, steps, scale, conditions, generator):
+    def sample(self, request, steps, scale, conditions, generator, attempts):
         ((name, asked),) = conditions.items()
         assert asked == pytest.approx(guidance.COMPUTED[name](batch).tolist())
         assert request.num_atoms.tolist() == batch.num_atoms.tolist()
