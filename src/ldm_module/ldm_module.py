@@ -176,7 +176,7 @@ class LDMModule(CrystalModule):
     def sample(
         self,
         batch: CrystalBatch,
-        sampling_steps: int = 50,
+        sampling_steps: int = 20,
         cfg_scale: float = 1.0,
         conditions: Mapping[str, Any] | None = None,
         return_atoms: bool = False,
@@ -294,7 +294,7 @@ class LDMModule(CrystalModule):
         self,
         batch: CrystalBatch,
         noise: Tensor,
-        sampling_steps: int = 50,
+        sampling_steps: int = 20,
         cfg_scale: float = 1.0,
         conditions: Mapping[str, Any] | None = None,
         shift: float = 1.0,

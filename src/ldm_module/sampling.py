@@ -21,7 +21,7 @@ def generate_crystals(
     num_atoms: int | Sequence[int] | None = None,
     compositions: Sequence[str] | None = None,
     conditions: Mapping[str, Any] | None = None,
-    sampling_steps: int = 50,
+    sampling_steps: int = 20,
     cfg_scale: float = 1.0,
     seed: int = 0,
     batch_size: int = 2048,
