@@ -9,6 +9,10 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
+from src.utils.threads import limit_spinning  # noqa: E402
+
+limit_spinning()  # before torch is loaded
+
 from src.data.structures import read_structures  # noqa: E402
 from src.report.pictures import draw_strip  # noqa: E402
 from src.utils.errors import UserError, exit_on_user_error  # noqa: E402

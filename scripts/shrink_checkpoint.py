@@ -10,11 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
+
+from src.utils.threads import limit_spinning  # noqa: E402
+
+limit_spinning()  # before torch is loaded
+
+import torch  # noqa: E402
 
 from src.utils.checkpoints import load_checkpoint  # noqa: E402
 from src.utils.errors import UserError, exit_on_user_error  # noqa: E402
