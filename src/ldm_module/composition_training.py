@@ -1,6 +1,8 @@
 """Training the model of compositions, before the denoiser."""
 
+import logging
 import math
+import time
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 from src.data.dataset import CrystalDataset
 from src.ldm_module.compositions import CompositionModel, Compositions
 from src.ldm_module.conditions import drop
+
+logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 128
 MAX_STEPS = 20_000  # for very large data sets
@@ -35,6 +39,7 @@ def fit_compositions(
     Raises:
         UserError: for a cell with more atoms than the model knows, or an unknown condition.
     """
+    start_time = time.monotonic()
     compositions, values = _read(model, dataset)
     for condition, known in zip(model.conditions.each, values, strict=True):
         condition.fit(known)
@@ -66,6 +71,7 @@ def fit_compositions(
             optimizer.zero_grad()
     model.train(was_training).requires_grad_(False)
     model.is_trained.fill_(1.0)
+    logger.info("Learned compositions in %d steps, %.0f s", steps, time.monotonic() - start_time)
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from src.data.schema import CrystalBatch
 from src.ldm_module.conditions import Conditions
+from src.nn.transformer import segment_mean
 from src.utils.config import build, to_plain
 from src.utils.errors import UserError
 
@@ -228,6 +229,38 @@ class CompositionModel(nn.Module):
                 torch.cat([done.counts, (count * more)[:, None]], dim=1),
             )
         return done
+
+    def complete(
+        self,
+        batch: CrystalBatch,
+        uniform: Tensor,
+        conditions: Sequence[Tensor],
+        cfg_scale: float = 1.0,
+        temperature: float = 1.0,
+    ) -> CrystalBatch:
+        """Draw the atom types of crystals in which they are 0; those of others stay.
+
+        Args:
+            batch: `num_atoms` and `atom_types`.
+            uniform, conditions, cfg_scale, temperature: as for `sample`.
+
+        Raises:
+            UserError: as `sample`, and for a crystal in which only some types are 0.
+        """
+        known = batch.atom_types > 0
+        given = segment_mean(known.float()[:, None], batch.batch, batch.num_atoms)
+        if bool(given.frac().any()):
+            i = int(given.frac().argmax())
+            raise UserError(
+                f"crystal {i} has atom types of which some are 0: give all of them, or 0 for all"
+            )
+        if bool(known.all()):
+            return batch
+        num_atoms = torch.where(given[:, 0] > 0, 1, batch.num_atoms)
+        asked = [torch.where(given > 0, torch.nan, values) for values in conditions]
+        drawn = self.sample(num_atoms, uniform, asked, cfg_scale, temperature)
+        types = drawn._replace(counts=torch.where(given > 0, 0, drawn.counts)).atom_types()
+        return batch.replace(atom_types=batch.atom_types.masked_scatter(~known, types))
 
     def _demand(self, asked: Sequence[Tensor], num_atoms: Tensor) -> tuple[Tensor, Tensor]:
         """How many elements are asked for, (B,), 0: any number, and which, (B, E) bool, none: any.

@@ -24,7 +24,6 @@ from src.ldm_module.origins import ORIGINS
 from src.ldm_module.pairing import PAIRINGS
 from src.ldm_module.solver import solve
 from src.ldm_module.statistics import fit_statistics
-from src.nn.transformer import segment_mean
 from src.utils.config import to_plain
 from src.utils.errors import UserError
 from src.utils.inference import inference
@@ -262,24 +261,8 @@ class LDMModule(CrystalModule):
         assert self.compositions is not None
         if temperature <= 0:
             raise UserError(f"composition_temperature must be above 0, not {temperature}")
-        known = batch.atom_types > 0
-        given = segment_mean(known.float()[:, None], batch.batch, batch.num_atoms).squeeze(1)
-        if bool(given.frac().any()):
-            i = int(given.frac().argmax())
-            raise UserError(
-                f"crystal {i} has atom types of which some are 0: give all of them, or 0 for all"
-            )
-        asked = self._parse(self.compositions.conditions, conditions or {}, len(given))
-        num_atoms = torch.where(given > 0, 1, batch.num_atoms)
-        if bool((given == 0).any()):
-            wanted = [torch.where(given[:, None] > 0, torch.nan, each) for each in asked]
-            drawn = self.compositions.sample(num_atoms, uniform, wanted, cfg_scale, temperature)
-            counts = torch.where(given[:, None] > 0, 0, drawn.counts)
-            types = batch.atom_types.masked_scatter(
-                ~known, drawn._replace(counts=counts).atom_types()
-            )
-            batch = batch.replace(atom_types=types)
-        return batch
+        asked = self._parse(self.compositions.conditions, conditions or {}, len(batch.num_atoms))
+        return self.compositions.complete(batch, uniform, asked, cfg_scale, temperature)
 
     def decode(self, latents: Tensor, batch: CrystalBatch) -> CrystalBatch:
         """Decode latents (N, latent_dim), with the atom types of `batch` if the denoiser was given

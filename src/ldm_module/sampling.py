@@ -51,7 +51,7 @@ def generate_crystals(
     types = None
     if ldm.compositions is not None:
         types = compositions_drawn_by(ldm, cfg_scale, conditions, composition_temperature)
-    given = (num_atoms, compositions, seed, batch_size, draw, indices, types)
+    given = (num_atoms, compositions, seed, batch_size, draw, indices, types, ldm.decode)
     return sample_crystals(ldm.vae, num_samples, *given)
 
 

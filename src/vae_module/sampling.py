@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ LatentSampler = Callable[[CrystalBatch, Sequence[np.random.Generator]], Tensor]
 # returns the batch with atom types in place of those that are 0
 TypeSampler = Callable[[CrystalBatch, Sequence[np.random.Generator]], CrystalBatch]
 
+# turns latents (N, latent_dim) and their request into crystals
+Decode = Callable[[Tensor, CrystalBatch], CrystalBatch]
+
 
 def sample_crystals(
     vae: VAEModule,
@@ -36,6 +40,7 @@ def sample_crystals(
     draw_latents: LatentSampler | None = None,
     indices: range | None = None,
     draw_types: TypeSampler | None = None,
+    decode: Decode | None = None,
 ) -> Iterator[CrystalBatch]:
     """Draw sizes or compositions, draw a latent for each atom, and decode.
 
@@ -56,6 +61,7 @@ def sample_crystals(
         indices: which of the samples to draw; None: all of them.
         draw_types: draws atom types where no composition is given, before the latents. None: the
             VAE predicts them, or compositions must be given.
+        decode: turns latents into crystals; None: `decode_latents` with the VAE.
 
     Returns:
         An iterator over batches on the CPU, in the order of the samples.
@@ -87,7 +93,8 @@ def sample_crystals(
         draw_content = _composition_sampler(vae, compositions, num_samples)
     draw_latents = draw_latents or standard_normal(vae.latent_dim)
     indices = range(num_samples) if indices is None else indices
-    return _sample(vae, indices, draw_content, draw_types, draw_latents, seed, batch_size)
+    decode = decode or partial(decode_latents, vae)
+    return _sample(vae, indices, draw_content, draw_types, draw_latents, decode, seed, batch_size)
 
 
 def _size_sampler(vae: VAEModule, num_atoms: int | Sequence[int] | None) -> ContentSampler:
@@ -148,6 +155,7 @@ def _sample(
     draw_content: ContentSampler,
     draw_types: TypeSampler | None,
     draw_latents: LatentSampler,
+    decode: Decode,
     seed: int,
     batch_size: int,
 ) -> Iterator[CrystalBatch]:
@@ -163,7 +171,5 @@ def _sample(
             if draw_types is not None:
                 request = draw_types(request, sources)
             latents = draw_latents(request, sources).to(vae.device)
-            crystals = decode_latents(vae, latents, request.to(vae.device))
-        if draw_types is not None and vae.atom_type_predict:
-            crystals = crystals.replace(atom_types=request.atom_types.to(vae.device))
+            crystals = decode(latents, request.to(vae.device))
         yield crystals.to("cpu")
