@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     OneOrMore: TypeAlias = "Structure | Atoms | Crystal | CrystalBatch | None"
     AnyCrystals: TypeAlias = "PreparedCrystals | CrystalBatch | Sequence[OneOrMore]"
 
+Formula: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
+
 
 class PreparedCrystals:
     """Crystals whose Niggli cells and primitive cells are kept, once they were needed.
@@ -44,20 +46,21 @@ class PreparedCrystals:
         self._given: list[Cell | ReductionError] = list(_cells(crystals))
         self._niggli: dict[int, Cell | ReductionError] = {}
         self._primitive: dict[int, Cell | ReductionError] = {}
-        self._formulas: list[tuple[tuple[int, ...], tuple[int, ...]] | None] = [
-            _formula(cell) if isinstance(cell, Cell) else None for cell in self._given
-        ]
+        self._formulas: dict[int, Formula | None] = {}
 
     def __len__(self) -> int:
         return len(self._given)
 
-    def formula(self, index: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    def formula(self, index: int) -> Formula | None:
         """Kinds of atoms and their numbers without common factor; None for what is no crystal."""
+        if index not in self._formulas:
+            cell = self._given[index]
+            self._formulas[index] = _formula(cell) if isinstance(cell, Cell) else None
         return self._formulas[index]
 
     def formula_text(self, index: int) -> str:
         """As `Na1 Cl1`, for messages."""
-        kinds, counts = self._formulas[index] or ((), ())
+        kinds, counts = self.formula(index) or ((), ())
         return " ".join(f"{kind_name(k)}{n}" for k, n in zip(kinds, counts, strict=True))
 
     def cells(self, indices: Iterable[int], primitive: bool) -> list[Cell | ReductionError]:
@@ -80,8 +83,7 @@ class PreparedCrystals:
         wanted = list(indices)
         part = PreparedCrystals([])
         part._given = [self._given[i] for i in wanted]
-        part._formulas = [self._formulas[i] for i in wanted]
-        for mine, other in ((self._niggli, part._niggli), (self._primitive, part._primitive)):
+        for mine, other in zip(self.reduced(), part.reduced(), strict=True):
             other.update((k, mine[i]) for k, i in enumerate(wanted) if i in mine)
         return part
 
@@ -89,10 +91,11 @@ class PreparedCrystals:
         same = [i for i, cell in self._primitive.items() if cell is self._niggli.get(i)]
         other = {i: cell for i, cell in self._primitive.items() if cell is not self._niggli.get(i)}
         given = dict(enumerate(self._given))
-        return self._formulas, same, *map(pack, (given, self._niggli, other))
+        return same, *map(pack, (given, self._niggli, other))
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self._formulas, same, *packed = state
+        self._formulas = {}
+        same, *packed = state
         given, self._niggli, self._primitive = map(unpack, packed)
         self._given = list(given.values())
         self._primitive.update((i, self._niggli[i]) for i in same)
@@ -159,7 +162,7 @@ def prepare(crystals: AnyCrystals) -> PreparedCrystals:
     return crystals if isinstance(crystals, PreparedCrystals) else PreparedCrystals(crystals)
 
 
-def _formula(cell: Cell) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _formula(cell: Cell) -> Formula:
     kinds, counts = cell.composition
     divisor = math.gcd(*counts)
     return kinds, tuple(count // divisor for count in counts)

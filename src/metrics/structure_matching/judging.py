@@ -121,13 +121,9 @@ def judge(
     """
     if not count:
         return
-    size = CHUNK
     some = [first.num_atoms(i) for i in range(0, len(first), 1 + len(first) // 1000)]
     executor = workers.executor(count * len(task.settings) * float(np.mean(some)))
-    if executor is not None:
-        size = max(_MIN_CHUNK, min(CHUNK, count // (4 * workers.number)))
-    iterator = iter(pairs)
-    chunks: Iterator[Pairs] = iter(lambda: list(islice(iterator, size)), [])
+    chunks = _chunks(pairs, count, 0 if executor is None else workers.number)
     if executor is None:
         for chunk in chunks:
             yield chunk, _judge_chunk(first, second, chunk, task)
@@ -164,6 +160,20 @@ def judge(
     finally:
         for _, _, future in running:
             future.cancel()
+
+
+def _chunks(pairs: Iterable[tuple[int, int]], count: int, num_workers: int) -> Iterator[Pairs]:
+    """Pairs in lists of at most `CHUNK`, shorter ones towards the end, so that all workers finish at
+    about the same time."""
+    iterator, sent = iter(pairs), 0
+    while True:
+        size = CHUNK
+        if num_workers:
+            size = max(_MIN_CHUNK, min(CHUNK, (count - sent) // (4 * num_workers)))
+        if not (chunk := list(islice(iterator, size))):
+            return
+        sent += len(chunk)
+        yield chunk
 
 
 Reduced = list[Packed]  # Niggli cells and primitive cells
