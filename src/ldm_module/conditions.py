@@ -6,7 +6,7 @@ time. A row of NaN means that nothing is asked for.
 
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -48,6 +48,15 @@ COMPUTED: Mapping[str, Callable[[CrystalBatch], Tensor]] = {
 
 OF_COMPOSITION = ("num_elements",)
 """Properties that follow from the composition alone, as the chemical system does."""
+
+
+def check_beyond_composition(asked: Iterable[str]) -> None:
+    """Raise a `UserError` for what cannot be asked for in addition to a composition."""
+    if settled := sorted({*OF_COMPOSITION, "chemical_system"} & set(asked)):
+        raise UserError(
+            f"the compositions that are given settle {', '.join(settled)}: leave out either the "
+            "compositions or these conditions"
+        )
 
 
 def beyond_composition(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from src.data.schema import CrystalBatch
 from src.ldm_module.compositions import MAX_ELEMENTS
+from src.ldm_module.conditions import check_beyond_composition
 from src.ldm_module.contacts import check_attempts, draw_apart
 from src.ldm_module.ldm_module import LDMModule
 from src.utils.precision import half_precision
@@ -43,10 +44,13 @@ def generate_crystals(
 
     Raises:
         UserError: as `sample_crystals`; if `sampling_steps` is less than 1, for a condition that
-            the model does not know, or for a model that has not been trained.
+            the model does not know or that the given compositions settle, or for a model that has
+            not been trained.
     """
     ldm.check_request(sampling_steps, conditions or {})
     check_attempts(attempts)
+    if compositions is not None:
+        check_beyond_composition(conditions or {})
     draw = noise_to_latents(ldm, sampling_steps, cfg_scale, conditions, autoguidance, attempts)
     types = None
     if ldm.compositions is not None:

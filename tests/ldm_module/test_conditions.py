@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from src.ldm_module.conditions import COMPUTED, Conditions, Property, drop
+from src.ldm_module.conditions import (
+    COMPUTED,
+    Conditions,
+    Property,
+    check_beyond_composition,
+    drop,
+)
 from src.utils.errors import UserError
 
 
@@ -88,6 +94,12 @@ def test_requests(conditions):
 def test_requests_that_make_no_sense(conditions, asked, message):
     with pytest.raises(UserError, match=message):
         conditions.parse(asked, 2)
+
+
+def test_a_given_composition_settles_some_conditions():
+    check_beyond_composition({"density": 5})
+    with pytest.raises(UserError, match=r"settle chemical_system, num_elements: leave out"):
+        check_beyond_composition({"num_elements": 3, "density": 5, "chemical_system": "Na-Cl"})
 
 
 def test_properties_that_are_not_there(batch):

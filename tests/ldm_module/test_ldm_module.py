@@ -291,6 +291,8 @@ def test_a_sample_with_a_drawn_composition_depends_on_seed_and_index_alone():
         assert one.lattice.abc == pytest.approx(other.lattice.abc, rel=1e-4)
     given = samples(3, compositions=["NaCl", "SrTiO3"])
     assert [s.formula for s in given] == ["Na1 Cl1", "Sr1 Ti1 O3"] * 2 + ["Na1 Cl1"]
+    with pytest.raises(UserError, match="settle chemical_system"):
+        samples(3, compositions=["NaCl"], conditions={"chemical_system": "Li-O"})
 
 
 def test_compositions_are_learned_first(prototypes, tmp_path):
