@@ -163,7 +163,7 @@ def judge(
 
 
 def _chunks(pairs: Iterable[tuple[int, int]], count: int, num_workers: int) -> Iterator[Pairs]:
-    """Pairs in lists of at most `CHUNK`, shorter ones towards the end, so that all workers finish at
+    """Pairs in lists of at most `CHUNK`, shorter ones towards the end, so that all workers end at
     about the same time."""
     iterator, sent = iter(pairs), 0
     while True:
