@@ -543,7 +543,9 @@ def test_the_interface_is_shown(site):
         "src.data.latents.LatentDataset.load", "src.data.cif.read_cif",
         "src.vae_module.encoders.transformer.TransformerEncoder",
         "src.vae_module.decoders.transformer.TransformerDecoder", "src.vae_module.losses.vae_loss",
-        "src.metrics.matching.FastMatcher.match", "src.metrics.generation.evaluate.coverage",
+        "src.metrics.matching.FastMatcher.match",
+        "src.metrics.generation.evaluate.evaluate_generated",
+        "src.metrics.generation.fingerprint_distances.coverage",
         "src.utils.schedules.WarmupCosine",
     ):  # fmt: skip
         assert f'id="{name}"' in text, name

@@ -13,8 +13,8 @@ from pymatgen.core import Composition
 from rich.console import Console
 from rich.table import Table
 
-from src.commands.evaluate_generated import (
-    figure_text,
+from src.commands.generated_tables import figure_text
+from src.commands.references import (
     find_reference,
     name_of_input,
     read_crystals,

@@ -18,8 +18,7 @@ from omegaconf import DictConfig
 from pymatgen.core import Composition
 from rich.progress import Progress
 
-from src.commands.evaluate_generated import read_crystals
-from src.commands.sample import shard_of
+from src.commands.references import read_crystals
 from src.commands.stability_figures import (
     METRICS,
     PER_CRYSTAL,
@@ -50,6 +49,7 @@ from src.utils.errors import UserError
 from src.utils.formulas import full_formula
 from src.utils.lock import lock_folder
 from src.utils.output import OutputError
+from src.utils.shards import shard_of
 
 log = logging.getLogger(__name__)
 

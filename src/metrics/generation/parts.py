@@ -13,7 +13,7 @@ from pymatgen.core import Structure
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from src.metrics.generation.evaluate import Part, join_parts
+from src.metrics.generation.judging import Part, join_parts
 from src.utils.errors import UserError
 from src.utils.strict_json import write_json
 
