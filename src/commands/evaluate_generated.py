@@ -36,6 +36,7 @@ from src.utils.shards import shard_of
 from src.utils.strict_json import write_json
 
 if TYPE_CHECKING:
+    from src.commands.generated_latents import Latents
     from src.vae_module import VAEModule
 
 __all__ = [  # some are of other modules, and can be imported from here as before
@@ -70,6 +71,8 @@ def evaluate_files(cfg: DictConfig) -> dict[str, Any]:
       invalid.
     - `skipped.csv`: the entries that could not be read, with the reasons.
 
+    - `report.html`: with `cfg.report`, a page with crystals and distributions, see `write_page`.
+
     With `cfg.shard`, only what takes long is done, for a part of the crystals, see
     `evaluate_shard`; with `cfg.merge`, it is read from the folders of all parts.
 
@@ -77,9 +80,12 @@ def evaluate_files(cfg: DictConfig) -> dict[str, Any]:
         The content of `metrics.json`.
 
     Raises:
-        UserError: if the input, a reference or the output folder cannot be used, or if a package
-            from the extra `generation` is not installed.
+        UserError: if the input, a reference, the encoder, the results of `eval_stability` or the
+            output folder cannot be used, or if a package from the extra `generation` is not
+            installed.
     """
+    if cfg.stability is not None and not cfg.report:
+        raise UserError(f"stability={cfg.stability} is for the report only: set report=true")
     if cfg.shard is not None and cfg.merge is not None:
         raise UserError("set either shard=NUMBER/COUNT or merge=[FOLDER,FOLDER,...]")
     source = Path(cfg.input).expanduser().absolute()
@@ -109,8 +115,10 @@ def evaluate_files(cfg: DictConfig) -> dict[str, Any]:
         except ImportError as error:
             raise UserError(str(error)) from error
         metrics = found.metrics
+        latents = None
         if vae is not None:
-            metrics |= _compare_latents(cfg, vae, crystals, found)
+            latents, figures = _compare_latents(cfg, vae, crystals, found)
+            metrics |= figures
         metrics |= {
             "num_skipped": len(crystals.skipped),
             "num_not_written": num_not_written(source),
@@ -123,6 +131,8 @@ def evaluate_files(cfg: DictConfig) -> dict[str, Any]:
         pd.DataFrame(crystals.skipped, columns=["file", "reason"]).to_csv(
             folder / "skipped.csv", index=False
         )
+        if cfg.report:
+            _write_report(cfg, folder, crystals, found, latents)
     Console().print(metrics_table(metrics))
     log.info("The results are in %s", output)
     return metrics
@@ -171,8 +181,8 @@ def _load_encoder(cfg: DictConfig) -> VAEModule:
 
 def _compare_latents(
     cfg: DictConfig, vae: VAEModule, crystals: _Crystals, found: Evaluation
-) -> dict[str, Any]:
-    """The figures of `latent_figures`, and the encoder."""
+) -> tuple[tuple[Latents, Latents], dict[str, Any]]:
+    """Latents of generated crystals and of the reference; and their figures, with the encoder."""
     from src.commands.generated_latents import draw_latents, latent_figures
 
     sets = [(crystals.items, found.judged), (crystals.known, found.known)]
@@ -183,7 +193,30 @@ def _compare_latents(
         for items, indices in sets
     ]
     figures = latent_figures(drawn[0], drawn[1], drawn[2] if len(drawn) > 2 else None, cfg.seed)
-    return {**figures, "encoder": str(cfg.encoder)}
+    return (drawn[0], drawn[1]), {**figures, "encoder": str(cfg.encoder)}
+
+
+def _write_report(
+    cfg: DictConfig,
+    folder: Path,
+    crystals: _Crystals,
+    found: Evaluation,
+    latents: tuple[Latents, Latents] | None,
+) -> None:
+    from src.commands.generated_report import write_page  # imports matplotlib and plotly
+
+    source = Path(cfg.input).expanduser().absolute()
+    write_page(
+        folder / "report.html",
+        found,
+        crystals.items,
+        crystals.known,
+        crystals.test,
+        latents,
+        None if cfg.stability is None else Path(cfg.stability).expanduser(),
+        source.with_name(f"stability_{name_of_input(source)}"),
+        cfg.seed,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,13 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
     table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_column("real crystals", justify="right")
+    for row in table_rows(metrics):
+        table.add_row(*row)
+    return table
+
+
+def table_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """For each figure, its description, its value, and that of real crystals, if there is one."""
     tolerances, cutoffs = metrics["tolerances"], metrics["cutoffs"]
     settings = (
         f"matcher: {metrics['matcher']}, stol {tolerances['stol']}, ltol {tolerances['ltol']}, "
@@ -75,9 +82,10 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
         ]
         for key in ("latent_energy_distance", "latent_p_value"):
             real[f"{key}_reference"] = metrics[f"{key}_held_out"]
-    for name, key, unit in rows:
-        table.add_row(name, _format(metrics, key, unit), _format(real, f"{key}_reference", unit))
-    return table
+    return [
+        (name, _format(metrics, key, unit), _format(real, f"{key}_reference", unit))
+        for name, key, unit in rows
+    ]
 
 
 def _format(metrics: dict[str, Any], key: str, unit: str) -> str:

@@ -128,3 +128,23 @@ def _nearest(
         of_rows.append(distances.min(axis=1))
         of_columns = np.minimum(of_columns, distances.min(axis=0, initial=np.inf))
     return np.concatenate(of_rows), of_columns
+
+
+def nearest_structures(
+    ours: Sequence[Fingerprint], theirs: Sequence[Fingerprint]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest of other crystals to each crystal, by the structure part of the fingerprints.
+
+    Args:
+        ours, theirs: n and m fingerprints, with m of at least 1.
+
+    Returns:
+        (n,) its index in `theirs`, and (n,) the distance (dimensionless).
+    """
+    rows, columns = (np.stack([x.structure for x in each]) for each in (ours, theirs))
+    indices, distances = [], []
+    for part in np.array_split(rows, len(rows) * len(columns) // _MAX_DISTANCES + 1):
+        found = cdist(part, columns)
+        indices.append(found.argmin(axis=1))
+        distances.append(found.min(axis=1))
+    return np.concatenate(indices), np.concatenate(distances)
