@@ -255,6 +255,7 @@ CHECKS: dict[str, Callable[[list[str], Path], None]] = {
     r"(OVERRIDES=\S+ )?sbatch": check_sbatch,
     r"wandb sweep": check_wandb_sweep,
     r"wandb agent [\w/]+$": check_nothing,
+    r"head -n \d+ [\w/.]+$": check_nothing,
     r"\.venv/bin/pre-commit install$": check_nothing,
 }
 

@@ -37,6 +37,7 @@ from src.utils.strict_json import write_json
 
 if TYPE_CHECKING:
     from src.commands.generated_latents import Latents
+    from src.report.judged import Energies
     from src.vae_module import VAEModule
 
 __all__ = [  # some are of other modules, and can be imported from here as before
@@ -97,6 +98,7 @@ def evaluate_files(cfg: DictConfig) -> dict[str, Any]:
     with new_folder(output, marker="metrics.json", overwrite=cfg.overwrite) as folder:
         crystals = _read_all(cfg, source)
         options = _options(cfg)
+        energies = _read_energies(cfg, crystals) if cfg.report else None
         part = None
         if cfg.merge is not None:
             part = read_parts(
@@ -132,7 +134,7 @@ def evaluate_files(cfg: DictConfig) -> dict[str, Any]:
             folder / "skipped.csv", index=False
         )
         if cfg.report:
-            _write_report(cfg, folder, crystals, found, latents)
+            _write_report(cfg, folder, crystals, found, latents, energies)
     Console().print(metrics_table(metrics))
     log.info("The results are in %s", output)
     return metrics
@@ -196,27 +198,29 @@ def _compare_latents(
     return (drawn[0], drawn[1]), {**figures, "encoder": str(cfg.encoder)}
 
 
+def _read_energies(cfg: DictConfig, crystals: _Crystals) -> Energies | None:
+    from src.commands.generated_report import read_energies  # imports matplotlib and plotly
+
+    source = Path(cfg.input).expanduser().absolute()
+    return read_energies(
+        None if cfg.stability is None else Path(cfg.stability).expanduser(),
+        source.with_name(f"stability_{name_of_input(source)}"),
+        [item.id for item in crystals.items],
+    )
+
+
 def _write_report(
     cfg: DictConfig,
     folder: Path,
     crystals: _Crystals,
     found: Evaluation,
     latents: tuple[Latents, Latents] | None,
+    energies: Energies | None,
 ) -> None:
-    from src.commands.generated_report import write_page  # imports matplotlib and plotly
+    from src.commands.generated_report import write_page
 
-    source = Path(cfg.input).expanduser().absolute()
-    write_page(
-        folder / "report.html",
-        found,
-        crystals.items,
-        crystals.known,
-        crystals.test,
-        latents,
-        None if cfg.stability is None else Path(cfg.stability).expanduser(),
-        source.with_name(f"stability_{name_of_input(source)}"),
-        cfg.seed,
-    )
+    sets = (crystals.items, crystals.known, crystals.test)
+    write_page(folder / "report.html", found, *sets, latents, energies, cfg.seed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,8 +33,7 @@ def write_page(
     known: Sequence[NamedStructure],
     test: Sequence[NamedStructure] | None,
     latents: tuple[Latents, Latents] | None,
-    stability: Path | None,
-    default_stability: Path,
+    energies: Energies | None,
     seed: int,
 ) -> None:
     """Write the page; see `write_judged_report`.
@@ -45,13 +44,8 @@ def write_page(
         items, known, test: the generated crystals, the reference, and the test reference; None
             where it is the reference.
         latents: those drawn of the generated crystals and of the reference; None without encoder.
-        stability: folder of `eval_stability`; None for the default one, if there are results of
-            these crystals.
-        default_stability: where `eval_stability` writes by default.
+        energies: from `read_energies`.
         seed: of the choice of crystals.
-
-    Raises:
-        UserError: if `stability` has no energies above the hull, or is of other crystals.
     """
     shown = None
     if latents is not None:
@@ -69,7 +63,7 @@ def write_page(
         known,
         known if test is None else test,
         table_rows(evaluation.metrics),
-        read_energies(stability, default_stability, [item.id for item in items]),
+        energies,
         shown,
     )
     write_judged_report(path, judged, seed)

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
+pytest.importorskip("matminer")
+
 from src.data.structures import NamedStructure
 from src.metrics.generation.evaluate import EvaluationOptions, evaluate_set
+from src.metrics.generation.fingerprints import Fingerprint
 from src.report import judged as page
 from src.report.distributions import element_table, in_bins, of_numbers
 from src.report.judged import Energies, JudgedSet, LatentMap, choose, write_judged_report
@@ -88,6 +91,25 @@ def test_the_page(judged, tmp_path):
     assert (elements["F"]["ours"], elements["F"]["theirs"]) == (0.2, 0.25)
     assert sum(data["energies"]["shares"][0]) == pytest.approx(1)
     assert data["map"]["sets"][1]["ids"] == ["swapped", "known"]
+
+
+def test_the_nearest_by_fingerprint(judged, tmp_path):
+    """Where no known crystal has the formula; it also decides which crystals are most novel."""
+    points = [Fingerprint(np.array([x, 0.0]), np.zeros(1), None) for x in (0.0, 5.0, 1.0, 3.0)]
+    part = replace(
+        judged.evaluation.part,
+        fingerprints={1: points[0], 5: "none", 2: points[1]},
+        test_fingerprints={1: points[2], 0: points[3]},
+    )
+    write_judged_report(
+        tmp_path / "report.html", replace(judged, evaluation=replace(judged.evaluation, part=part))
+    )
+    data = Page(tmp_path / "report.html").data
+    samples = {sample["id"]: sample for sample in data["samples"]}
+    assert samples["swapped"]["known"]["id"] == "iron"
+    assert samples["swapped"]["known"]["caption"].endswith("distance 1.00")
+    assert "by the distance of its fingerprint" in data["choices"][1]["note"]
+    assert "known" not in samples["again"]
 
 
 def test_what_was_not_computed_is_left_out(judged, tmp_path):
