@@ -96,8 +96,7 @@ def evaluate_files(cfg: DictConfig) -> dict[str, Any]:
     source = samples_file(source)
     vae = None if cfg.encoder is None else _load_encoder(cfg)
     with new_folder(output, marker="metrics.json", overwrite=cfg.overwrite) as folder:
-        crystals = _read_all(cfg, source)
-        options = _options(cfg)
+        crystals, options = _read_all(cfg, source), _options(cfg)
         energies = _read_energies(cfg, crystals) if cfg.report else None
         part = None
         if cfg.merge is not None:
@@ -249,6 +248,8 @@ class _Crystals:
 
 
 def _read_all(cfg: DictConfig, source: Path) -> _Crystals:
+    if cfg.max_test_reference is not None and cfg.max_test_reference < 1:
+        raise UserError(f"max_test_reference must be at least 1, not {cfg.max_test_reference}")
     items, skipped = read_crystals(source)
     read = cache(read_crystals)  # several splits can be in the same files
     root = Path(cfg.reference).expanduser()

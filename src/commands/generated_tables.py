@@ -14,13 +14,19 @@ from src.utils.formulas import reduced_formula
 
 def metrics_table(metrics: dict[str, Any]) -> Table:
     """A table of the metrics for the terminal."""
+    latents = ""
+    if "encoder" in metrics:
+        latents = (
+            f"energy distance of latents: from {metrics['latent_sample_size']:,} crystals of the "
+            f"former, by {metrics['encoder']}; "
+        )
     table = Table(
         title=f"{metrics['num_generated']:,} generated crystals",
         caption=f"novel: matches none of the {metrics['num_reference']:,} crystals in "
         f"{metrics['reference']}; coverage and distances: compared with "
         f"{metrics['num_test_reference']:,} crystals in {metrics['test_reference']}, of which the "
         f"last column has the same figures, and distances of {metrics['floor_size']:,} crystals of "
-        "the former from them; ±: 95 % interval of a bootstrap over crystals",
+        f"the former from them; {latents}±: 95 % interval of a bootstrap over crystals",
     )
     table.add_column("metric")
     table.add_column("value", justify="right")
@@ -75,10 +81,9 @@ def table_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
     ]
     real = metrics | {f"{key}_reference": value for key, value in (metrics["floor"] or {}).items()}
     if "encoder" in metrics:
-        size = metrics["latent_sample_size"]
         rows[-4:-4] = [
-            (f"energy distance of latents, {size:,} crystals", "latent_energy_distance", ""),
-            ("  p-value: both sets from one distribution", "latent_p_value", ""),
+            ("energy distance of latents", "latent_energy_distance", ""),
+            ("  p-value, if both sets are of one distribution", "latent_p_value", ""),
         ]
         for key in ("latent_energy_distance", "latent_p_value"):
             real[f"{key}_reference"] = metrics[f"{key}_held_out"]
