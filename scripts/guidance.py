@@ -30,7 +30,7 @@ import torch  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
-from src.commands.evaluate_generated import find_reference, read_crystals  # noqa: E402
+from src.commands.references import find_reference, read_crystals  # noqa: E402
 from src.commands.trained_model import load_shared  # noqa: E402
 from src.data.schema import CrystalBatch  # noqa: E402
 from src.ldm_module import LDMModule  # noqa: E402

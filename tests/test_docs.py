@@ -255,6 +255,7 @@ CHECKS: dict[str, Callable[[list[str], Path], None]] = {
     r"(OVERRIDES=\S+ )?sbatch": check_sbatch,
     r"wandb sweep": check_wandb_sweep,
     r"wandb agent [\w/]+$": check_nothing,
+    r"head -n \d+ [\w/.]+$": check_nothing,
     r"\.venv/bin/pre-commit install$": check_nothing,
 }
 
@@ -543,7 +544,9 @@ def test_the_interface_is_shown(site):
         "src.data.latents.LatentDataset.load", "src.data.cif.read_cif",
         "src.vae_module.encoders.transformer.TransformerEncoder",
         "src.vae_module.decoders.transformer.TransformerDecoder", "src.vae_module.losses.vae_loss",
-        "src.metrics.matching.FastMatcher.match", "src.metrics.generation.evaluate.coverage",
+        "src.metrics.matching.FastMatcher.match",
+        "src.metrics.generation.evaluate.evaluate_generated",
+        "src.metrics.generation.fingerprint_distances.coverage",
         "src.utils.schedules.WarmupCosine",
     ):  # fmt: skip
         assert f'id="{name}"' in text, name

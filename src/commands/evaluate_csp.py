@@ -1,5 +1,6 @@
 """Evaluate files of crystals that were generated for given compositions."""
 
+import hashlib
 import json
 import logging
 import math
@@ -9,12 +10,13 @@ from typing import Any
 
 import pandas as pd
 from omegaconf import DictConfig
-from pymatgen.core import Composition
+from pymatgen.core import Composition, Structure
 from rich.console import Console
 from rich.table import Table
 
-from src.commands.evaluate_generated import (
-    figure_text,
+from src.commands.generated_tables import figure_text
+from src.commands.references import (
+    Reference,
     find_reference,
     name_of_input,
     read_crystals,
@@ -22,10 +24,14 @@ from src.commands.evaluate_generated import (
 )
 from src.data.readers import DataError
 from src.data.structures import NamedStructure, Skipped
-from src.metrics.generation.prediction import Sample, Verdict, evaluate_prediction
-from src.metrics.matching import MatcherSettings, open_matcher
+from src.metrics.generation.parts import checksum, read_compared, write_compared
+from src.metrics.generation.predicted_pairs import Sample, compare_part
+from src.metrics.generation.prediction import Verdict, evaluate_prediction
+from src.metrics.matching import AnyMatcher, MatcherSettings, open_matcher
+from src.utils.errors import UserError
 from src.utils.formulas import full_formula
 from src.utils.output import new_folder, output_of
+from src.utils.shards import shard_of
 from src.utils.strict_json import write_json
 
 log = logging.getLogger(__name__)
@@ -44,30 +50,38 @@ def evaluate_csp(cfg: DictConfig) -> dict[str, Any]:
       `first_sample` (ID) and `reason` why it is not matched. `rms` is empty without a match.
     - `skipped.csv`: the entries that could not be read, with the reasons.
 
+    With `cfg.shard`, only what takes long is done, for a part of the pairs; with `cfg.merge`, it is
+    read from the folders of all parts.
+
     Returns:
         The content of `metrics.json`.
 
     Raises:
         UserError: if the input, the reference, an option or the output folder cannot be used.
     """
+    if cfg.shard is not None and cfg.merge is not None:
+        raise UserError("set either shard=NUMBER/COUNT or merge=[FOLDER,FOLDER,...]")
     source = Path(cfg.input).expanduser().absolute()
     output = output_of(cfg, source.with_name(f"eval_csp_{name_of_input(source)}"))
-    settings = MatcherSettings(**cfg.tolerances)
     opened = open_matcher(cfg.matcher, cfg.num_workers, cfg.match_timeout)
     source = samples_file(source)
+    if cfg.shard is not None:
+        return _evaluate_shard(cfg, source, output, opened)
     with new_folder(output, marker="metrics.json", overwrite=cfg.overwrite) as folder, opened:
         samples, skipped = read_samples(source)
-        split = (cfg.reference_split, "reference_split", cfg.split_file)
-        reference = find_reference(cfg.reference, *split)
-        items = reference.crystals(read_crystals)
+        reference, items = _read_reference(cfg)
+        structures = [item.structure for item in items]
+        compared = None
+        if cfg.merge is not None:
+            folders = [Path(each).expanduser() for each in cfg.merge]
+            compared = read_compared(folders, _settings_of_parts(cfg, samples, structures))
         metrics, verdicts = evaluate_prediction(
             samples,
-            [item.structure for item in items],
+            structures,
             opened,
-            k=cfg.k,
-            polymorphs=cfg.polymorphs,
-            settings=settings,
+            **_options(cfg),
             seed=cfg.seed,
+            compared=compared,
             progress=True,
         )
         metrics |= {
@@ -86,6 +100,67 @@ def evaluate_csp(cfg: DictConfig) -> dict[str, Any]:
     console.print(sizes_table(metrics))
     log.info("The results are in %s", output)
     return metrics
+
+
+def _evaluate_shard(
+    cfg: DictConfig, source: Path, output: Path, opened: AnyMatcher
+) -> dict[str, Any]:
+    """Do the part of the comparisons that `cfg.shard` names, for a later call with `merge`.
+
+    Writes `part.json` and `part.safetensors` to `output` with the number of the part appended, see
+    `write_compared`.
+
+    Returns:
+        What the part was computed with.
+    """
+    samples, _ = read_samples(source)
+    structures = [item.structure for item in _read_reference(cfg)[1]]
+    _, shard = shard_of(cfg.shard, len(samples))
+    assert shard is not None
+    number, count = map(int, shard.split("/"))
+    output = output.with_name(f"{output.name}_{shard.replace('/', '_of_')}")
+    settings = _settings_of_parts(cfg, samples, structures)
+    with new_folder(output, marker="part.json", overwrite=cfg.overwrite) as folder, opened:
+        compared = compare_part(
+            samples, structures, opened, number=number, count=count, **_options(cfg), progress=True
+        )
+        write_compared(folder, compared, number, count, settings)
+    log.info("Part %s is in %s; merge=[...] joins all parts", shard, output)
+    return settings
+
+
+def _read_reference(cfg: DictConfig) -> tuple[Reference, list[NamedStructure]]:
+    reference = find_reference(
+        cfg.reference, cfg.reference_split, "reference_split", cfg.split_file
+    )
+    return reference, reference.crystals(read_crystals)
+
+
+def _options(cfg: DictConfig) -> dict[str, Any]:
+    """What is compared, as arguments of `evaluate_prediction`."""
+    settings = MatcherSettings(**cfg.tolerances)
+    return {"k": cfg.k, "polymorphs": cfg.polymorphs, "settings": settings}
+
+
+def _settings_of_parts(
+    cfg: DictConfig, samples: Sequence[Sample], structures: Sequence[Structure]
+) -> dict[str, Any]:
+    """What the results of a part depend on, with checksums in place of crystals."""
+    built = [sample.structure for sample in samples if sample.structure is not None]
+    names = "\n".join(
+        f"{sample.id} {full_formula(sample.composition)} {sample.structure is not None}"
+        for sample in samples
+    )
+    return {
+        "input": checksum(built),
+        "samples": hashlib.sha256(names.encode()).hexdigest(),
+        "reference": checksum(structures),
+        "k": cfg.k,
+        "polymorphs": cfg.polymorphs,
+        "matcher": cfg.matcher,
+        "match_timeout": cfg.match_timeout,
+        "tolerances": dict(cfg.tolerances),
+    }
 
 
 def read_samples(path: Path) -> tuple[list[Sample], list[Skipped]]:

@@ -18,8 +18,7 @@ from omegaconf import DictConfig
 from pymatgen.core import Composition
 from rich.progress import Progress
 
-from src.commands.evaluate_generated import read_crystals
-from src.commands.sample import shard_of
+from src.commands.references import name_of_input, read_crystals
 from src.commands.stability_figures import (
     METRICS,
     PER_CRYSTAL,
@@ -50,6 +49,7 @@ from src.utils.errors import UserError
 from src.utils.formulas import full_formula
 from src.utils.lock import lock_folder
 from src.utils.output import OutputError
+from src.utils.shards import shard_of
 
 log = logging.getLogger(__name__)
 
@@ -261,8 +261,7 @@ def _checksum(given: Sequence[Given]) -> str:
 
 
 def _output_of(cfg: DictConfig, source: Path, shard: str | None) -> Path:
-    name = source.name if source.is_dir() else source.name.partition(".")[0]
-    default = source.with_name(f"stability_{name}")
+    default = source.with_name(f"stability_{name_of_input(source)}")
     output = Path(cfg.output).expanduser() if cfg.output is not None else default
     return output.with_name(f"{output.name}_{shard.replace('/', '_of_')}") if shard else output
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from src.commands.evaluate_generated import find_reference, read_crystals
+from src.commands.references import find_reference, read_crystals
 from src.commands.sample_files import Symmetrizer, join_rows, write_samples
 from src.commands.trained_model import load_shared, load_vae, move_to, results_folder
 from src.data.compositions import read_compositions

@@ -15,8 +15,10 @@ from pymatgen.core import Composition
 from rich.console import Console
 from rich.table import Table
 
-from src.commands.evaluate_generated import find_reference, read_crystals
+from src.commands.generated_tables import figure_text
+from src.commands.references import find_reference, read_crystals
 from src.data.structures import to_atoms, to_crystal
+from src.metrics.generation.intervals import interval_name
 from src.metrics.generation.stability.elements import simple_structures
 from src.metrics.generation.stability.energies import Relaxation, from_lists
 from src.metrics.generation.stability.figures import (
@@ -260,13 +262,18 @@ def _sun(folder: Path, rows: Sequence[Row], settings: dict[str, Any]) -> list[bo
 
 def metrics_table(metrics: dict[str, Any]) -> Table:
     """A table of the figures for the terminal."""
-    table = Table(title=f"{metrics['num_crystals']:,} crystals, {metrics['potential']}")
+    table = Table(
+        title=f"{metrics['num_crystals']:,} crystals, {metrics['potential']}",
+        caption="±: 95 % interval of a bootstrap over crystals",
+    )
     table.add_column("figure", overflow="fold")  # the names say what the figures depend on
     table.add_column("value, or median (10 % to 90 %)", justify="right")
     for name, value in metrics.items():
         if isinstance(value, dict) and "0.5" in value:
             low, middle, high = (_number(value[key]) for key in ("0.1", "0.5", "0.9"))
             table.add_row(name, f"{middle} ({low} to {high})")
+        elif interval_name(name) in metrics:
+            table.add_row(name, figure_text(metrics, name, is_share=True))
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
     return table

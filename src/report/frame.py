@@ -15,9 +15,8 @@ def fill_frame(name: str, title: str, data: Any, libraries: str = "") -> str:
         data: what its script reads, see `embed_json`.
         libraries: JavaScript that its script needs.
     """
-    here = files("src.report")
     text = {
-        key: here.joinpath(file).read_text("utf-8")
+        key: read_asset(file)
         for key, file in {
             "main": f"{name}.html",
             "style": "page.css",
@@ -26,9 +25,14 @@ def fill_frame(name: str, title: str, data: Any, libraries: str = "") -> str:
             "script": f"{name}.js",
         }.items()
     }
-    return Template(here.joinpath("frame.html").read_text("utf-8")).substitute(
+    return Template(read_asset("frame.html")).substitute(
         text, title=title, data=embed_json(data), libraries=libraries
     )
+
+
+def read_asset(name: str) -> str:
+    """The text of a file beside this module, such as `charts.js`."""
+    return files("src.report").joinpath(name).read_text("utf-8")
 
 
 def embed_json(content: Any) -> str:

@@ -12,9 +12,6 @@ for (const matcher of [...matchers, ...noiseMatchers]) {
 
 const PAIRS_PER_PAGE = 6;
 const MAX_CATEGORIES = 10; // colors in a map; other categories are gray
-const PALETTE = ["#3577c1", "#e08a2c", "#3f9b57", "#c8453c", "#8a63bd", "#8b6047", "#d873b5",
-  "#b5a42e", "#35a9b8", "#5b6b8c"];
-const NEUTRAL = "#8d949e";
 const LABELS = {
   most_common_element: "most common element", heaviest_element: "heaviest element",
   crystal_system: "crystal system", num_atoms: "number of atoms", matched: "matched",
@@ -34,8 +31,6 @@ const NO_COLORING = ["id", "formula", "reason", "status", "status_default", "spa
 
 const percents = fractions => fractions.map(x => isPresent(x) ? 100 * x : null);
 const label = name => LABELS[name] ?? name.replaceAll("_", " ");
-// plotly interprets tags in text
-const escaped = text => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;");
 
 /** Remove an element that has nothing to show. */
 const drop = id => $(id).remove();
@@ -51,40 +46,6 @@ function table(caption, head, rows) {
 }
 
 // Charts
-
-const charts = [];
-
-/** Draw the traces and layout from `figure(theme)`, and redraw them when the theme changes. */
-function chart(node, figure, height = 340) {
-  const draw = () => {
-    const style = getComputedStyle(document.body);
-    const color = name => style.getPropertyValue(name);
-    const theme = {text: style.color, grid: color("--line"), faint: color("--faint")};
-    const {traces, layout} = figure(theme);
-    const axis = name => [name, {
-      gridcolor: theme.grid, zerolinecolor: theme.grid, linecolor: theme.grid, automargin: true,
-      ...layout[name],
-    }];
-    const axes = Object.keys({xaxis: 0, yaxis: 0, ...layout})
-      .filter(name => /^[xy]axis/.test(name));
-    return Plotly.react(node, traces, {
-      height, margin: {l: 60, r: 20, t: 40, b: 50}, hovermode: "closest",
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      font: {family: style.fontFamily, size: 13, color: theme.text},
-      legend: {orientation: "h", y: 1.02, yanchor: "bottom", x: 0},
-      ...layout, ...Object.fromEntries(axes.map(axis)),
-      modebar: {
-        orientation: "v", bgcolor: "rgba(0,0,0,0)", color: theme.faint, activecolor: theme.text,
-      },
-    }, {
-      displaylogo: false, responsive: true, displayModeBar: "hover",
-      modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
-    });
-  };
-  charts.push(draw);
-  draw();
-  return draw;
-}
 
 const rateAxis = (title = "match rate, %") => ({title: {text: title}, range: [0, 102]});
 
@@ -490,7 +451,3 @@ showLatent();
 showTraining();
 $("contents").append(...[...document.querySelectorAll("section")].map(section =>
   el("a", {href: `#${section.id}`}, section.querySelector("h2").textContent)));
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-  charts.forEach(draw => draw());
-  dispatchEvent(new Event("resize"));
-});

@@ -24,7 +24,7 @@ from src.report.figures import (
     training_figure,
 )
 from src.report.files import EvaluationFiles
-from src.report.frame import fill_frame
+from src.report.frame import fill_frame, read_asset
 from src.report.maps import PlaneMap, plane_maps
 from src.report.pictures import draw_pairs, formula, is_drawable, radii, whole_cell
 from src.utils.output import new_file
@@ -127,7 +127,8 @@ def _page(evaluation: EvaluationFiles, maps: list[PlaneMap], shown: np.ndarray) 
     title = f"Reconstruction of {len(evaluation.crystals):,} crystals"
     if split:
         title += f" ({html.escape(str(split))})"
-    return fill_frame("page", title, data, libraries=get_plotlyjs())
+    libraries = f"{get_plotlyjs()}\n{read_asset('charts.js')}"
+    return fill_frame("page", title, data, libraries)
 
 
 def to_drawing(atoms: Atoms, like: Atoms | None = None) -> dict[str, Any] | None:

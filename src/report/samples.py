@@ -15,7 +15,7 @@ from src.metrics.generation.nearest import nearest_of_formula
 from src.metrics.matching import PYMATGEN
 from src.metrics.space_groups import space_group
 from src.report.figures import settings_text
-from src.report.frame import fill_frame
+from src.report.frame import fill_frame, read_asset
 from src.report.page import element_styles, rounded, to_drawing
 from src.utils.output import new_file
 
@@ -57,14 +57,15 @@ def write_samples_report(
             if content.get(name) not in (None, {})
         ],
         "samples": rounded(samples),
-        "elements": element_styles([_atoms(crystal) for crystal in drawn]),
+        "elements": element_styles([atoms_of(crystal) for crystal in drawn]),
         "counts": content["counts"],
         "known": None
         if known is None
         else {"count": len(known), "source": source, "settings": settings},
         "total": len(rows),
     }
-    page = fill_frame("samples", f"{len(rows):,} generated crystals", data)
+    title = f"{len(rows):,} generated crystals"
+    page = fill_frame("samples", title, data, libraries=read_asset("cards.js"))
     with new_file(folder / "report.html", overwrite=True) as path:
         path.write_text(page, encoding="utf-8")
 
@@ -78,9 +79,9 @@ def _sample(row: Mapping[str, Any], structure: Structure | None) -> dict[str, An
                                          "reason")}  # fmt: skip
     kept |= {"formula": _without_ones(row["formula"]), "crystal": None}
     if structure is not None:
-        kept["crystal"] = to_drawing(_atoms(structure))
+        kept["crystal"] = to_drawing(atoms_of(structure))
     if row["valid_structure"] and structure is not None:
-        kept |= {"space_group": _symbol(structure), "density": float(structure.density)}
+        kept |= {"space_group": space_group_symbol(structure), "density": float(structure.density)}
     return kept
 
 
@@ -100,8 +101,8 @@ def _add_nearest(
             sample["known"] = {
                 "id": item.id,
                 "rms": nearest.rms,
-                "space_group": _symbol(item.structure),
-                "crystal": to_drawing(_atoms(item.structure)),
+                "space_group": space_group_symbol(item.structure),
+                "crystal": to_drawing(atoms_of(item.structure)),
             }
             added.append(item.structure)
     return added
@@ -112,7 +113,7 @@ def _without_ones(formula: str) -> str:
     return re.sub(r"(?<=[a-zA-Z])1(?= |$)", "", formula).replace(" ", "")
 
 
-def _symbol(structure: Structure) -> str | None:
+def space_group_symbol(structure: Structure) -> str | None:
     """Such as `Fm-3m (225)`."""
     found = space_group(structure)
     if found is None:
@@ -121,5 +122,5 @@ def _symbol(structure: Structure) -> str | None:
     return f"{known.short_name() if known else ''} ({found.number})"
 
 
-def _atoms(structure: Structure) -> Atoms:
+def atoms_of(structure: Structure) -> Atoms:
     return to_atoms(to_crystal(structure))

@@ -77,6 +77,26 @@ def test_a_file_alone_has_no_samples_that_were_not_written(files):
     assert (files / "eval_csp_mine" / "per_crystal.csv").is_file()
 
 
+def test_parts_give_the_result_of_one_run(files):
+    option = "polymorphs=once"
+    whole = evaluate_csp(make_config(files, option, f"output={files / 'whole'}"))
+    for number in (1, 2, 3):
+        evaluate_csp(make_config(files, option, f"shard={number}/3"))
+    folders = [files / f"eval_csp_samples_{number}_of_3" for number in (3, 1, 2)]
+    merge = f"merge=[{','.join(map(str, folders))}]"
+    assert evaluate_csp(make_config(files, option, merge)) == whole
+    names = ("whole", "eval_csp_samples")
+    texts = [(files / name / "per_crystal.csv").read_text() for name in names]
+    assert texts[0] == texts[1]
+    with pytest.raises(UserError, match="computed with another k: merge"):
+        evaluate_csp(make_config(files, option, merge, "k=1", f"output={files / 'other'}"))
+    alone = f"merge=[{folders[0]}]"
+    with pytest.raises(UserError, match=r"merge lacks the parts \[1, 2\] of 3"):
+        evaluate_csp(make_config(files, option, alone, f"output={files / 'other'}"))
+    with pytest.raises(UserError, match="set either shard"):
+        evaluate_csp(make_config(files, merge, "shard=1/3"))
+
+
 def test_errors(files):
     with pytest.raises(UserError, match="matcher must be fast or pymatgen, not ours"):
         evaluate_csp(make_config(files, "matcher=ours"))

@@ -277,6 +277,51 @@ def test_parts_give_the_result_of_one_run(files):
         evaluate_files(make_config(files, "merge=[]", "shard=1/2"))
 
 
+def test_latents_are_compared_on_request(files, capsys):
+    encoder = ROOT / "data" / "prototypes" / "vae.ckpt"
+    options = ("fingerprints=false", "prototypes=false", f"encoder={encoder}", "device=cpu")
+    metrics = evaluate_files(make_config(files, *options))
+    assert metrics["encoder"] == str(encoder)
+    assert metrics["latent_sample_size"] == 2  # the reference has no more
+    assert 0 < metrics["latent_p_value"] <= 1
+    assert metrics["latent_energy_distance_held_out"] >= 0
+    assert "energy distance of latents" in capsys.readouterr().out
+    with pytest.raises(UserError, match="encoder_size must be at least 1, not 0"):
+        evaluate_files(make_config(files, *options, "encoder_size=0", f"output={files / 'o'}"))
+
+
+def test_the_report_and_the_energies_in_it(files, caplog, monkeypatch):
+    monkeypatch.setattr("src.report.judged.get_plotlyjs", lambda: "")
+    stability = files / "stability_generated"
+    stability.mkdir()
+    (stability / "metrics.json").write_text('{"potential": "EMT (1)", "noise": null}')
+    table = "id,e_above_hull\na,0.25\nb,\n{},2\nc,1\ndamaged.cif,\n"
+    options = ("fingerprints=false", "prototypes=false", "report=true", "overwrite=true")
+    (stability / "per_crystal.csv").write_text(table.format("d.zip/again"))
+    evaluate_files(make_config(files, *options))
+    page = (files / "eval_generated" / "report.html").read_text()
+    assert "0.250 eV/atom above the hull" in page
+    assert "as generated, by EMT (1), of stability_generated" in page
+    (stability / "per_crystal.csv").write_text(table.format("other"))
+    evaluate_files(make_config(files, *options))  # of other crystals: left out
+    assert "eV/atom above the hull" not in (files / "eval_generated" / "report.html").read_text()
+    assert "row 3 is of other, not of d.zip/again" in caplog.text
+    with pytest.raises(UserError, match="row 3 is of other"):
+        evaluate_files(make_config(files, *options, f"stability={stability}"))
+    with pytest.raises(UserError, match="is for the report only: set report=true"):
+        evaluate_files(make_config(files, f"stability={stability}"))
+
+
+def test_samples_that_were_not_written_are_told(files, caplog):
+    folder = files / "samples"
+    write_structures(folder / "samples.extxyz", [CSCL], ["sample-0"])
+    rows = [{"id": "sample-0", "written": True}, {"id": "sample-1", "written": False}]
+    (folder / "samples.json").write_text(json.dumps({"samples": rows}))
+    options = (f"input={folder}", "fingerprints=false", "prototypes=false")
+    assert evaluate_files(make_config(files, *options))["num_not_written"] == 1
+    assert "1 samples are listed in" in caplog.text
+
+
 @pytest.mark.slow
 def test_command(files):
     command = [sys.executable, str(ROOT / "src" / "eval_generated.py")]

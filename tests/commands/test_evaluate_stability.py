@@ -100,6 +100,8 @@ def test_going_on_and_relaxing(files, monkeypatch):
     assert [job.relaxation is not None for job in jobs] == [False, True, True]
     assert metrics["num_failed_emt_relaxed"] == 3
     assert metrics["converged_emt_relaxed"] == metrics["still_matches_emt_relaxed"] == 2 / 5
+    low, high = metrics["converged_emt_relaxed_interval"]
+    assert low < 2 / 5 < high
     assert metrics["energy_gained_emt_relaxed"]["0.1"] > 0
     assert 0.02 < metrics["rmsd_emt_relaxed"]["0.9"] < 0.2
     relaxed = {
@@ -174,6 +176,11 @@ def test_an_own_phase_diagram_and_sun(files):
     metrics = judge_files(files, f"phase_diagram={table}", f"judged={judged}")
     assert metrics["stable_0.0_emt_as_generated"] == metrics["sun_0.0_emt_as_generated"] == 1 / 5
     assert metrics["metastable_0.1_emt_as_generated"] == 2 / 5
+    low, high = metrics["metastable_0.1_emt_as_generated_interval"]
+    assert 0 <= low < 2 / 5 < high <= 1
+    shares = ("stable_0.0", "metastable_0.1", "metastable_0.1_of_known", "implausible",
+              "unknown_hull", "sun_0.0", "msun_0.1")  # fmt: skip
+    assert {f"{name}_emt_as_generated_interval" for name in shares} <= set(metrics)
     assert metrics["implausible_emt_as_generated"] == 1 / 5  # Cu3Au, by 9 eV/atom
     (judged / "per_crystal.csv").write_text(
         "id,unique,novel\na,True,False\nb,True,True\nx,,\nd,,\n"

@@ -2,17 +2,28 @@
 
 import json
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
+from pymatgen.io.ase import AseAtomsAdaptor
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 
+from src.data.structures import NamedStructure  # noqa: E402
 from src.metrics.generation.comparison import Row  # noqa: E402
+from src.metrics.generation.evaluate import EvaluationOptions, evaluate_set  # noqa: E402
 from src.report import write_report, write_samples_report  # noqa: E402
 from src.report.comparison import write_comparison  # noqa: E402
+from src.report.judged import (  # noqa: E402
+    Energies,
+    JudgedSet,
+    LatentMap,
+    write_judged_report,
+)
 
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = [
@@ -202,6 +213,36 @@ def test_a_page_of_comparisons(tmp_path, driver):
     assert tables[1].text.splitlines()[1:] == ["reference a –"]
     driver.find_elements(By.CSS_SELECTOR, "#filter option")[3].click()
     assert len(driver.find_elements(By.CSS_SELECTOR, "#tables tbody tr")) == 1
+    assert errors(driver) == []
+    assert requests(driver) == [(tmp_path / "report.html").as_uri()]
+
+
+def test_a_page_of_a_judged_set(crystals, tmp_path, driver):
+    structures = [AseAtomsAdaptor.get_structure(each) for each in crystals]
+    items = [NamedStructure(f"id-{k}", each, Path("x")) for k, each in enumerate(structures)]
+    options = EvaluationOptions(fingerprints=False, prototypes=False, num_workers=0)
+    found = evaluate_set(structures, structures[:2], None, options)
+    vectors, places = np.random.default_rng(0).normal(size=(14, 3)), np.arange(14)
+    latents = LatentMap(vectors, vectors[:2] + 1, places, places[:2], "<b>vae</b>")
+    energies = Energies([0.1 * k for k in range(14)], "relaxed")
+    judged = JudgedSet(items, found, items[:2], items[:2], [["a", "1", "2"]], energies, latents)
+    write_judged_report(tmp_path / "report.html", judged)
+    open_page(driver, tmp_path)
+    sections = [s.get_attribute("id") for s in driver.find_elements(By.TAG_NAME, "section")]
+    assert sections == ["summary", "samples", "distributions", "elements", "energies", "map"]
+    assert len(driver.find_elements(By.CSS_SELECTOR, "#histograms .bars")) == 10
+    assert len(driver.find_elements(By.CSS_SELECTOR, "#periodic .element")) == 103
+    assert len(driver.find_elements(By.CSS_SELECTOR, "#points .point")) == 16
+    buttons = driver.find_elements(By.CSS_SELECTOR, "#choices button")
+    assert [b.text.split(" (")[0] for b in buttons] == [
+        "random", "most novel", "most stable", "invalid",
+    ]  # fmt: skip
+    buttons[2].click()
+    assert shown_ids(driver) == [f"id-{k}" for k in range(6)]
+    for canvas in driver.find_elements(By.CSS_SELECTOR, ".pair canvas")[:2]:
+        assert driver.execute_script(NUM_DRAWN, canvas) > 500
+    buttons[3].click()
+    assert driver.find_element(By.ID, "nothing").is_displayed() == (shown_ids(driver) == [])
     assert errors(driver) == []
     assert requests(driver) == [(tmp_path / "report.html").as_uri()]
 

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from src.metrics.generation.evaluate import (
         CUTOFFS,
         CoverageCutoffs,
+        EvaluationOptions,
         Verdict,
         amd_distances,
         coverage,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CUTOFFS",
     "CoverageCutoffs",
+    "EvaluationOptions",
     "Verdict",
     "amd_distances",
     "coverage",

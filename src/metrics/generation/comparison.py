@@ -22,6 +22,8 @@ _SETTINGS = {
     "num_references",
     "num_test_reference",
     "floor_size",
+    "latent_sample_size",
+    "latent_permutations",
     "relaxation",
     "symmetrize",
     "noise",
@@ -41,6 +43,8 @@ _DEPENDS: Sequence[tuple[str, tuple[str, ...]]] = (
     (r"valid_unique_and_novel$|unique_and_novel$", ("tolerances", "num_generated", *_KNOWN)),
     (r"valid|too_close$|isolated$|closest_quantiles", ()),
     (r".*_outside$|wdist_|tvd_", _TEST),
+    (r"latent_.*_held_out$", ("encoder", "latent_sample_size", *_KNOWN, *_TEST)),
+    (r"latent_", ("encoder", "latent_sample_size", *_KNOWN)),
     (r"amd_recall", (*_TEST, "num_generated")),
     (r"amd_", _TEST),
     (r"unique", ("tolerances", "num_generated")),
@@ -62,9 +66,9 @@ _HIGHER = re.compile(
 _LOWER = re.compile(
     r"too_close$|isolated$|.*_outside$|wdist_|tvd_|amd_precision|amd_recall|rmse_at_|crmse_at_"
     r"|metre_crmse|num_failed_|largest_force_|largest_stress_|energy_gained_|rmsd_|rms_"
-    r"|volume_change_|unknown_hull_|implausible_|energy_above_hull_"
+    r"|volume_change_|unknown_hull_|implausible_|energy_above_hull_|latent_energy_distance"
 )
-_NO_DIRECTION = re.compile(r"floor\.|.*_reference$")
+_NO_DIRECTION = re.compile(r"floor\.|.*_reference$|.*_held_out$")
 _COUNT = re.compile(r"num_|match_timeouts$|.*failures$")
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
+from pymatgen.core import Structure
 from scipy.stats import wasserstein_distance
 
 from src.metrics.generation.descriptors import Descriptors
+
+log = logging.getLogger(__name__)
 
 TOO_CLOSE = 0.7
 """Atoms are too close below this many times the sum of their covalent radii."""
@@ -51,6 +56,25 @@ def distances(ours: Descriptors, theirs: Descriptors) -> dict[str, float | None]
         **found,
         "tvd_space_groups": total_variation(*groups),
         "tvd_elements": total_variation(*elements),
+    }
+
+
+def wasserstein_distances(
+    generated: Sequence[Structure], reference: Sequence[Structure]
+) -> dict[str, float | None]:
+    """Wasserstein distances for density (g/cm^3), number of elements and number of atoms."""
+    properties = {
+        "wdist_density": attrgetter("density"),
+        "wdist_num_elements": attrgetter("n_elems"),
+        "wdist_num_atoms": attrgetter("num_sites"),
+    }
+    sets = (generated, reference)
+    if not all(sets):
+        log.warning("One of the sets has no valid crystals: Wasserstein distances are null")
+        return dict.fromkeys(properties)
+    return {
+        name: float(wasserstein_distance(*([float(value(s)) for s in each] for each in sets)))
+        for name, value in properties.items()
     }
 
 

@@ -17,6 +17,11 @@ _MEAN_RESAMPLES = 1_000
 _MAX_DRAWN = 2**17  # values at once, which stay in the processor's cache
 
 
+def fraction(flags: Sequence[bool]) -> float | None:
+    """The fraction of true ones; None if there are none at all."""
+    return sum(flags) / len(flags) if flags else None
+
+
 def share_interval(share: float, count: int, seed: int = 0) -> list[float]:
     """The interval of a share of crystals.
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from pymatgen.core import Structure
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from src.metrics.generation.evaluate import Part, join_parts
+from src.metrics.generation.judging import Part, join_parts
+from src.metrics.generation.predicted_pairs import Compared, join_compared
 from src.utils.errors import UserError
 from src.utils.strict_json import write_json
 
 if TYPE_CHECKING:
     from src.metrics.generation.fingerprints import Fingerprint
+
+T = TypeVar("T")
 
 _SETS = ("fingerprints", "test_fingerprints")
 _ARRAYS = ("structure", "composition", "amd")
@@ -65,7 +68,7 @@ def write_part(
 
 
 def read_parts(folders: Sequence[Path], settings: Mapping[str, Any]) -> Part:
-    """Read all parts of an evaluation.
+    """Read all parts of an evaluation of generated crystals.
 
     Args:
         folders: that `write_part` wrote to, in any order.
@@ -75,14 +78,40 @@ def read_parts(folders: Sequence[Path], settings: Mapping[str, Any]) -> Part:
         UserError: if one of them is no such folder, is damaged or was computed with other settings,
             or if a part is missing or there twice.
     """
+    return join_parts(_read_all(folders, settings, _part))
+
+
+def write_compared(
+    folder: Path, compared: Compared, number: int, count: int, settings: Mapping[str, Any]
+) -> None:
+    """Write comparisons of predicted structures; the files and arguments are as in `write_part`."""
+    arrays = {
+        "pairs": np.array(list(compared.rms), dtype=np.int64).reshape(-1, 2),
+        "rms": np.array(list(compared.rms.values()), dtype=np.float64),
+    }
+    save_file(arrays, folder / "part.safetensors")
+    content = {"number": number, "count": count, "settings": settings}
+    write_json(folder / "part.json", content | {"timeouts": compared.timeouts})
+
+
+def read_compared(folders: Sequence[Path], settings: Mapping[str, Any]) -> Compared:
+    """Read all parts of comparisons of predicted structures; see `read_parts`."""
+    return join_compared(_read_all(folders, settings, _compared))
+
+
+def _read_all(
+    folders: Sequence[Path],
+    settings: Mapping[str, Any],
+    parse: Callable[[Mapping[str, Any], Mapping[str, np.ndarray]], T],
+) -> list[T]:
     found: dict[tuple[int, int], Path] = {}
-    parts = []
+    parts: list[T] = []
     for folder in folders:
         try:
             content = json.loads((folder / "part.json").read_text(encoding="utf-8"))
             key = content["number"], content["count"]
             differing = [k for k in settings if settings[k] != content["settings"].get(k)]
-            part = _part(content, load_file(folder / "part.safetensors"))
+            part = parse(content, load_file(folder / "part.safetensors"))
         except OSError as error:
             raise UserError(
                 f"{folder} is not the folder of a part ({error}): give those that were written "
@@ -105,7 +134,12 @@ def read_parts(folders: Sequence[Path], settings: Mapping[str, Any]) -> Part:
     missing = [n for n in range(1, max(counts, default=1) + 1) if n not in {n for n, _ in found}]
     if missing:
         raise UserError(f"merge lacks the parts {missing} of {max(counts, default=1)}")
-    return join_parts(parts)
+    return parts
+
+
+def _compared(content: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Compared:
+    pairs = [(int(i), int(j)) for i, j in arrays["pairs"].tolist()]
+    return Compared(dict(zip(pairs, arrays["rms"].tolist(), strict=True)), int(content["timeouts"]))
 
 
 def _part(content: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Part:

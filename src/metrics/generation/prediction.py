@@ -14,53 +14,49 @@ and the question is whether they find it. Definitions and their sources:
 
 from __future__ import annotations
 
-import logging
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from pymatgen.core import Composition, Structure
+from pymatgen.core import Structure
 
-from src.data.crystal import CrystalError
-from src.data.structures import to_crystal, to_structure
-from src.metrics import PreparedCrystals
 from src.metrics.generation.intervals import (
     interval_name,
     mean_interval,
     share_interval,
     with_intervals,
 )
+from src.metrics.generation.predicted_pairs import (
+    MAX_METRE_PAIRS,
+    POLYMORPHS,
+    Compared,
+    Pair,
+    Sample,
+    assign,
+    compare_pairs,
+    compare_part,
+    join_compared,
+    plan_comparisons,
+)
 from src.metrics.generation.validity import invalid_reason, is_valid_composition
-from src.metrics.matching import CDVAE, AnyMatcher, FastMatcher, MatcherSettings
-from src.metrics.reconstruction.tables import MAX_METRE_PAIRS
-from src.utils.errors import UserError
-from src.utils.formulas import full_formula, reduced_formula
+from src.metrics.matching import CDVAE, AnyMatcher, MatcherSettings
 
-log = logging.getLogger(__name__)
-
-POLYMORPHS = ("each", "once")
-_MAX_NAMED = 20  # compositions in a message
-
-Pair = tuple[int, int]  # of a sample and a reference crystal
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A generated crystal.
-
-    Attributes:
-        id: its name.
-        composition: of its cell.
-        structure: None if it could not be built or written, for example because a number is not
-            finite; such a sample matches nothing.
-    """
-
-    id: str
-    composition: Composition
-    structure: Structure | None
+__all__ = [  # some are of `predicted_pairs`, and can be imported from here too
+    "MAX_METRE_PAIRS",
+    "POLYMORPHS",
+    "Compared",
+    "Pair",
+    "Sample",
+    "Verdict",
+    "assign",
+    "by_num_atoms",
+    "compare_part",
+    "evaluate_prediction",
+    "join_compared",
+]
 
 
 @dataclass(slots=True)
@@ -88,41 +84,6 @@ class Verdict:
         return float(rms[:k].min(initial=np.inf))
 
 
-def assign(
-    samples: Sequence[Composition], references: Sequence[Composition]
-) -> tuple[list[list[int]], list[int]]:
-    """Assign samples to the reference crystals that they were generated for, by composition.
-
-    A sample belongs to the crystals whose cell has the same composition or, if there are none, to
-    those with the same reduced formula. Of several, it goes to the one with the fewest samples so
-    far, the first of these. So if samples were generated for the list of all compositions, once or
-    several times over, each goes to the crystal that it was generated for.
-
-    Args:
-        samples: compositions of their cells.
-        references: the same.
-
-    Returns:
-        For each reference crystal, the indices of its samples; and those of the samples that belong
-        to none.
-    """
-    of_cell, of_formula = defaultdict(list), defaultdict(list)
-    for j, composition in enumerate(references):
-        of_cell[full_formula(composition)].append(j)
-        of_formula[reduced_formula(composition)].append(j)
-    assigned: list[list[int]] = [[] for _ in references]
-    rest = []
-    for i, composition in enumerate(samples):
-        candidates = of_cell.get(full_formula(composition)) or of_formula.get(
-            reduced_formula(composition)
-        )
-        if candidates:
-            assigned[min(candidates, key=lambda j: len(assigned[j]))].append(i)
-        else:
-            rest.append(i)
-    return assigned, rest
-
-
 def evaluate_prediction(
     samples: Sequence[Sample],
     references: Sequence[Structure],
@@ -132,6 +93,7 @@ def evaluate_prediction(
     polymorphs: str = "each",
     settings: MatcherSettings = CDVAE,
     seed: int = 0,
+    compared: Compared | None = None,
     progress: bool = False,
 ) -> tuple[dict[str, Any], list[Verdict]]:
     """Evaluate samples for the compositions of reference crystals.
@@ -146,6 +108,8 @@ def evaluate_prediction(
             of its samples matches any of its crystals; k then counts samples of the formula.
         settings: tolerances.
         seed: of the intervals.
+        compared: the results of `compare_part` for all parts, from `join_compared`; None to compare
+            them here.
         progress: show a progress bar.
 
     Returns:
@@ -170,35 +134,15 @@ def evaluate_prediction(
         UserError: if there is no reference crystal, if no sample has the composition of one, if k
             is less than 1, or `polymorphs` is not one of `POLYMORPHS`.
     """
-    if polymorphs not in POLYMORPHS:
-        raise UserError(f"polymorphs must be {' or '.join(POLYMORPHS)}, not {polymorphs!r}")
-    if k is not None and k < 1:
-        raise UserError(f"k must be at least 1, not {k}")
-    if not references:
-        raise UserError("there are no reference crystals")
-    formulas = [reduced_formula(structure.composition) for structure in references]
-    assigned, rest = assign(
-        [sample.composition for sample in samples],
-        [structure.composition for structure in references],
-    )
-    if not any(assigned):
-        raise UserError(
-            f"none of the {len(samples):,} samples has the composition of one of the "
-            f"{len(references):,} reference crystals: is this the reference that they were "
-            "generated for?"
-        )
-    _warn(samples, references, assigned, rest)
-    units = _units(formulas, assigned, polymorphs)
-    k = k or max(len(samples_of) for samples_of, _ in units)
-    own = [(i, j) for samples_of, members in units for i in samples_of[:k] for j in members]
-    firsts = _metre_pairs(formulas, assigned, matcher.name)
-    pairs = [*own, *(firsts or ())]
-    rms, timeouts = _match(samples, references, pairs, matcher, settings, progress)
+    plan = plan_comparisons(samples, references, matcher.name, k, polymorphs)
+    if compared is None:
+        compared = compare_pairs(samples, references, plan.pairs, matcher, settings, progress)
+    rms, units, k = compared.rms, plan.units, plan.k
     is_valid = np.array([_validity(sample) for sample in samples], dtype=bool)
     both = is_valid[:, 0] & is_valid[:, 1]
     verdicts = _verdicts(len(references), units, k, rms, both)
-    if firsts is not None:
-        _add_best_of_all(verdicts, firsts, rms)
+    if plan.firsts is not None:
+        _add_best_of_all(verdicts, plan.firsts, rms)
     heads = [members[0] for _, members in units]
     judged, sizes = [verdicts[j] for j in heads], [len(references[j]) for j in heads]
     lengths = [len(verdict.samples) for verdict in judged]
@@ -214,9 +158,9 @@ def evaluate_prediction(
         "num_counted": len(judged),
         "num_without_sample": lengths.count(0),
         "num_with_fewer": sum(0 < length < k for length in lengths),
-        "num_unassigned": len(rest),
+        "num_unassigned": len(plan.unassigned),
         "num_not_built": sum(sample.structure is None for sample in samples),
-        "match_timeouts": timeouts,
+        "match_timeouts": compared.timeouts,
         "k": k,
         "polymorphs": polymorphs,
         "matcher": matcher.name,
@@ -270,65 +214,6 @@ def by_num_atoms(
         {"num_atoms": size, "crystals": len(group), **_figures(group, k, settings, None)}
         for size, group in sorted(groups.items())
     ]
-
-
-def _units(
-    formulas: Sequence[str], assigned: Sequence[list[int]], polymorphs: str
-) -> list[tuple[list[int], list[int]]]:
-    """What counts once: the indices of its samples, in order, and of its reference crystals."""
-    if polymorphs == "each":
-        return [(samples, [j]) for j, samples in enumerate(assigned)]
-    members = defaultdict(list)
-    for j, formula in enumerate(formulas):
-        members[formula].append(j)
-    return [(sorted(i for j in group for i in assigned[j]), group) for group in members.values()]
-
-
-def _metre_pairs(
-    formulas: Sequence[str], assigned: Sequence[list[int]], matcher: str
-) -> list[Pair] | None:
-    """The first sample of each crystal with all crystals of the same reduced formula."""
-    firsts: dict[str, list[int]] = defaultdict(list)
-    for formula, samples in zip(formulas, assigned, strict=True):
-        firsts[formula] += samples[:1]
-    times = Counter(formulas)
-    count = sum(len(samples) * times[formula] for formula, samples in firsts.items())
-    if count > MAX_METRE_PAIRS[matcher] * len(formulas):
-        log.warning("METRe is left out: it would take %s comparisons", f"{count:,}")
-        return None
-    return [(i, j) for j, formula in enumerate(formulas) for i in firsts[formula]]
-
-
-def _match(
-    samples: Sequence[Sample],
-    references: Sequence[Structure],
-    pairs: Sequence[Pair],
-    matcher: AnyMatcher,
-    settings: MatcherSettings,
-    progress: bool,
-) -> tuple[dict[Pair, float], int]:
-    """The rms of each pair, infinite without a match, and the number of those without a result."""
-    wanted = list(dict.fromkeys(pairs))
-    predictions: Any = [_plain(sample.structure) for sample in samples]
-    targets: Any = [_plain(structure) for structure in references]
-    if isinstance(matcher, FastMatcher):
-        predictions, targets = PreparedCrystals(predictions), PreparedCrystals(targets)
-    results = matcher.match(
-        targets, predictions, settings, pairs=wanted, progress=progress and "matching"
-    )
-    rms = {
-        pair: math.inf if result.rms is None else result.rms
-        for pair, result in zip(wanted, results, strict=True)
-    }
-    return rms, sum(result.status in ("timeout", "crashed") for result in results)
-
-
-def _plain(structure: Structure | None) -> Structure | None:
-    """Without oxidation states and properties, which would prevent matches; None if disordered."""
-    try:
-        return None if structure is None else to_structure(to_crystal(structure))
-    except CrystalError:
-        return None
 
 
 def _validity(sample: Sample) -> tuple[bool, bool]:
@@ -387,28 +272,3 @@ def _of_best(
             interval = mean_interval(spread, seed) if len(spread) else None
         figures[interval_name(name)] = interval
     return figures
-
-
-def _warn(
-    samples: Sequence[Sample],
-    references: Sequence[Structure],
-    assigned: Sequence[list[int]],
-    rest: Sequence[int],
-) -> None:
-    without = [references[j].composition for j, found in enumerate(assigned) if not found]
-    if without:
-        log.warning(
-            "%d of %d reference crystals have no sample and count as not matched: %s",
-            len(without), len(references), _named(without),
-        )  # fmt: skip
-    if rest:
-        log.warning(
-            "%d samples have the composition of no reference crystal and are left out: %s",
-            len(rest), _named([samples[i].composition for i in rest]),
-        )  # fmt: skip
-
-
-def _named(compositions: Sequence[Composition]) -> str:
-    names = list(dict.fromkeys(full_formula(composition) for composition in compositions))
-    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-    return ", ".join(names[:_MAX_NAMED]) + more

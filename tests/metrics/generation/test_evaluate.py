@@ -10,7 +10,7 @@ from scipy.spatial.distance import cdist
 
 pytest.importorskip("matminer")
 
-from src.metrics.generation import evaluate as generation
+from src.metrics.generation import fingerprint_distances
 from src.metrics.generation.distributions import DISTANCES
 from src.metrics.generation.evaluate import (
     CoverageCutoffs,
@@ -163,13 +163,13 @@ class TestEvaluate:
         """The other figures stay the same."""
         sets = ([CSCL, LIF, LIF, CLASH], [LIF, LINE], [CSCL, LINE])
         whole, verdicts = evaluate_generated(*sets)
-        monkeypatch.setattr(generation, "_load_fingerprints", None)
+        monkeypatch.setattr("src.metrics.generation.judging.load_fingerprints", None)
         metrics, same = evaluate_generated(*sets, fingerprints=False)
         assert same == verdicts
         missing = {name for name in metrics if metrics[name] is None and whole[name] is not None}
         assert {name for name in missing if not name.endswith("_interval")} == {
             "cov_recall", "cov_precision", "fingerprint_failures",
-            "reference_fingerprint_failures", *generation.AMD_DISTANCES,
+            "reference_fingerprint_failures", *fingerprint_distances.AMD_DISTANCES,
         }  # fmt: skip
         assert {k: metrics[k] for k in metrics.keys() - missing} == {
             k: whole[k] for k in metrics.keys() - missing
@@ -243,7 +243,7 @@ class TestMatches:
             assert found == [0, 1, 1]
 
     def test_too_many_pairs_are_not_compared(self, monkeypatch):
-        monkeypatch.setattr("src.metrics.generation.evaluate.MAX_GROUP_PAIRS", 1)
+        monkeypatch.setattr("src.metrics.generation.matches.MAX_GROUP_PAIRS", 1)
         assert connected_groups([CSCL, CSCL], ["CsCl"] * 2, FastMatcher()) is None
 
     def test_tolerances_are_used(self):
@@ -302,9 +302,9 @@ class TestCoverage:
     def test_distances_are_computed_in_parts(self, monkeypatch):
         rng = np.random.default_rng(0)
         rows, columns = rng.random((23, 3)), rng.random((17, 3))
-        monkeypatch.setattr(generation, "_MAX_DISTANCES", 40)
+        monkeypatch.setattr(fingerprint_distances, "_MAX_DISTANCES", 40)
         expected = cdist(rows, columns, "chebyshev")
-        of_rows, of_columns = generation._nearest(rows, columns, metric="chebyshev")
+        of_rows, of_columns = fingerprint_distances._nearest(rows, columns, metric="chebyshev")
         assert of_rows == pytest.approx(expected.min(axis=1))
         assert of_columns == pytest.approx(expected.min(axis=0))
 

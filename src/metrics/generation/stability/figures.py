@@ -1,7 +1,8 @@
 """Figures of a set of generated crystals, from the results of each.
 
 The names of the figures say what they depend on: threshold, potential, and whether crystals were
-symmetrized and relaxed first. A crystal on which something failed is in every denominator.
+symmetrized and relaxed first. A crystal on which something failed is in every denominator. Each
+fraction is followed by `NAME_interval`; see `src.metrics.generation.intervals`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from src.metrics.generation.intervals import fraction, with_intervals
 from src.metrics.generation.stability.potentials import Potential
 from src.metrics.generation.stability.results import Row
 
@@ -78,7 +80,7 @@ def relaxation_figures(
     ]
     matching = [row for row in after if row.get("matches")]
     changes = [abs(row.get("volume_change", math.inf)) for row in after]
-    return {
+    figures = {
         f"converged_{name}": fraction([bool(row.get("converged")) for row in after]),
         f"energy_gained_{name}": quantiles(gained),
         f"still_matches_{name}": fraction([bool(row.get("matches")) for row in after]),
@@ -86,6 +88,8 @@ def relaxation_figures(
         f"rms_{name}": quantiles([row["rms"] for row in matching]),
         f"volume_change_{name}": quantiles(changes),
     }
+    shares = (f"converged_{name}", f"still_matches_{name}")
+    return with_intervals(figures, dict.fromkeys(shares, len(after)))
 
 
 def hull_figures(
@@ -133,7 +137,10 @@ def hull_figures(
         for kind, threshold, low in pairs:
             both = [first and second for first, second in zip(low, sun, strict=True)]
             figures[f"{kind}_{threshold}_{name}"] = fraction(both)
-    return {**figures, f"energy_above_hull_{name}": quantiles(known)}
+    counts = dict.fromkeys(figures, len(above))
+    counts[f"metastable_{METASTABLE}_of_known_{name}"] = len(known)
+    figures[f"energy_above_hull_{name}"] = quantiles(known)
+    return with_intervals(figures, counts)
 
 
 def symmetry_figures(displacements: Sequence[float]) -> dict[str, Any]:
@@ -163,11 +170,6 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
         str(q): ordered[min(int(q * len(ordered)), len(ordered) - 1)] if ordered else math.nan
         for q in QUANTILES
     }
-
-
-def fraction(flags: Sequence[bool]) -> float | None:
-    """The fraction of true ones; None if there are none at all."""
-    return sum(flags) / len(flags) if flags else None
 
 
 def failures(rows: Sequence[Row]) -> Mapping[str, list[str]]:
