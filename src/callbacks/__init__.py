@@ -1,5 +1,6 @@
 """Lightning callbacks."""
 
+from src.callbacks.duration_estimate import DurationEstimate
 from src.callbacks.last_checkpoint import LastCheckpoint, StopWhenTold
 from src.callbacks.learning_rate import LearningRate
 from src.callbacks.match_rate import MatchRate
@@ -10,6 +11,7 @@ from src.callbacks.throughput import Throughput
 from src.callbacks.validation_budget import ValidationBudget
 
 __all__ = [
+    "DurationEstimate",
     "LastCheckpoint",
     "LearningRate",
     "MatchRate",

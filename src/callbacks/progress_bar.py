@@ -8,7 +8,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
-from src.utils.schedules import run_progress
+from src.utils.schedules import own_progress
 
 BAR_WIDTH = 14  # so that the line fits in 80 columns
 LOSSES = {"train/loss": "loss", "val/loss": "val"}
@@ -38,7 +38,7 @@ class ProgressBar(LightningProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._enabled:
             return
-        self._began = time.monotonic(), run_progress(trainer, trainer.global_step)
+        self._began = time.monotonic(), own_progress(trainer, trainer.global_step)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(BAR_WIDTH),
@@ -62,7 +62,7 @@ class ProgressBar(LightningProgressBar):
     def _update(self, trainer: Trainer) -> None:
         if self._bar is None:
             return
-        done = run_progress(trainer, trainer.global_step)
+        done = own_progress(trainer, trainer.global_step)
         values = {name: trainer.callback_metrics.get(key) for key, name in LOSSES.items()}
         losses = " ".join(f"{name} {float(v):.3g}" for name, v in values.items() if v is not None)
         epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""

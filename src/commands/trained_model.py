@@ -19,6 +19,7 @@ from src.data.parsing import ReadOptions
 from src.data.readers import DataError
 from src.utils.config import build, to_plain
 from src.utils.errors import UserError
+from src.utils.included import INCLUDED
 from src.vae_module import VAEModule
 from src.vae_module.input import log_as_in_training, name_of
 
@@ -98,7 +99,8 @@ def results_folder(checkpoint: str | Path) -> Path:
     """
     folder = run_folder(checkpoint)
     project = Path(os.environ.get("PROJECT_ROOT", ".")).resolve()
-    return project / "logs" / folder.name if folder.parent == project / "data" else folder
+    is_included = folder.parent in (project / "data", INCLUDED)
+    return project / "logs" / folder.name if is_included else folder
 
 
 def load_data(cfg: DictConfig, vae: VAEModule | None = None) -> DataModule:

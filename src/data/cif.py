@@ -21,7 +21,7 @@ import gemmi
 import numpy as np
 from gemmi import cif
 
-from src.data.cif_claims import Claims, read_claims
+from src.data.cif_claims import Claims, add_claims_of_sites, read_claims
 from src.data.cif_symmetry import Reading, Symmetry, read_symmetry
 from src.data.cif_tags import UNKNOWN, Tags, normal_name
 from src.data.crystal import (
@@ -99,9 +99,10 @@ def read_cif(text: str, niggli: bool = True) -> Crystal:
     formula and do not overlap is taken; if that leaves both, the text is rejected. Coinciding
     images of an atom on a special position are merged; the sites of a P1 file are never merged.
 
-    The atoms must agree with `_chemical_formula_sum`, `_cell_formula_units_Z`, `_cell_volume`,
-    densities and `_exptl_crystal_F_000`, if these are given. If the symmetry contradicts itself,
-    but these confirm exactly one reading of it, this one is used, and a warning is logged.
+    The atoms must agree with the formula, `_cell_formula_units_Z`, `_cell_volume`, densities,
+    `_exptl_crystal_F_000` and the multiplicities of the sites, if these are given. If the symmetry
+    contradicts itself, but these confirm exactly one reading of it, this one is used, and a warning
+    is logged.
 
     Magnetic symmetry is read as its effect on the positions; modulated structures are rejected.
 
@@ -129,6 +130,7 @@ def read_cif(text: str, niggli: bool = True) -> Crystal:
     volume = float(lattice[0, 0] * lattice[1, 1] * lattice[2, 2])  # a lattice in this orientation
     claims = read_claims(tags, volume)
     atom_types, frac_coords, has_isotopes = _read_sites(tags, claims)
+    add_claims_of_sites(claims, tags, atom_types.tolist())
     symmetry = read_symmetry(tags, lattice)
 
     def contradiction(crystal: Crystal) -> str:
@@ -221,6 +223,16 @@ def has_atoms(block: cif.Block) -> bool:
         normal_name(tag) == _FRACT_TAGS[0] and len(block.find_values(tag)) > 0
         for item in block
         for tag in (item.loop.tags if item.loop is not None else (item.pair or [])[:1])
+    )
+
+
+def has_site_table(block: cif.Block) -> bool:
+    """Whether a data block has tags of fractional coordinates, also of a table without rows."""
+    return has_atoms(block) or any(
+        normal_name(tag) == _FRACT_TAGS[0]
+        for item in block
+        if item.loop is not None
+        for tag in item.loop.tags
     )
 
 

@@ -4,7 +4,9 @@ A crystal that differs from them was read or written wrongly: hydrogens without 
 that is cut off, operations that are missing.
 """
 
+import re
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 
 import gemmi
@@ -13,7 +15,7 @@ from gemmi import cif
 
 from src.data.cif_tags import Tags
 from src.data.crystal import CrystalError
-from src.data.symbols import formula_text, parse_formula
+from src.data.symbols import element_of_type, formula_text, parse_formula
 
 _ATOMS = 0.1  # difference allowed in the number of atoms of an element, for rounded formulas
 # relative differences allowed
@@ -22,6 +24,14 @@ _WEIGHT = 0.02
 _DENSITY = 0.05
 _MEASURED_DENSITY = 0.3
 _ELECTRONS = 0.1
+# without a sum formula, others tell which elements there are, and in what proportion
+_FORMULA_TAGS = (
+    *("_chemical_formula_sum", "_chemical_formula_moiety", "_chemical_formula_structural"),
+)
+_MULTIPLICITY_TAGS = (
+    *("_atom_site_symmetry_multiplicity", "_atom_site_site_symmetry_multiplicity"),
+    *("_atom_site_wyckoff_label", "_atom_site_wyckoff_symbol"),
+)
 _G_PER_CM3 = 1.66053906660  # one dalton per Å^3 (CODATA 2018)
 
 
@@ -36,6 +46,11 @@ class Claims:
         density: `_exptl_crystal_density_diffrn`, g/cm^3.
         measured_density: `_exptl_crystal_density_meas`, g/cm^3.
         electrons: `_exptl_crystal_F_000`, the number of electrons in the cell.
+        formula_tag: where the formula is from.
+        multiplicities: atoms in the cell by the multiplicities of the sites, by atomic number; None
+            if these are not given.
+        hint: a sign that atoms are missing or alternatives of each other; empty if there is none.
+            It counts only if no formula says that the atoms are right.
     """
 
     formula: dict[int, float] | None
@@ -44,6 +59,9 @@ class Claims:
     density: float | None = None
     measured_density: float | None = None
     electrons: float | None = None
+    formula_tag: str = _FORMULA_TAGS[0]
+    multiplicities: dict[int, float] | None = None
+    hint: str = ""
 
     @property
     def fix_the_content(self) -> bool:
@@ -61,6 +79,15 @@ class Claims:
         """
         if self.formula is not None and (reason := self._of_formula(atom_types)):
             return reason
+        if self.formula is None or self.units is None:
+            counts = Counter(atom_types.tolist())
+            if self.multiplicities is not None and self.multiplicities != counts:
+                return (
+                    f"the cell has {formula_text(dict(counts))}, but by the multiplicities of its "
+                    f"sites {formula_text(self.multiplicities)}"
+                )
+            if self.hint:
+                return self.hint
         if self.electrons and abs(atom_types.sum() - self.electrons) > _ELECTRONS * self.electrons:
             return (
                 f"the cell has {atom_types.sum()} electrons, but _exptl_crystal_F_000 is "
@@ -109,8 +136,7 @@ class Claims:
         found = formula_text(dict(counts))
         times = "" if self.units is None else f" times _cell_formula_units_Z {self.units:g}"
         reason = (
-            f"the cell has {found}, but _chemical_formula_sum{times} says "
-            f"{formula_text(self.formula)}"
+            f"the cell has {found}, but {self.formula_tag}{times} says {formula_text(self.formula)}"
         )
         if counts[1] < self.formula.get(1, 0):
             reason += " (are there hydrogens without positions?)"
@@ -147,15 +173,65 @@ def read_claims(tags: Tags, volume: float) -> Claims:
             raise CrystalError(f"an atom has {count} attached hydrogens without positions")
     if any(flag.lower() == "dum" for flag in tags.known("_atom_site_calc_flag")):
         raise CrystalError("a site is a dummy (_atom_site_calc_flag)")
-    formula = tags.value("_chemical_formula_sum")
+    tag = next((each for each in _FORMULA_TAGS if tags.value(each)), _FORMULA_TAGS[0])
+    formula = tags.value(tag)
     return Claims(
         parse_formula(formula) if formula is not None else None,
-        _number(tags, "_cell_formula_units_z"),
+        _number(tags, "_cell_formula_units_z") if tag == _FORMULA_TAGS[0] else None,
         _number(tags, "_chemical_formula_weight"),
         _number(tags, "_exptl_crystal_density_diffrn"),
         _number(tags, "_exptl_crystal_density_meas"),
         _number(tags, "_exptl_crystal_f_000"),
+        formula_tag=tag,
     )
+
+
+def add_claims_of_sites(claims: Claims, tags: Tags, atom_types: list[int]) -> None:
+    """Add what the tables of a data block say about its sites.
+
+    Args:
+        claims: of the block; `multiplicities` and `hint` are set.
+        atom_types: (n,) atomic numbers of the sites.
+    """
+    claims.multiplicities = _multiplicities(tags, atom_types)
+    claims.hint = _alternatives(tags) or _without_position(tags, atom_types)
+
+
+def _multiplicities(tags: Tags, atom_types: list[int]) -> dict[int, float] | None:
+    for name in _MULTIPLICITY_TAGS:
+        column = tags.column(name)
+        if not column or set(column) == {"1"}:  # some programs write 1 for all
+            continue
+        found = [re.match(r"['\"]?(\d+)", text) for text in column]
+        numbers = [int(each[1]) for each in found if each is not None]
+        if len(numbers) == len(atom_types):
+            total: Counter[int] = Counter()
+            for number, multiplicity in zip(atom_types, numbers, strict=True):
+                total[number] += multiplicity
+            return {z: float(n) for z, n in total.items()}
+    return None
+
+
+def _alternatives(tags: Tags) -> str:
+    """Whether sites are alternatives of each other, although no occupancy says so."""
+    groups = set(map(cif.as_number, tags.known("_atom_site_disorder_group"))) - {0}
+    if len(groups) > 1 or any(group < 0 for group in groups):
+        return "sites are alternatives (_atom_site_disorder_group): not an ordered crystal"
+    return ""
+
+
+def _without_position(tags: Tags, atom_types: list[int]) -> str:
+    """Whether another table names an atom or element that the table of sites does not have."""
+    if displaced := tags.known("_atom_site_aniso_label"):
+        labels = {label.lower() for label in tags.known("_atom_site_label")}
+        label = next((each for each in displaced if each.lower() not in labels), None)
+        if labels and label is not None:
+            return f"{label} has displacements (_atom_site_aniso_label), but no position"
+    for symbol in tags.known("_atom_type_symbol"):
+        with suppress(CrystalError):
+            if element_of_type(symbol, None, atom_types) not in atom_types:
+                return f"_atom_type_symbol lists {symbol}, but no site has it"
+    return ""
 
 
 def _number(tags: Tags, name: str) -> float | None:

@@ -5,6 +5,7 @@ Where they leave several possibilities (two origins, or an incomplete list of op
 returned, and the atoms decide (`src.data.cif`).
 """
 
+import bisect
 import functools
 import math
 import re
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import gemmi
 import numpy as np
 
-from src.data.cif_tags import Tags
+from src.data.cif_tags import Tags, normal_name
 from src.data.crystal import CrystalError, lengths_and_cosines
 from src.data.operations import (
     Operations,
@@ -41,6 +42,19 @@ _SUFFIX = re.compile(
     re.ASCII,
 )
 _NUMBER_IN_NAME = re.compile(r"\s*(?:#|\(\s*(?:[Nn]o\.?|#)?|[Nn]o\.?)\s*(\d{1,3})\s*\)?$", re.ASCII)
+_TRIPLET = re.compile(r"[\s\d./+*-]*[xyz][^,]*(?:,[^,]*[xyz][^,]*){2}", re.ASCII)
+# other tags that say what P1 would not, unless they have one of these values
+_BEYOND_P1 = re.compile(r"bravais|centring|schoenflies|laue|point_group|patterson|sg_symbol|magn")
+_WORDS_OF_P1 = (
+    *("p1", "p-1", "1", "-1", "1.1", "1.1.1", "ap", "p", "primitive"),
+    *("c1", "c1.1", "c1^1", "c1_1"),
+)
+_LAST_OF_SYSTEM = (2, 15, 74, 142, 167, 194, 230)
+_SYSTEMS = (
+    *("triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic"),
+    "rhombohedral",
+)
+_HEXAGONAL = ("trigonal", "hexagonal", "rhombohedral")
 _BNS = re.compile(r"(\d+)\.\d+", re.ASCII)
 
 
@@ -103,7 +117,7 @@ def read_symmetry(tags: Tags, lattice: np.ndarray) -> Symmetry:
         raise CrystalError(f"{tag}: modulated structures are not supported")
     listed = _listed_operations(tags)
     if listed is not None and len(listed) == 1 and _is_plain_p1(tags):
-        return _P1
+        return _beside_other_tags(_P1, tags, lattice)
     magnetic = _magnetic_operations(tags, lattice)
     if magnetic is not None:
         if listed is not None and listed.codes != magnetic.codes:
@@ -121,6 +135,7 @@ def read_symmetry(tags: Tags, lattice: np.ndarray) -> Symmetry:
         symmetry = Symmetry(declared.groups)
     else:
         return _without_operations(tags)
+    symmetry = _beside_other_tags(symmetry, tags, lattice)
     fitting = [r for r in symmetry.readings if fit_cell(r.operations, lattice)]
     if not fitting:
         raise CrystalError(f"{_cell_text(lattice)} is not a cell of {symmetry.readings[0].name}")
@@ -136,7 +151,44 @@ def _without_operations(tags: Tags) -> Symmetry:
             )
         conflict = f"the symmetry is given only by {', '.join(found)}, which is not understood"
         return Symmetry(_P1.readings, conflict)
+    for tag, value in tags.texts():
+        if _TRIPLET.fullmatch(value.lower()) or (len(value.split()) > 2 and _find(value)):
+            return Symmetry(_P1.readings, f"{tag} seems to give the symmetry, but is not known")
     return _P1
+
+
+def _beside_other_tags(symmetry: Symmetry, tags: Tags, lattice: np.ndarray) -> Symmetry:
+    """The symmetry, with a conflict if other tags speak of another crystal system or lattice."""
+    if symmetry.conflict or not {"symmetry", "magnetic number"} & tags.kinds.keys():
+        return symmetry
+    others = tags.values("symmetry") | tags.values("magnetic number")
+    readings = symmetry.readings
+    for tag, value in others.items():
+        name, word = normal_name(tag), value.lower().strip()
+        if name.endswith(("cell_setting", "crystal_system")):
+            if word not in _SYSTEMS:
+                continue
+            found = [_system(each.operations, lattice) for each in readings]
+            # trigonal crystals are said to be hexagonal, by their cell, and the reverse
+            same = _HEXAGONAL if word in _HEXAGONAL else (word,)
+            if not {*found} & {*same, None}:
+                conflict = f"{tag} is {value}, but the symmetry operations are {found[0]}"
+                return Symmetry(readings, conflict)
+        elif all(len(each.operations) == 1 for each in readings):
+            compact = re.sub(r"[\s'\"]", "", word)
+            if _BEYOND_P1.search(name) and compact not in _WORDS_OF_P1:
+                return Symmetry(readings, f"{tag} is {value}, but the only operation is x,y,z")
+    return symmetry
+
+
+def _system(operations: Operations, lattice: np.ndarray) -> str | None:
+    """The crystal system of a group of operations; None if it is not known."""
+    if len(operations) == 1:
+        return "triclinic"
+    number = group_number(operations, lattice)
+    if number is None:
+        return None
+    return _SYSTEMS[bisect.bisect_left(_LAST_OF_SYSTEM, number)]
 
 
 def _is_plain_p1(tags: Tags) -> bool:
@@ -240,13 +292,21 @@ def _compare(listed: Operations, declared: _Declared | None, lattice: np.ndarray
     else:
         number = group_number(listed, lattice)
         same_type = number is not None and number == declared.number
-        if not declared.conflict and same_type and not declared.has_setting:
+        same_lattice = any(_centring(g.operations) == _centring(listed) for g in declared.groups)
+        is_named = declared.has_setting or not same_lattice
+        if not declared.conflict and same_type and not is_named:
             return Symmetry([as_listed])
-        if same_type and declared.has_setting:
+        if same_type and is_named:
             groups = declared.groups
         groups = [as_listed, *groups]
     conflict = declared.conflict or _counts(listed, declared)
     return Symmetry(groups, conflict)
+
+
+def _centring(operations: Operations) -> frozenset[tuple[int, ...]]:
+    """The translations among the operations."""
+    is_translation = (operations.rotations == np.eye(3, dtype=np.int64)).all(axis=(1, 2))
+    return frozenset(map(tuple, operations.shifts[is_translation].tolist()))
 
 
 def _counts(listed: Operations, declared: _Declared) -> str:
@@ -427,6 +487,9 @@ def _table() -> tuple[dict[str, list], dict[int, list], dict[str, str]]:
         by_number.setdefault(entry.number, []).append(entry)
         for name in _names(entry):
             spellings.setdefault(name.lower(), entry.hm)
+    for entry in gemmi.spacegroup_table():  # P 21/b, by which only P 1 1 21/b can be meant
+        if 3 <= entry.number <= 15 and entry.hm.split()[1:3] == ["1", "1"]:
+            spellings.setdefault(_short(entry).lower(), entry.hm)
     return by_name, by_number, spellings
 
 

@@ -6,6 +6,8 @@ macromolecular dictionaries are aliases of one another.
 """
 
 import functools
+import re
+from collections.abc import Iterator
 
 from gemmi import cif
 
@@ -76,7 +78,11 @@ _NOT_OF_THE_CELL = (
 )
 
 _SUPERSPACE_WORDS = ("_ssg", "_cell_wave_vector", "_cell_subsystem", "_cell_commen_supercell")
-_MODULATION_LOOPS = ("_atom_site_displace_", "_atom_site_occ_", "_atom_site_fourier_wave_vector")
+_MODULATION_LOOPS = ("_atom_site_displace_", "_atom_site_occ_", "_atom_sites_modulation_")
+_MODULATION_FUNCTIONS = ("_fourier", "_special_func", "_legendre", "_xharm")
+
+# abbreviations that stand for the space group in names of programs: _sg_name, _icsd_spgr
+_SHORT_SYMMETRY_WORD = re.compile(r"_(?:sg|spg|spgr|h-m|hm|hall|wyckoff|international)(?=_|$)")
 
 
 def normal_name(tag: str) -> str:
@@ -92,7 +98,10 @@ def _classify(tag: str) -> tuple[str, str]:
         return name, _KIND[name]
     if any(word in name for word in _SUPERSPACE_WORDS) or name.startswith(_MODULATION_LOOPS):
         return name, "superspace"
+    if name.startswith("_atom_site_") and any(word in name for word in _MODULATION_FUNCTIONS):
+        return name, "superspace"
     is_of_symmetry = any(word in name for word in _SYMMETRY_WORDS)
+    is_of_symmetry = is_of_symmetry or _SHORT_SYMMETRY_WORD.search(name) is not None
     return name, "symmetry" if is_of_symmetry and not name.startswith(_NOT_OF_THE_CELL) else ""
 
 
@@ -156,6 +165,12 @@ class Tags:
         """The known values of the columns of one kind, by the tag as the file writes it."""
         found = {self._given[name]: self.known(name) for name in self.kinds.get(kind, ())}
         return {tag: values for tag, values in found.items() if values}
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """The first value of every item that is not of atoms, geometry or the like, by its tag."""
+        for name, given in self._given.items():
+            if not name.startswith(_NOT_OF_THE_CELL) and (value := self.value(name)) is not None:
+                yield given, value
 
     def symmetry_tags(self) -> list[str]:
         """The tags, as the file writes them, that say something of the symmetry of the cell."""

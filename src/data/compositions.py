@@ -17,6 +17,7 @@ FORMULA_COLUMNS = ("formula", "composition", "compositions", "pretty_formula", "
 
 # a number that belongs to no element, as in `NaCl 3`, `1e5` or `3 NaCl`
 _STRAY_NUMBER = re.compile(r"(?:^|\s)[\d.]|[eE][+-]?\d+$(?<=\de\d)")
+_NO_ATOM = re.compile(r"(?<=[A-Za-z)\]])0+(?:\.0*)?(?![\d.])")  # Na0
 _MAX_NUM_ATOMS = 10_000
 
 
@@ -33,6 +34,8 @@ def parse_composition(formula: str) -> np.ndarray:
             f"composition {formula!r} is not a chemical formula: it has a number that belongs to "
             "no element; write 3*NaCl for three formula units"
         )
+    if _NO_ATOM.search(unit):
+        raise UserError(f"composition {formula!r} has an element with no atoms: leave it out")
     try:
         amounts = Composition(unit).items()
     except ValueError as error:

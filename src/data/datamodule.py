@@ -33,6 +33,7 @@ from src.data.splits import (
     splits_file,
 )
 from src.data.structures import StructureReader
+from src.utils.included import find_included
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class DataModule(LightningDataModule):
         base_url: str | None = None,
     ) -> None:
         super().__init__()
-        self.data_dir = Path(data_dir).expanduser()
+        self.data_dir = find_included(data_dir)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.files = files

@@ -7,6 +7,7 @@ pymatgen (`lattice` and `sites`), OPTIMADE (`lattice_vectors`, `cartesian_site_p
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,13 +22,21 @@ from src.data.crystal import (
     lattice_from_parameters,
     wrap_coords,
 )
-from src.data.symbols import element_of_symbol
+from src.data.symbols import ATOMIC_NUMBERS, element_of_symbol, formula_text, parse_formula
 
 ID_KEYS = ("id", "material_id", "immutable_id", "jid", "unique_id")
 
 # the columns or keys that hold a crystal as a dictionary
 NESTED_KEYS = ("structure", "atoms")
 OPTIMADE_KEYS = ("lattice_vectors", "species_at_sites", "cartesian_site_positions")
+OPTIONAL_OPTIMADE_KEYS = (
+    *("species", "dimension_types", "nperiodic_dimensions", "nsites", "elements"),
+    *("chemical_formula_reduced", "structure_features"),
+)
+
+# differences allowed between figures that say the same, which may be rounded
+_RELATIVE = 0.01
+_POSITION = 0.1  # Å
 
 _MAX_DEPTH = 4  # of dictionaries of crystals by ID
 
@@ -85,10 +94,11 @@ def find_entries(content: Any, key: str | None = None, depth: int = 0) -> Iterat
 def _holds_only_entries(content: Mapping[str, Any]) -> bool:
     """Whether a dictionary seems to have crystals as its values, by ID."""
     values = list(content.values())
-    is_entry = [isinstance(v, Mapping) or _is_cif(v) for v in values]
-    return (
-        bool(values) and all(is_entry) and any(_is_cif(v) or _leads_to_crystal(v) for v in values)
-    )
+    num_entries = sum(isinstance(v, Mapping) or _is_cif(v) for v in values)
+    # a few damaged ones, such as null, are entries as well
+    if num_entries < len(values) and (2 * num_entries <= len(values) or num_entries < 2):
+        return False
+    return any(_is_cif(v) or _leads_to_crystal(v) for v in values)
 
 
 def _leads_to_crystal(content: Any, depth: int = 0) -> bool:
@@ -149,6 +159,23 @@ def _form_of(content: Mapping[str, Any]) -> str | None:
     return None
 
 
+def load_json(text: str) -> Any:
+    """The content of JSON text.
+
+    Raises:
+        ValueError: if it is no JSON, or has a key twice in a dictionary: one would be lost.
+    """
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = next(key for key, number in Counter(k for k, _ in pairs).items() if number > 1)
+        raise ValueError(f"the key {twice!r} is given twice: one of them would be lost")
+    return content
+
+
 def crystal_of_content(content: Any) -> Crystal:
     """The crystal that a dictionary, or its JSON text, describes.
 
@@ -158,7 +185,7 @@ def crystal_of_content(content: Any) -> Crystal:
     """
     if isinstance(content, str):
         try:
-            content = json.loads(content)
+            content = load_json(content)
         except ValueError as error:
             raise CrystalError(f"not valid JSON: {error}") from error
     form = _form_of(content) if isinstance(content, Mapping) else None
@@ -183,6 +210,7 @@ def _pymatgen(content: Mapping[str, Any]) -> Crystal:
     _check_periodic(given.get("pbc"))
     if "matrix" in given:
         lattice = _array(given["matrix"], (3, 3))
+        _check_cell(lattice, [given.get(name) for name in ("a", "b", "c")], given.get("volume"))
     else:
         names = ("a", "b", "c", "alpha", "beta", "gamma")
         a, b, c, *angles = (float(given[name]) for name in names)
@@ -195,6 +223,7 @@ def _pymatgen(content: Mapping[str, Any]) -> Crystal:
         numbers.append(_element(species[0]["element"]))
         if "abc" in site:
             coords.append(_array(site["abc"], (3,)))
+            _check_position(coords[-1], site.get("xyz"), lattice)
         else:
             coords.append(_array(site["xyz"], (3,)) @ _inverse(lattice))
     return _crystal(lattice, numbers, coords)
@@ -204,6 +233,8 @@ def _optimade(content: Mapping[str, Any]) -> Crystal:
     _check_periodic(content.get("dimension_types"))
     if content.get("nperiodic_dimensions", 3) not in (3, None):
         raise CrystalError("not periodic in three dimensions")
+    if features := _plain(content.get("structure_features")):
+        raise CrystalError(f"structure_features are {', '.join(map(str, features))}: not supported")
     lattice = _array(content["lattice_vectors"], (3, 3))
     element_of: dict[str, int] = {}
     for species in _plain(content.get("species")) or []:
@@ -211,19 +242,72 @@ def _optimade(content: Mapping[str, Any]) -> Crystal:
         amounts = list(species.get("concentration") or [1])
         if len(symbols) != 1 or not _is_full(amounts[0]) or species.get("attached"):
             continue  # an error only if a site has it
-        element_of[species["name"]] = element_of_symbol(symbols[0])
+        if element_of.get(species["name"], element := element_of_symbol(symbols[0])) != element:
+            raise CrystalError(f"two species are named {species['name']!r}")
+        element_of[species["name"]] = element
     has_species = _plain(content.get("species")) is not None
     numbers = []
     for name in _plain(content["species_at_sites"]):
         if has_species and name not in element_of:
             raise CrystalError(f"the species {name!r} is not one element: not an ordered crystal")
         numbers.append(element_of[name] if has_species else element_of_symbol(name))
+    _check_optimade_claims(content, numbers)
     positions = _array(content["cartesian_site_positions"], (len(numbers), 3))
-    return _crystal(lattice, numbers, positions @ _inverse(lattice))
+    coords = positions @ _inverse(lattice)
+    given = _plain(content.get("fractional_site_positions"))
+    if given is not None:
+        for one, other in zip(coords, _array(given, (len(numbers), 3)), strict=True):
+            _check_position(one, other @ lattice, lattice)
+    return _crystal(lattice, numbers, coords)
+
+
+def _check_optimade_claims(content: Mapping[str, Any], numbers: list[int]) -> None:
+    """Compare the atoms with other properties of an entry, if it has these."""
+    sites = _plain(content.get("nsites"))
+    if sites is not None and sites != len(numbers):
+        raise CrystalError(f"nsites is {sites:g}, but there are {len(numbers)} sites")
+    symbols = _plain(content.get("elements"))
+    if symbols and {ATOMIC_NUMBERS.get(each, 0) for each in symbols} != set(numbers):
+        raise CrystalError(
+            f"elements are {', '.join(map(str, symbols))}, but not those of the sites"
+        )
+    text = content.get("chemical_formula_reduced")
+    formula = parse_formula(text) if isinstance(text, str) else None
+    if formula is None:
+        return
+    times = len(numbers) / sum(formula.values())
+    if Counter(numbers) != {number: amount * times for number, amount in formula.items()}:
+        raise CrystalError(
+            f"chemical_formula_reduced is {text}, but the sites have "
+            f"{formula_text(dict(Counter(numbers)))}"
+        )
+
+
+def _check_cell(lattice: np.ndarray, lengths: Any, volume: Any = None) -> None:
+    """Compare a lattice with other figures of the same dictionary, those that it has."""
+    for given, found in zip(lengths or (), np.linalg.norm(lattice, axis=1).tolist(), strict=False):
+        if given is not None and abs(float(given) - found) > _RELATIVE * found:
+            raise CrystalError(f"a vector is {found:.6g} Å long, but said to be {given} Å")
+    found = abs(float(np.linalg.det(lattice)))
+    if volume is not None and abs(float(volume) - found) > 3 * _RELATIVE * found:
+        raise CrystalError(f"the cell has {found:.6g} Å^3, but is said to have {volume} Å^3")
+
+
+def _check_position(coords: np.ndarray, given: Any, lattice: np.ndarray) -> None:
+    """Compare fractional coordinates with a Cartesian position (Å), apart from whole vectors."""
+    if given is None:
+        return
+    offset = coords - _array(given, (3,)) @ _inverse(lattice)
+    distance = float(np.linalg.norm((offset - np.rint(offset)) @ lattice))
+    if distance > _POSITION:
+        raise CrystalError(
+            f"the fractional and Cartesian coordinates of a site are {distance:.3g} Å apart"
+        )
 
 
 def _jarvis(content: Mapping[str, Any]) -> Crystal:
     lattice = _array(content["lattice_mat"], (3, 3))
+    _check_cell(lattice, _plain(content.get("abc")))
     numbers = [element_of_symbol(symbol) for symbol in _plain(content["elements"])]
     coords = _array(content["coords"], (len(numbers), 3))
     cartesian = content.get("cartesian", False)
@@ -234,6 +318,11 @@ def _jarvis(content: Mapping[str, Any]) -> Crystal:
 
 def _ase(content: Mapping[str, Any]) -> Crystal:
     cell = content["cell"]
+    info = content.get("info")
+    if isinstance(info, Mapping) and info.get("occupancy"):
+        sites = info["occupancy"].values()
+        if not all(len(site) == 1 and all(map(_is_full, site.values())) for site in sites):
+            raise CrystalError("partial occupancies: not an ordered crystal")
     _check_periodic(_array(content.get("pbc", True)).tolist())
     if isinstance(cell, Mapping) and "array" in cell:
         cell = cell["array"]
@@ -290,7 +379,7 @@ def _inverse(lattice: np.ndarray) -> np.ndarray:
 def _plain(value: Any) -> Any:
     """Lists for arrays, and the content of JSON text, as in cells of a table."""
     if isinstance(value, str):
-        value = json.loads(value)
+        value = json.loads(value) if value.strip() else None
     if isinstance(value, np.ndarray):
         value = value.tolist()
     return None if isinstance(value, float) and math.isnan(value) else value

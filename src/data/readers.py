@@ -20,7 +20,13 @@ import pandas as pd
 
 from src.data.cif import read_cif
 from src.data.crystal import Crystal, CrystalError
-from src.data.exchange import ID_KEYS, NESTED_KEYS, OPTIMADE_KEYS, crystal_of_content
+from src.data.exchange import (
+    ID_KEYS,
+    NESTED_KEYS,
+    OPTIMADE_KEYS,
+    OPTIONAL_OPTIMADE_KEYS,
+    crystal_of_content,
+)
 from src.data.packing import UNPACKING_ERRORS, File, open_unpacked, unpacked_name, unpacked_path
 from src.utils.errors import UserError
 
@@ -37,9 +43,8 @@ SPLIT_NAMES = {
 
 # the first of these that a table has contains the IDs
 ID_COLUMNS = ("material_id", "id", *(key for key in ID_KEYS if key not in ("material_id", "id")))
-_OPTIONAL_COLUMNS = ("species", "dimension_types", "nperiodic_dimensions")  # of OPTIMADE
 
-_CRYSTAL_COLUMNS = (*NESTED_KEYS, *OPTIMADE_KEYS, *_OPTIONAL_COLUMNS)
+_CRYSTAL_COLUMNS = (*NESTED_KEYS, *OPTIMADE_KEYS, *OPTIONAL_OPTIMADE_KEYS)
 
 _TRUTH = {"true": 1.0, "false": 0.0}
 MISSING_VALUES = {"", "nan", "na", "n/a", "none", "null"}  # in lower case; read as NaN silently
@@ -317,7 +322,7 @@ def _contents(chunk: pd.DataFrame) -> list[Any] | None:
             return [{} if value is None else value for value in chunk[name].tolist()]
     if not all(name in chunk for name in OPTIMADE_KEYS):
         return None
-    names = [name for name in (*OPTIMADE_KEYS, *_OPTIONAL_COLUMNS) if name in chunk]
+    names = [name for name in (*OPTIMADE_KEYS, *OPTIONAL_OPTIMADE_KEYS) if name in chunk]
     columns = (chunk[name].tolist() for name in names)
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
@@ -414,7 +419,15 @@ def _ids(chunk: pd.DataFrame) -> list[str | None]:
     key = next((key for key in ID_COLUMNS if key in chunk), None)
     if key is None:
         return [None] * len(chunk)
-    return ["" if pd.isna(value) else str(value) for value in chunk[key].tolist()]
+    return [_id_text(value) for value in chunk[key].tolist()]
+
+
+def _id_text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    if isinstance(value, float) and value.is_integer():  # a whole number beside an empty cell
+        return str(int(value))
+    return "" if pd.isna(value) else str(value)
 
 
 def _values(chunk: pd.DataFrame, names: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -461,7 +474,8 @@ def _parquet_chunks(file: File, names: Sequence[str]) -> Iterator[pd.DataFrame]:
         crystals = ["cif"] if "cif" in present else _CRYSTAL_COLUMNS
         wanted = [n for n in dict.fromkeys([*ID_COLUMNS, *crystals, *names]) if n in present]
         for batch in table.iter_batches(batch_size=10_000, columns=wanted):
-            yield batch.to_pandas()
+            # pandas would make the column that was its index, such as the IDs, the index again
+            yield batch.to_pandas(ignore_metadata=True)
 
 
 class _NulCheckingReader(io.RawIOBase):

@@ -15,8 +15,9 @@ from src.data.crystal import CrystalError
 # Deuterium is hydrogen: no model here knows isotopes. T is not tritium but a tetrahedral site.
 ATOMIC_NUMBERS = {gemmi.Element(z).name: z for z in range(1, 119)} | {"D": 1}
 
-# Upper-case symbols that are also common groups of atoms: CO, NO, OH and hydrogen fluoride
-_ALSO_MOLECULES = ("Co", "No", "Ho", "Hf")
+# Upper-case symbols that are also common groups of atoms: CO, NO, OH, hydrogen fluoride, and a site
+# of several rare earths
+_ALSO_MOLECULES = ("Co", "No", "Ho", "Hf", "Re")
 
 _LAST_KNOWN = 103  # heavier elements have no crystals, but NH and CN are groups of atoms
 
@@ -27,6 +28,7 @@ _NUMBERED = re.compile(r"([A-Za-z]{1,2})\d+", re.ASCII)
 _LABEL = re.compile(r"([A-Za-z]+)((?:[!->@\[-`{-~0-9][!->@-~]*)?)", re.ASCII)
 # other elements in the rest of a label: Fe1/Ni1, Mg.5Fe.5, H2O, C1H3
 _SEVERAL_IN_LABEL = re.compile(r"[,/;|&:+]|\d\.\d|\d[A-Z][a-z]|^\.\d|^\d+H\d+$|^2O$", re.ASCII)
+_CAPITALS_IN_LABEL = re.compile(r"(?<=\d)[A-Z]{2}(?=\d)", re.ASCII)
 _TOKEN = re.compile(r"([A-Za-z]{1,2})(\d*\.?\d*)(?:\(\d+\))?", re.ASCII)
 _PLAIN = re.compile(r"[A-Z][a-z]?\d*(?: [A-Z][a-z]?\d*)*", re.ASCII)
 _RUN = re.compile(r"([A-Z][a-z]?)(\d*\.?\d*)", re.ASCII)
@@ -81,9 +83,14 @@ def element_of_label(label: str, known: Collection[int], lone: Collection[str]) 
         CrystalError: if it does not name one element.
     """
     found = _LABEL.fullmatch(label)
-    if found is None or _SEVERAL_IN_LABEL.search(found[2]):
+    if found is None or _SEVERAL_IN_LABEL.search(found[2]) or _names_another(found[2]):
         raise CrystalError(f"{label!r} is not an element")
     return _element(found[1], label, known, lone)
+
+
+def _names_another(rest: str) -> bool:
+    """Whether the rest of a label has the symbol of another element in capitals, as in FE1NI1."""
+    return any(each.capitalize() in ATOMIC_NUMBERS for each in _CAPITALS_IN_LABEL.findall(rest))
 
 
 def leading_letter(label: str) -> str:

@@ -16,6 +16,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from src.utils.config import differences
 from src.utils.errors import UserError
+from src.utils.included import find_included
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         FileNotFoundError: if the file does not exist.
         CheckpointError: if it is a folder, is damaged, or contains any other types.
     """
-    path = Path(path).expanduser()
+    path = find_included(path)
     if path.is_dir():
         raise CheckpointError(
             f"{path} is a folder: give the path of the .ckpt in it, or use from_pretrained for a "

@@ -42,3 +42,13 @@ def duration(value: Any, name: str) -> timedelta:
             f"{name}={value} is not a time: write seconds, 5min, 1h30m, HH:MM:SS or DD:HH:MM:SS"
         )
     return found
+
+
+def in_words(seconds: float) -> str:
+    """A duration as one would say it, such as `40 seconds`, `8 minutes` or `2.5 hours`."""
+    for unit, size, decimals in (("day", 86400, 1), ("hour", 3600, 1), ("minute", 60, 0)):
+        if seconds >= 1.5 * size:
+            number = f"{seconds / size:.{decimals}f}".removesuffix(".0")
+            return f"{number} {unit}s"
+    number = f"{max(seconds, 1):.0f}"
+    return f"{number} second{'' if number == '1' else 's'}"

@@ -37,7 +37,7 @@ def command(config_name: str) -> Callable[[Callable[[Any], Any]], Callable[..., 
         def main(cfg: Any = None) -> Any:
             import hydra
 
-            wrapped = exit_on_user_error(task)
+            wrapped = exit_on_user_error(_with_included(task))
             if cfg is not None:
                 return wrapped(cfg)
             arguments = sys.argv
@@ -58,6 +58,16 @@ def command(config_name: str) -> Callable[[Callable[[Any], Any]], Callable[..., 
         return main
 
     return decorate
+
+
+def _with_included(task: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    @functools.wraps(task)
+    def run(cfg: Any) -> Any:
+        from src.utils.included import with_included_paths
+
+        return task(with_included_paths(cfg))
+
+    return run
 
 
 def prepare() -> None:

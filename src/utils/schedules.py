@@ -64,15 +64,25 @@ def run_progress(trainer: Trainer, step: int) -> float:
     """Fraction of the run's budget that is used after `step` steps, in [0, 1].
 
     The budget is whichever of `max_epochs`, `max_steps` and `max_time` ends the run first. All
-    processes get the same value. The time before a run was resumed counts.
+    processes get the same value, so all of them must call this. The time before a run was resumed
+    counts.
     """
+    progress = own_progress(trainer, step)
+    if _timers(trainer) and trainer.world_size > 1:
+        progress = trainer.strategy.broadcast(progress)
+    return progress
+
+
+def own_progress(trainer: Trainer, step: int) -> float:
+    """Like `run_progress`, by the clock of this process, which may call this alone."""
     steps = trainer.estimated_stepping_batches
     progress = step / steps if 0 < steps < float("inf") else 0.0
-    limits = [c for c in trainer.callbacks if isinstance(c, Timer)]  # type: ignore[attr-defined]
-    for timer in limits:
+    for timer in _timers(trainer):
         elapsed, remaining = timer.time_elapsed("train"), timer.time_remaining("train")
         if remaining is not None:
             progress = max(progress, elapsed / max(elapsed + remaining, 1e-9))
-    if limits and trainer.world_size > 1:
-        progress = trainer.strategy.broadcast(progress)
     return min(progress, 1.0)
+
+
+def _timers(trainer: Trainer) -> list[Timer]:
+    return [c for c in trainer.callbacks if isinstance(c, Timer)]  # type: ignore[attr-defined]

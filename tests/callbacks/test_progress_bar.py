@@ -12,7 +12,7 @@ from src.callbacks import ProgressBar, progress_bar
 @pytest.fixture
 def clock(monkeypatch) -> SimpleNamespace:
     state = SimpleNamespace(now=0.0, done=0.25)  # a run that continues after a quarter
-    monkeypatch.setattr(progress_bar, "run_progress", lambda *_: state.done)
+    monkeypatch.setattr(progress_bar, "own_progress", lambda *_: state.done)
     monkeypatch.setattr(progress_bar.time, "monotonic", lambda: state.now)
     return state
 

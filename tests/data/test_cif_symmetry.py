@@ -25,6 +25,14 @@ PBO = ((3.97, 3.97, 5.02, 90, 90, 90), ["O1 O 0.75 0.25 0", "Pb1 Pb 0.25 0.25 0.
 MONOCLINIC = ((5, 6, 7, 90, 105, 90), ["C1 C 0.1 0.2 0.3"])
 
 
+XYZ = symops("x,y,z") + "\n"
+HINTS = "type_symbol label symmetry_multiplicity disorder_group fract_x fract_y fract_z"
+
+
+def _operations(name: str) -> list[str]:
+    return [operation.triplet() for operation in gemmi.SpaceGroup(name).operations()]
+
+
 def content(text: str) -> str:
     counts = Counter(read_cif(text, niggli=False).atom_types.tolist())
     return " ".join(f"{gemmi.Element(z).name}{n}" for z, n in sorted(counts.items()))
@@ -89,6 +97,16 @@ def test_symmetry_under_all_names(symmetry):
         ),
         (symops(*F) + "\n_space_group_symop.operation_xyz x,y,z", "two lists"),
         ("_cell.length_a 5.7", "are given with different values"),
+        (XYZ + "_symmetry_cell_setting cubic", "cubic, but the symmetry operations are triclinic"),
+        (group("F m -3 m") + "\n_space_group.crystal_system tetragonal", "operations are cubic"),
+        (XYZ + "_space_group_Bravais_type cF", "cF, but the only operation is x,y,z"),
+        (XYZ + "_space_group_magn.number_BNS 225.116", "225.116, but the only operation"),
+        ("_icsd_sg 225", "only by _icsd_sg, which is not understood"),
+        ("_my_group 'F m -3 m'", "_my_group seems to give the symmetry"),
+        ("loop_\n_equivalent_position\nx,y,z\n-x,-y,z", "_equivalent_position seems to give"),
+        ("loop_\n_atom_site_moment_Fourier_axis\nx", "modulated"),
+        (symops("x,y,z", "x,y+1/2,z+1/2") + "\n" + group("C 1"), "listed, (but|which)"),
+        (group("C m m m") + "\n" + symops(*_operations("A m m m")), "16 symmetry operations are"),
     ],
 )
 def test_contradictions_are_rejected(symmetry, reason):
@@ -211,6 +229,36 @@ def test_attached_hydrogens_and_dummies():
         columns = f"type_symbol fract_x fract_y fract_z {column}"
         with pytest.raises(CrystalError, match=reason):
             read_cif(make_cif(ROCKSALT, [f"C 0 0 0 {value}"], columns=columns))
+
+
+@pytest.mark.parametrize(
+    ("symmetry", "rows", "others", "reason"),
+    [
+        (XYZ, ["Na Na1 4 . 0 0 0"], "", "Na1, but by the multiplicities of its sites Na4"),
+        ("", ["Na Na1 4 . 0 0 0"], "", "Na1, but by the multiplicities"),
+        (XYZ, ["Na Na1 1 1 0 0 0", "Na Na2 1 2 0 0 0.5"], "", "are alternatives"),
+        (XYZ, ["Na Na1 1 -1 0 0 0"], "", "are alternatives"),
+        (XYZ, ["Na Na1 1 . 0 0 0"], "loop_\n_atom_site_aniso_label\nNa1\nCl1", "Cl1 has displ"),
+        (XYZ, ["Na Na1 1 . 0 0 0"], "loop_\n_atom_type_symbol\nNa+\nCl-", "lists Cl-, but no"),
+        (XYZ, ["Na Na1 1 . 0 0 0"], "_chemical_formula_structural 'Na Cl'", "Na1, but _chem"),
+        # these are no contradictions: 1 for all, and a formula that confirms the atoms
+        (symops(*F), ["Na Na1 1 . 0 0 0"], "", None),
+        (symops(*F), ["Na Na1 4 0 0 0 0"], "_chemical_formula_moiety Na", None),
+        (XYZ, ["Na Na1 4 -1 0 0 0"], formula("Na", 1), None),
+    ],
+)
+def test_other_signs_of_missing_atoms(symmetry, rows, others, reason):
+    text = make_cif(ROCKSALT, rows, f"{symmetry}\n{others}", columns=HINTS)
+    if reason is None:
+        assert content(text) in ("Na1", "Na4")
+        return
+    with pytest.raises(CrystalError, match=reason):
+        read_cif(text)
+
+
+def test_a_short_name_with_another_unique_axis():
+    sites = ["C1 C 0.1 0.2 0.3"]
+    assert content(make_cif((5, 6, 7, 90, 90, 105), sites, group("P 21/b"))) == "C4"
 
 
 # Operations

@@ -27,7 +27,7 @@ def test_what_yaml_takes_for_something_that_is_no_formula(given):
 
 
 @pytest.mark.parametrize(
-    "formula", ["On", "1e5", "NaCl 3", "3 NaCl", "nan", "Fe0.5", "X2", "", "Na1e5"]
+    "formula", ["On", "1e5", "NaCl 3", "3 NaCl", "nan", "Fe0.5", "X2", "", "Na1e5", "Na0Cl"]
 )
 def test_what_is_no_formula(formula):
     with pytest.raises(UserError, match="composition"):

@@ -66,6 +66,25 @@ def test_all_forms_describe_the_same_crystal(content):
         (ASE | {"numbers": [11, 0]}, "no element"),
         (PYMATGEN | {"sites": []}, "no atoms"),
         (PYMATGEN | {"sites": [{}]}, "damaged pymatgen dictionary"),
+        # figures of the same dictionary that contradict each other
+        (PYMATGEN | {"lattice": PYMATGEN["lattice"] | {"a": 5.0}}, "said to be 5.0 Å"),
+        (PYMATGEN | {"lattice": PYMATGEN["lattice"] | {"volume": 5}}, "said to have 5 Å"),
+        (
+            PYMATGEN | {"sites": [PYMATGEN["sites"][0] | {"abc": [0.2, 0.3, 0.4]}]},
+            "coordinates of a site are .* Å apart",
+        ),
+        (OPTIMADE | {"fractional_site_positions": [[0.2] * 3] * 2}, "Å apart"),
+        (OPTIMADE | {"nsites": 4}, "nsites is 4, but there are 2"),
+        (OPTIMADE | {"elements": ["Cl", "K"]}, "elements are Cl, K"),
+        (OPTIMADE | {"chemical_formula_reduced": "Cl2Na"}, "Cl2Na, but the sites have Na1 Cl1"),
+        (OPTIMADE | {"structure_features": ["implicit_atoms"]}, "implicit_atoms: not supported"),
+        (
+            OPTIMADE | {"species": [*OPTIMADE["species"], {"name": "Na", "chemical_symbols": "K"}]},
+            "two species are named 'Na'",
+        ),
+        (JARVIS | {"abc": [1, 2, 3]}, "said to be 1 Å"),
+        (ASE | {"info": {"occupancy": {"0": {"Na": 0.5}}}}, "partial occupancies"),
+        ('{"lattice_mat": 1, "lattice_mat": 2}', "'lattice_mat' is given twice"),
     ],
 )
 def test_what_is_no_ordered_crystal(content, reason):
@@ -97,6 +116,7 @@ def database() -> dict:
         (PYMATGEN, [None], [None]),
         ([PYMATGEN, PYMATGEN | {"properties": {"gap": 1.5}}], [None, None], [None, 1.5]),
         ({"a": PYMATGEN, "b": {}}, ["a", "b"], [None, None]),
+        ({"NaN": PYMATGEN, "007": JARVIS, "b": None}, ["NaN", "007", "b"], [None] * 3),
         ({"a": {"a-0": {"structure": PYMATGEN, "gap": 2}}}, ["a-0"], [2]),
         ([{"jid": "J-1", "atoms": JARVIS, "gap": 0.1}], ["J-1"], [0.1]),
         (

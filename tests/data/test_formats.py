@@ -83,6 +83,35 @@ def test_a_format_that_need_not_list_all_atoms_is_refused(tmp_path):
     assert "need not list all atoms" in reason or "not in a format" in reason
 
 
+ESPRESSO = """&SYSTEM
+ ibrav=0, nat=1, ntyp=1{}
+/
+ATOMIC_SPECIES
+Cu 63.5 cu
+CELL_PARAMETERS angstrom
+3 0 0
+0 3 0
+0 0 3
+ATOMIC_POSITIONS crystal
+Cu 0 0 0
+"""
+
+
+def test_an_asymmetric_unit_is_not_taken_for_the_cell(tmp_path):
+    (tmp_path / "a.pwi").write_text(ESPRESSO.format(""))
+    (tmp_path / "b.pwi").write_text(ESPRESSO.format(", space_group = 225"))
+    found = content(tmp_path)
+    assert found[0] == "Cu1"
+    assert "list all atoms of the cell" in found[1]
+
+
+def test_a_cif_is_found_by_its_content(tmp_path):
+    for name, text in (("a.txt", CIF), ("b", f"# from mail\n\n{CIF}"), ("c.txt", "data_ only")):
+        (tmp_path / name).write_text(text)
+    assert content(tmp_path)[:2] == ["Na1 Cl1"] * 2
+    assert "not in a format" in content(tmp_path)[2]
+
+
 # SHELX and PDB
 
 RES = """TITL quartz
@@ -150,6 +179,7 @@ def test_blank_lines_and_damaged_frames_of_extended_xyz(tmp_path):
         "\n", good[0], "\n\n", good[1],
         frame.format("few", "Na 0 0 0", "").replace("\n\n", "\n"),  # one atom instead of two
         good[2],
+        frame.format("no", "Na 0 0 0", "Cl 2 2 2").replace("2", "two", 1),
         frame.format("many", "Na 0 0 0", "Na 1 1 1\nCl 2 2 2"),
         frame.format("unknown", "Wat 0 0 0", "Cl 2 2 2"),
         good[3],
@@ -157,21 +187,26 @@ def test_blank_lines_and_damaged_frames_of_extended_xyz(tmp_path):
     (tmp_path / "a.xyz").write_text(text)
     found = content(tmp_path / "a.xyz")
     assert [record.id for record in read(tmp_path / "a.xyz")] == [
-        "007", "1e5", "few", "NaN", "many", "unknown", "T"
+        "007", "1e5", "few", "NaN", "no", "many", "unknown", "T"
     ]  # fmt: skip
-    assert [i for i, each in enumerate(found) if each == "H1 Cl1"] == [0, 1, 3, 6]
+    assert [i for i, each in enumerate(found) if each == "H1 Cl1"] == [0, 1, 3, 7]
     assert "says 2 atoms, but has 1" in found[2]
-    assert "says 2 atoms, but has 3" in found[4]
+    assert "'two' is not a number of atoms" in found[4]
+    assert "says 2 atoms, but has 3" in found[5]
 
 
 def test_blocks_of_one_name_and_damaged_blocks_of_a_cif(tmp_path):
     damaged = CIF.replace("loop_", "loop_\n_odd", 1)
+    empty = CIF[: CIF.rindex("_z") + 3]  # cut off after the tags of the last table
     text_field = "data_text\n_note\n;\ndata_no_block\n_atom_site_fract_x\n;\n"
-    (tmp_path / "a.cif").write_text("data_global\n_a b\n" + CIF + damaged + text_field + CIF)
+    (tmp_path / "a.cif").write_text(
+        "data_global\n_a b\n" + CIF + damaged + text_field + CIF + empty
+    )
     found = content(tmp_path / "a.cif")
     assert (found[0], found[2]) == ("Na1 Cl1",) * 2
     assert "not valid CIF" in found[1]
-    assert len(found) == 3
+    assert "no atoms" in found[3]
+    assert len(found) == 4
 
 
 def test_damaged_entries_of_json(tmp_path):
@@ -180,8 +215,10 @@ def test_damaged_entries_of_json(tmp_path):
     lines = [json.dumps({"id": "x", "structure": good}), '{"id": ', "", json.dumps(good)]
     (tmp_path / "b.jsonl").write_text("\n".join(lines))
     (tmp_path / "c.json").write_text(f"{lines[0]}\n{lines[3]}\n")
+    (tmp_path / "d.json").write_text("[]")
     found = content(tmp_path)
     assert [i for i, each in enumerate(found) if each == "Na1 Cl1"] == [0, 2, 3, 5, 6, 7]
+    assert found[8:] == ["the JSON has no crystals"]
     assert [record.id for record in read(tmp_path / "b.jsonl")] == ["x", "b-1", "b-2"]
 
 

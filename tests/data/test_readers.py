@@ -181,6 +181,14 @@ def test_a_missing_id_in_parquet_is_empty(tmp_path, dtype):
     assert [row.id for row in iter_rows(tmp_path / "x.parquet")] == ["7", ""]
 
 
+@pytest.mark.parametrize("index", [True, False])
+def test_ids_of_parquet_that_were_an_index_or_bytes(tmp_path, index):
+    table = pd.DataFrame({"material_id": [b"a", b"1e5"], "cif": ["x", "y"]})
+    table = table.set_index("material_id") if index else table
+    table.to_parquet(tmp_path / "x.parquet")
+    assert [row.id for row in iter_rows(tmp_path / "x.parquet")] == ["a", "1e5"]
+
+
 def test_parquet_is_read_in_chunks_and_only_the_requested_columns(tmp_path):
     path = write_parquet(tmp_path / "train.parquet", 30_000)
     assert columns_of(path) == ["material_id", "cif", "gap", "embedding"]

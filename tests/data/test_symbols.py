@@ -21,7 +21,7 @@ def test_types(text, label, number):
     [
         "T", "T1", "X", "Va", "Wat", "M", "OH", "H2O", "NH4", "CO", "NO", "HF", "HO", "CO3",
         "C60", "Fe,Ni", "Fe/Ni", "FeNi", "Fe.5", "Fe0.5", "Mg.5Fe.5", "(Fe,Ni)", "Fe:Ni",
-        "Fe+Ni", "Cval", "Siva", "2H", "O1W", "Fe?", "?", ".", "Å１", "Fe１",
+        "Fe+Ni", "RE", "FE1NI1", "Cval", "Siva", "2H", "O1W", "Fe?", "?", ".", "Å１", "Fe１",
     ],
 )  # fmt: skip
 def test_what_is_no_element(text):

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from src.utils.durations import duration
+from src.utils.durations import duration, in_words
 from src.utils.errors import UserError
 
 
@@ -26,3 +26,14 @@ def test_what_is_not_a_time(given):
         UserError, match=r"^trainer\.max_time=.* is not a time: write seconds, 5min"
     ):
         duration(given, "trainer.max_time")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.2, "1 second"), (40.4, "40 seconds"), (485, "8 minutes"), (5400, "1.5 hours"),
+        (7200, "2 hours"), (86400 * 2.5, "2.5 days"),
+    ],
+)  # fmt: skip
+def test_in_words(seconds, words):
+    assert in_words(seconds) == words

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import LambdaCallback, Timer
 from torch.utils.data import DataLoader
 
 from src.utils.errors import UserError
-from src.utils.schedules import Constant, Schedule, WarmupCosine, run_progress
+from src.utils.schedules import Constant, Schedule, WarmupCosine, own_progress, run_progress
 
 BATCHES = 4
 
@@ -202,6 +202,8 @@ def test_processes_agree_on_the_time(rank):
         strategy=SimpleNamespace(broadcast=lambda value: 0.30),
     )
     assert run_progress(trainer, 10) == 0.30  # type: ignore[arg-type]
+    # the progress bar asks in one process only, where a broadcast would wait for ever
+    assert own_progress(trainer, 10) == pytest.approx(0.30 + rank / 100, abs=0.01)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("cls", [Constant, WarmupCosine])

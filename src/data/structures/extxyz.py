@@ -12,6 +12,7 @@ from src.data.crystal import CrystalError
 
 _COUNT = re.compile(r"\s*\d+\s*", re.ASCII)
 _PROPERTIES = re.compile(r'Properties\s*=\s*"?([^\s"]+)', re.IGNORECASE)
+_COMMENT = re.compile(r"(?:^|\s)(?:Lattice|Properties)\s*=", re.IGNORECASE)
 _DEUTERIUM = re.compile(r"(?<!\S)D(?!\S)")
 _ID = re.compile(r"""(?<!\S)(?P<key>id|material_id)=(?:"(?P<quoted>[^"]*)"|(?P<plain>[^\s"]+))""")
 
@@ -20,7 +21,8 @@ def split_frames(stream: TextIO) -> Iterator[list[str]]:
     """Yield the lines of each frame, damaged ones included, without blank lines between them.
 
     A frame ends where its number of atoms says, or earlier at a line with the number of atoms of
-    another frame, or later where lines follow that are not of another frame.
+    another frame or before a second line with `Lattice=` or `Properties=`, or later where lines
+    follow that are not of another frame.
     """
     frame: list[str] = []
     expected = 0
@@ -28,10 +30,14 @@ def split_frames(stream: TextIO) -> Iterator[list[str]]:
         if not frame:
             if line.strip():
                 frame = [line]
-                expected = int(line) + 2 if _COUNT.fullmatch(line) and len(line) < 20 else 0
+                expected = _expected(line)
+        elif len(frame) >= 4 and _COMMENT.search(line):  # of a frame whose number cannot be read
+            yield frame[:-1]
+            frame = [frame[-1], line]
+            expected = _expected(frame[0])
         elif len(frame) >= 2 and _COUNT.fullmatch(line):
             yield frame
-            frame, expected = [line], int(line) + 2 if len(line) < 20 else 0
+            frame, expected = [line], _expected(line)
         elif line.strip() or len(frame) < max(expected, 2):
             frame.append(line)
         else:
@@ -39,6 +45,11 @@ def split_frames(stream: TextIO) -> Iterator[list[str]]:
             frame = []
     if frame:
         yield frame
+
+
+def _expected(line: str) -> int:
+    """How many lines a frame has by its first one; 0 if that is not a number."""
+    return int(line) + 2 if _COUNT.fullmatch(line) and len(line) < 20 else 0
 
 
 def parse_frame(lines: list[str]) -> Atoms:

@@ -7,7 +7,6 @@ by ASE. Nothing in a file is ever executed.
 """
 
 import io
-import json
 import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,9 +23,9 @@ from ase.db.row import AtomsRow
 from ase.db.sqlite import SQLite3Database
 from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
-from src.data.cif import has_atoms, parse_cif
+from src.data.cif import has_site_table, parse_cif
 from src.data.crystal import Crystal, CrystalError
-from src.data.exchange import crystal_of_content, find_entries
+from src.data.exchange import crystal_of_content, find_entries, load_json
 from src.data.packing import open_unpacked, read_text, unpacked_name, unpacked_path
 from src.data.readers import ID_COLUMNS, DataError, File, columns_of, iter_rows
 from src.data.structures.convert import to_crystal
@@ -68,6 +67,8 @@ _READ_BY_ASE = frozenset((
     "magres", "netcdftrajectory", "octopus-in", "onetep-in", "onetep-out", "qbox", "rmc6f",
     "siesta-xv", "traj", "v-sim", "vasp-out", "vasp-xdatcar", "vasp-xml", "xsf",
 ))  # fmt: skip
+_HEAD = 2**20  # characters in which a CIF gives its cell
+_SPACE_GROUP_OF_ESPRESSO = re.compile(r"^[^!]*\bspace_group\s*=\s*[1-9]", re.I | re.M)
 _ROWS_PER_QUERY = 1000  # of a database; limits memory
 _CALCULATOR_RESULTS = ("energy", "free_energy", "magmom")  # scalar ones that ASE databases store
 
@@ -182,8 +183,14 @@ def _parse(file: File, available: set[str], names: Sequence[str]) -> Iterator[_E
 
 def _entries_from_ase(path: Path) -> Iterator[_Entry]:
     """The entries of a file whose name does not tell its format."""
-    detected = filetype(str(path))
+    try:
+        detected = filetype(str(path))
+    except UnknownFileTypeError:
+        detected = ""
     if detected not in ioformats:  # ASE gives the ending of a file that it does not know
+        if _looks_like_cif(path):
+            yield from _entries_from_cif(read_text(path))
+            return
         raise UnknownFileTypeError(detected)
     if (kind := _OURS.get(detected)) in _TEXT_READERS:
         yield from _TEXT_READERS[kind](read_text(path))
@@ -195,12 +202,25 @@ def _entries_from_ase(path: Path) -> Iterator[_Entry]:
     elif detected in _READ_BY_ASE:
         if detected == "castep-cell" and "MIXTURE" in read_text(path).upper():
             raise CrystalError("partial occupancies: not an ordered crystal")
+        if detected == "espresso-in" and _SPACE_GROUP_OF_ESPRESSO.search(read_text(path)):
+            raise CrystalError(
+                "space_group makes the file list the asymmetric unit, which is not supported: list "
+                "all atoms of the cell"
+            )
         yield from map(_entry_from_atoms, ase.io.iread(path, ":", format=detected))
     else:
         raise CrystalError(
             f"files in ASE's format {detected!r} are not read, since they need not list all atoms "
             "of the cell with their elements: convert it to CIF or extended XYZ"
         )
+
+
+def _looks_like_cif(path: Path) -> bool:
+    """Whether a file with an unknown ending begins like a CIF with a cell."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        text = file.read(_HEAD)
+    begins = re.match(r"(?:\s|#.*\n)*data_", text, re.IGNORECASE) is not None
+    return begins and re.search(r"^\s*_cell[_.]length_a\s", text, re.I | re.M) is not None
 
 
 def _entries_from_table(file: File, available: set[str], names: Sequence[str]) -> Iterator[_Entry]:
@@ -227,7 +247,7 @@ def _entries_from_cif_texts(
 
 def _entries_from_json(text: str) -> Iterator[_Entry]:
     try:
-        content = json.loads(text)
+        content = load_json(text)
     except ValueError as error:
         lines = [line for line in text.splitlines() if line.strip()]
         if len(lines) < 2 or not all(line.lstrip().startswith("{") for line in lines[:2]):
@@ -242,7 +262,7 @@ def _entries_from_json_lines(lines: Iterable[str]) -> Iterator[_Entry]:
         if not line.strip():
             continue
         try:
-            content = json.loads(line)
+            content = load_json(line)
         except ValueError as error:
             yield _Entry(reason=f"JSONDecodeError: {error}")
         else:
@@ -250,12 +270,16 @@ def _entries_from_json_lines(lines: Iterable[str]) -> Iterator[_Entry]:
 
 
 def _entries_from_content(content: Any) -> Iterator[_Entry]:
+    is_empty = True
     for found in find_entries(content):
+        is_empty = False
         if isinstance(found.content, str) and "_cell_length_a" in found.content:
             yield _Entry(found.content, id=found.id, values=found.values)
         else:
             read = partial(crystal_of_content, found.content)
             yield _Entry(read=read, id=found.id, values=found.values)
+    if is_empty:
+        yield _Entry(reason="the JSON has no crystals")
 
 
 _TEXT_READERS: dict[str | None, Callable[[str], Iterator[_Entry]]] = {
@@ -380,7 +404,8 @@ def _is_of_crystal(text: str) -> bool:
     if not re.search(r"_atom_site[_.](fract|cartn)_x", text, flags=re.IGNORECASE):
         return False
     try:
-        return any(map(has_atoms, parse_cif(text))) or "_cartn_x" in text.lower()
+        blocks = parse_cif(text)  # the tag may be in a text field
+        return any(map(has_site_table, blocks)) or "_cartn_x" in text.lower()
     except CrystalError:
         return True
 
