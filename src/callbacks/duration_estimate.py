@@ -29,6 +29,10 @@ class DurationEstimate(Callback):
 
     def __init__(self, after_s: float = 5.0) -> None:
         self.after_s = after_s
+        self._reset()
+
+    def _reset(self) -> None:
+        """Forget an earlier run of the trainer."""
         self._started = 0.0
         self._is_resumed = False
         self._first_step = 0  # the last one of the warm-up
@@ -39,7 +43,7 @@ class DurationEstimate(Callback):
         self._estimate: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.__init__(self.after_s)  # type: ignore[misc]
+        self._reset()
         self._started, self._is_resumed = time.monotonic(), trainer.global_step > 0
         self._first_step = trainer.global_step + WARMUP_STEPS
 

@@ -17,8 +17,8 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
     latents = ""
     if "encoder" in metrics:
         latents = (
-            f"energy distance of latents: from {metrics['latent_sample_size']:,} crystals of the "
-            f"former, by {metrics['encoder']}; "
+            f"energy distance of latents: of {metrics['latent_sample_size']:,} crystals of each "
+            f"set, encoded by {metrics['encoder']}; "
         )
     table = Table(
         title=f"{metrics['num_generated']:,} generated crystals",

@@ -13,7 +13,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 PACKAGE = Path(__file__).resolve().parents[1]
 INCLUDED = PACKAGE / "included"  # only in an installed package
-NAMES = ("prototypes", "mp_20_small")
 
 
 def find_included(path: str | Path) -> Path:
@@ -52,7 +51,7 @@ def _replace_paths(node: DictConfig | ListConfig) -> None:
             continue
         if isinstance(value, (DictConfig, ListConfig)):
             _replace_paths(value)
-        elif isinstance(value, str) and any(name in value for name in NAMES):
+        elif isinstance(value, str):
             found = find_included(value)
             if found.is_relative_to(INCLUDED):
                 node[key] = str(found)

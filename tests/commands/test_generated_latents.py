@@ -50,10 +50,8 @@ def test_figures_and_their_sample_size(caplog):
 
 
 def test_the_vae_in_a_latent_diffusion_model():
-    path = DATA / "mp_20_small" / "ldm.ckpt"
-    if not path.is_file():
-        pytest.skip("the small model of MP-20 is not included")
-    assert isinstance(load_encoder(str(path), "cpu"), VAEModule)
+    path = str(DATA / "mp_20_small" / "ldm.ckpt")
+    assert isinstance(load_encoder(path, "cpu"), VAEModule)
 
 
 def test_what_is_no_encoder(tmp_path):
