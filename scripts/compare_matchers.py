@@ -2,7 +2,8 @@
 
     python scripts/compare_matchers.py --pairs 20000 --out compare
 
-compares this number of pairs, from all families in turn. Call it again with a larger number to
+compares this number of pairs, from all families in turn (see `matcher_pairs.py`; those made with
+the options `--vae` and `--samples` are added where these are given). Call it again with a larger number to
 continue. A pair depends only on the seed, its family and its number. Each pair is compared four
 times, with NumPy's arrays and with Numba's loops: `get_rms_dist` with CDVAE's tolerances, with and
 without reduction to primitive cells, in one order, and with either in the other order; and `fit`
@@ -21,241 +22,39 @@ its result at all, the same is done for some pairs of each family (`asked again`
 
 import argparse
 import json
+import sys
 import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas as pd
 from pymatgen.analysis.structure_matcher import StructureMatcher
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import Structure
 from rich.console import Console
 from rich.table import Table
 
-from src.utils.strict_json import json_text
-from src.utils.threads import limit_spinning
+ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+
+from src.utils.strict_json import json_text  # noqa: E402
+from src.utils.threads import limit_spinning  # noqa: E402
 
 limit_spinning()  # before torch is loaded
+
+from matcher_pairs import Families, Pair, shuffled  # noqa: E402
 
 from src.metrics import PreparedCrystals, match  # noqa: E402
 from src.metrics.matching import CDVAE, PYMATGEN, UNREDUCED, MatcherSettings  # noqa: E402
 from src.metrics.structure_matching.reduction import Cell  # noqa: E402
 from src.metrics.structure_matching.search import Tolerances, has_numba, search  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[1]
 CHUNK = 50
 AGREEMENT = 1e-6
 STABILITY = 4  # pairs of a chunk
-
-Pair = tuple[Structure, Structure]
-Family = Callable[[np.random.Generator], Pair]
-
-
-class Families:
-    """Ways to make a pair from random numbers; each public method is one family.
-
-    Args:
-        data: Folder with mp_20, perov_5, carbon_24 and mpts_52.
-    """
-
-    def __init__(self, data: Path) -> None:
-        self.data = data
-        self.names = [name for name in vars(Families) if not name.startswith("_")]
-
-    def mp_20(self, rng: np.random.Generator) -> Pair:
-        """A crystal and a simulated reconstruction; also in the next three methods."""
-        return self._reconstruction("mp_20", rng)
-
-    def perov_5(self, rng: np.random.Generator) -> Pair:
-        return self._reconstruction("perov_5", rng)
-
-    def carbon_24(self, rng: np.random.Generator) -> Pair:
-        return self._reconstruction("carbon_24", rng)
-
-    def mpts_52(self, rng: np.random.Generator) -> Pair:
-        return self._reconstruction("mpts_52", rng)
-
-    def carbon_pairs(self, rng: np.random.Generator) -> Pair:
-        """Two Carbon-24 crystals with the same number of atoms."""
-        texts = _by_number_of_atoms(self.data / "carbon_24")
-        group = texts[rng.choice(list(texts))]
-        return _read(rng.choice(group)), _read(rng.choice(group))
-
-    def polymorphs(self, rng: np.random.Generator) -> Pair:
-        """Two MP-20 crystals with the same formula, as compared for novelty."""
-        groups = _polymorphs(self.data / "mp_20")
-        first, second = rng.choice(groups[rng.integers(len(groups))], 2, replace=False)
-        return _read(first), _read(second)
-
-    def prototypes(self, rng: np.random.Generator) -> Pair:
-        """Two prototypes with the same numbers of atoms, on the same elements."""
-        groups = _same_numbers(ROOT / "data" / "prototypes")
-        first, second = map(_read, rng.choice(groups[rng.integers(len(groups))], 2))
-        # the elements of the first, each in place of one of which there are as many
-        species: dict[Any, Any] = {}
-        for count in set(second.composition.get_el_amt_dict().values()):
-            ours, theirs = (
-                sorted(k for k, v in s.composition.get_el_amt_dict().items() if v == count)
-                for s in (first, second)
-            )
-            species.update(zip(theirs, rng.permutation(ours).tolist(), strict=True))
-        second.replace_species(species)
-        return first, _shaken(second, rng, rng.choice([0, 0.02]))
-
-    def supercells(self, rng: np.random.Generator) -> Pair:
-        """A crystal and a supercell of up to four cells, displaced or not."""
-        crystal = self._crystal(rng, most=12)
-        matrix = np.diag(rng.permutation([1, 1, int(rng.integers(2, 5))]))
-        matrix[0, 1] = rng.integers(-1, 2)
-        supercell = crystal.copy().make_supercell(matrix)
-        if rng.random() < 0.5:
-            crystal = _shaken(crystal.copy().make_supercell(matrix), rng, 0.05 * rng.random())
-        return crystal, _shaken(supercell, rng, rng.choice([0, 0.01, 0.05]))
-
-    def chiral(self, rng: np.random.Generator) -> Pair:
-        """A crystal without symmetry and its mirror image."""
-        crystal = _shaken(self._crystal(rng, most=16), rng, 0.3)
-        mirror = Structure(crystal.lattice, crystal.species, -crystal.frac_coords)
-        return crystal, _shaken(mirror, rng, rng.choice([0, 0.03]))
-
-    def single(self, rng: np.random.Generator) -> Pair:
-        """Two crystals of one atom, in more or less similar cells."""
-        lengths, angles = rng.uniform(2.5, 5, 3), rng.choice([60.0, 90.0, 109.47, 75.0], 3)
-        if rng.random() < 0.7:
-            lengths[:], angles[:] = lengths[0], angles[0]
-        cells = []
-        for noise in rng.choice([0, 1e-4, 0.05, 0.15], 2):
-            while True:
-                parameters = [
-                    *(lengths * np.exp(noise * rng.standard_normal(3))),
-                    *(angles + 60 * noise * rng.standard_normal(3)),
-                ]
-                with np.errstate(all="ignore"):
-                    cell = Lattice.from_parameters(*parameters)
-                if cell.volume > 0.2 * np.prod(cell.lengths):
-                    break
-                angles = np.full(3, 90.0)
-            cells.append(Structure(cell, ["Fe"], rng.random((1, 3))))
-        return cells[0], cells[1]
-
-    def skewed(self, rng: np.random.Generator) -> Pair:
-        """A crystal, and the same crystal in a skewed cell, slightly distorted."""
-        crystal = self._crystal(rng, most=20)
-        matrix = np.eye(3, dtype=int)
-        for _ in range(int(rng.integers(1, 4))):
-            i, j = rng.choice(3, 2, replace=False)
-            matrix[i] += int(rng.choice([-2, -1, 1, 2])) * matrix[j]
-        skewed = Structure(
-            matrix @ crystal.lattice.matrix,
-            crystal.species,
-            crystal.cart_coords,
-            coords_are_cartesian=True,
-        )
-        return crystal, _shaken(skewed, rng, rng.choice([0, 1e-4, 0.05]))
-
-    def nearly_symmetric(self, rng: np.random.Generator) -> Pair:
-        """Cells that are cubic or hexagonal up to 1e-7 to 1e-2, a range around the tolerances."""
-        crystal = self._crystal(rng, most=8)
-        a = (crystal.volume) ** (1 / 3)
-        cell = (
-            Lattice.cubic(a)
-            if rng.random() < 0.5
-            else Lattice.hexagonal(a, a * rng.uniform(0.8, 2))
-        )
-        pair = []
-        for _ in range(2):
-            distortion = 10 ** rng.uniform(-7, -2) * rng.standard_normal((3, 3))
-            matrix = cell.matrix + distortion * a
-            pair.append(Structure(matrix, crystal.species, crystal.frac_coords))
-        return pair[0], _shaken(pair[1], rng, rng.choice([0, 0.02]))
-
-    def exact(self, rng: np.random.Generator) -> Pair:
-        """A crystal and a shifted copy of it, with its atoms in another order."""
-        crystal = self._crystal(rng, most=30)
-        moved = crystal.copy()
-        moved.translate_sites(range(len(moved)), rng.choice([0, 0.5, rng.random()]) * np.ones(3))
-        return crystal, _shuffled(moved, rng)
-
-    def _crystal(self, rng: np.random.Generator, most: int) -> Structure:
-        while True:
-            name = rng.choice(["mp_20", "perov_5", "carbon_24", "mpts_52"])
-            crystal = _read(rng.choice(_texts(self.data / name)))
-            if len(crystal) <= most:
-                return crystal
-
-    def _reconstruction(self, name: str, rng: np.random.Generator) -> Pair:
-        crystal = _read(rng.choice(_texts(self.data / name)))
-        prediction = _shaken(
-            crystal, rng, rng.choice([0, 0.01, 0.05, 0.1, 0.2, 0.4]) * rng.random()
-        )
-        return (_shuffled(prediction, rng) if rng.random() < 0.5 else prediction), crystal
-
-
-def _shaken(crystal: Structure, rng: np.random.Generator, noise: float) -> Structure:
-    """Displaced by `noise` times (V/N)^(1/3) in each direction, the cell strained by a fifth."""
-    if not noise:
-        return crystal
-    matrix = crystal.lattice.matrix * np.exp(0.2 * noise * rng.standard_normal((3, 1)))
-    matrix = matrix @ (np.eye(3) + 0.2 * noise * rng.standard_normal((3, 3)))
-    step = noise * (crystal.volume / len(crystal)) ** (1 / 3)
-    shaken = Structure(matrix, crystal.species, crystal.frac_coords)
-    coords = shaken.cart_coords + step * rng.standard_normal((len(crystal), 3))
-    return Structure(matrix, crystal.species, coords, coords_are_cartesian=True)
-
-
-def _shuffled(crystal: Structure, rng: np.random.Generator) -> Structure:
-    return Structure.from_sites([crystal[i] for i in rng.permutation(len(crystal))])
-
-
-@lru_cache(maxsize=4096)
-def _parse(text: str) -> Structure:
-    return Structure.from_str(text, fmt="cif")
-
-
-def _read(text: str) -> Structure:
-    return _parse(str(text)).copy()
-
-
-@cache
-def _texts(folder: Path) -> np.ndarray:
-    (path,) = folder.glob("test.csv*")
-    return pd.read_csv(path)["cif"].to_numpy(dtype=object)
-
-
-@cache
-def _by_number_of_atoms(folder: Path) -> dict[int, list[str]]:
-    groups: dict[int, list[str]] = {}
-    for text in _texts(folder):
-        groups.setdefault(len(_parse(text)), []).append(text)
-    return {count: group for count, group in groups.items() if len(group) > 1}
-
-
-@cache
-def _polymorphs(folder: Path) -> list[list[str]]:
-    groups: dict[str, list[str]] = {}
-    for path in sorted(folder.glob("*.csv*")):
-        for text in pd.read_csv(path)["cif"]:
-            formula = next(
-                line
-                for line in text.splitlines()
-                if line.startswith("_chemical_formula_structural")
-            )
-            groups.setdefault(formula, []).append(text)
-    return [group for group in groups.values() if len(group) > 1]
-
-
-@cache
-def _same_numbers(folder: Path) -> list[list[str]]:
-    groups: dict[tuple, list[str]] = {}
-    for text in _texts(folder):
-        amounts = _parse(text).composition.get_el_amt_dict().values()
-        groups.setdefault(tuple(sorted(amounts)), []).append(text)
-    return [group for group in groups.values() if len(group) > 1]
 
 
 def pymatgen_rms(pair: Pair, settings: MatcherSettings) -> float | None:
@@ -364,7 +163,7 @@ def variants(
             strain = np.eye(3) + 1e-13 * rng.standard_normal((3, 3))
             matrix = crystal.lattice.matrix @ strain
             varied = Structure(matrix, crystal.species, crystal.frac_coords + noise)
-            moved.append(varied if len(results) % 2 else _shuffled(varied, rng))
+            moved.append(varied if len(results) % 2 else shuffled(varied, rng))
         results.append(oracle(tuple(moved), settings))
     return results
 
@@ -374,14 +173,18 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=1000, help="of all families together")
     parser.add_argument("--families", nargs="+", help="some only; all by default")
-    parser.add_argument("--data-dir", type=Path, default=ROOT.parent / "shared" / "data",
+    parser.add_argument("--data-dir", type=Path, default=ROOT / "data",
                         help="with mp_20, perov_5, carbon_24 and mpts_52")  # fmt: skip
+    parser.add_argument("--vae", type=Path, metavar="CHECKPOINT",
+                        help="of a VAE: adds its reconstructions under noise")  # fmt: skip
+    parser.add_argument("--samples", type=Path, metavar="FOLDER",
+                        help="that sample_ldm.py wrote: adds generated crystals")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="for other pairs, with another --out")
     parser.add_argument("--once", action="store_true", help="compare each pair in one way only")
     parser.add_argument("--out", type=Path, default=Path("compare_matchers"))
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore")
-    families = Families(args.data_dir)
+    families = Families(args.data_dir, args.vae, args.samples)
     names = args.families or families.names
     if unknown := set(names) - set(families.names):
         parser.error(f"no family is called {', '.join(unknown)}; there are {families.names}")
@@ -395,12 +198,7 @@ def main(argv: list[str] | None = None) -> None:
         if counts[name] >= wanted:
             break
         numbers = list(range(counts[name], counts[name] + CHUNK))
-        pairs = [
-            getattr(families, name)(
-                np.random.default_rng([args.seed, families.names.index(name), number])
-            )
-            for number in numbers
-        ]
+        pairs = [families.pair(name, args.seed, number) for number in numbers]
         clock: dict[str, float] = defaultdict(float, state.get(name, {}))
         found = compare_chunk(pairs, numbers, clock, args.once)
         clock["pairs"] += CHUNK

@@ -5,11 +5,15 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from pymatgen.core import Structure
 
+from src.data.structures import write_structures
 from src.metrics.matching import PairResult
 
 ROOT = Path(__file__).resolve().parents[2]
+SETS = ["mp_20", "perov_5", "carbon_24", "mpts_52"]
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +21,9 @@ def module():
     path = ROOT / "scripts" / "compare_matchers.py"
     spec = importlib.util.spec_from_file_location("compare_matchers", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(path.parent)
+        spec.loader.exec_module(module)
     return module
 
 
@@ -67,12 +73,30 @@ def test_what_differs_is_kept_with_its_cause(script, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:Issues encountered while parsing CIF")
-def test_pairs_come_from_their_numbers_alone(script, shared_data):
-    families = script.Families(shared_data)
-    assert len(families.names) == 13
-    for k, name in enumerate(families.names):
-        if name in ("polymorphs", "carbon_pairs"):  # they read a whole set
+def test_pairs_come_from_their_numbers_alone(script, shared_data, tmp_path):
+    families = script.Families(shared_data, ROOT / "data" / "prototypes" / "vae.ckpt", tmp_path)
+    assert families.names[13:17] == [f"decoded_{name}" for name in SETS]
+    assert len(script.Families(shared_data).names) == 13
+    for name in families.names:
+        if name in ("polymorphs", "carbon_pairs", "generated"):  # they read a whole set
             continue
-        once, again = (getattr(families, name)(np.random.default_rng([0, k, 0])) for _ in range(2))
+        once, again = (families.pair(name, 0, 0) for _ in range(2))
         for a, b in zip(once, again, strict=True):
             np.testing.assert_array_equal(a.frac_coords, b.frac_coords)
+        assert once[0].composition == once[1].composition or not name.startswith("decoded_")
+
+
+def test_generated_crystals_meet_known_ones_of_their_formula(script, tmp_path):
+    (tmp_path / "mp_20").mkdir()
+    text = pd.read_csv(ROOT / "data" / "prototypes" / "test.csv")["cif"][0]
+    known = Structure.from_str(text, fmt="cif")
+    known.to(tmp_path / "known.cif")
+    rows = {"material_id": ["known"], "cif": [(tmp_path / "known.cif").read_text()]}
+    pd.DataFrame(rows).to_csv(tmp_path / "mp_20" / "test.csv")
+    unknown = Structure(known.lattice, ["Xe"], [[0, 0, 0]])
+    write_structures(tmp_path / "samples.extxyz", [unknown, known], ["0", "1"])
+    families = script.Families(tmp_path, samples=tmp_path / "samples.extxyz")
+    assert families.names[-1] == "generated"
+    for number in range(4):
+        pair = families.pair("generated", 0, number)
+        assert {crystal.formula for crystal in pair} == {known.formula}
