@@ -2,12 +2,11 @@
 
     python scripts/compare_matchers.py --pairs 20000 --out compare
 
-compares this number of pairs, from all families in turn (see `matcher_pairs.py`; those made with
-the options `--vae` and `--samples` are added where these are given). Call it again with a larger number to
-continue. A pair depends only on the seed, its family and its number. Each pair is compared four
-times, with NumPy's arrays and with Numba's loops: `get_rms_dist` with CDVAE's tolerances, with and
-without reduction to primitive cells, in one order, and with either in the other order; and `fit`
-with pymatgen's default tolerances.
+compares this number of pairs, from all families in turn (`matcher_pairs.py`; some need `--vae` or
+`--samples`). Call it again with a larger number to continue. A pair depends only on the seed, its
+family and its number. Each pair is compared four times, with NumPy's arrays and with Numba's loops:
+`get_rms_dist` with CDVAE's tolerances, with and without reduction to primitive cells, in one order,
+and with either in the other order; and `fit` with pymatgen's default tolerances.
 
 With `--once`, each pair is compared in one of these four ways, in turn: more pairs in the same
 time.
@@ -237,7 +236,7 @@ def _print(state: dict[str, dict[str, float]]) -> None:
             for means in ("NumPy", "Numba")
         ]
         table.add_row(name, *(f"{counts[column]:,.0f}" for column in columns), *ratios)
-    Console().print(table)
+    Console(width=160).print(table)
 
 
 if __name__ == "__main__":
