@@ -210,8 +210,8 @@ def _entries_from_ase(path: Path) -> Iterator[_Entry]:
             raise CrystalError("partial occupancies: not an ordered crystal")
         if detected == "espresso-in" and _SPACE_GROUP_OF_ESPRESSO.search(read_text(path)):
             raise CrystalError(
-                "space_group makes the file list the asymmetric unit, which is not supported: list "
-                "all atoms of the cell"
+                "space_group is for a file that lists the asymmetric unit, which is not supported: "
+                "list all atoms of the cell, without space_group"
             )
         yield from map(_entry_from_atoms, ase.io.iread(path, ":", format=detected))
     else:
