@@ -83,6 +83,15 @@ def test_a_format_that_need_not_list_all_atoms_is_refused(tmp_path):
     assert "need not list all atoms" in reason or "not in a format" in reason
 
 
+def test_what_ase_says_of_a_symbol_that_it_does_not_know(tmp_path):
+    for symbol in ("Cu", "D", "Wat"):
+        text = f"1 F\n{symbol}\n1 1 0 0 0\n0 0 0\n4 0 0\n0 4 0\n0 0 4\n"
+        (tmp_path / f"{symbol}.gen").write_text(text)
+    assert content(tmp_path) == [
+        "Cu1", "'D' is not an element: write H for deuterium", "'Wat' is not an element"
+    ]  # fmt: skip
+
+
 ESPRESSO = """&SYSTEM
  ibrav=0, nat=1, ntyp=1{}
 /

@@ -69,6 +69,7 @@ _READ_BY_ASE = frozenset((
     "siesta-xv", "traj", "v-sim", "vasp-out", "vasp-xdatcar", "vasp-xml", "xsf",
 ))  # fmt: skip
 _OTHER_PACKERS = (".7z", ".lz4", ".lzma", ".rar", ".tar", ".tgz", ".tbz2", ".txz", ".z", ".zst")
+_SYMBOL = re.compile(r"[A-Z][a-z]{0,2}\d*", re.ASCII)
 _HEAD = 2**20  # characters in which a CIF gives its cell
 _SPACE_GROUP_OF_ESPRESSO = re.compile(r"^[^!]*\bspace_group\s*=\s*[1-9]", re.I | re.M)
 _ROWS_PER_QUERY = 1000  # of a database; limits memory
@@ -446,5 +447,9 @@ def reason_of(error: Exception) -> str:
             "not in a format that can be read: use CIF, POSCAR, extended XYZ, JSON, or a table as "
             ".csv or .parquet"
         )
+    if isinstance(error, KeyError) and _SYMBOL.fullmatch(str(*error.args[:1])):
+        # what ASE raises for a symbol that it does not know
+        hint = ": write H for deuterium" if error.args[0] == "D" else ""
+        return f"{error.args[0]!r} is not an element{hint}"
     message = " ".join(str(error).split())
     return message if isinstance(error, CrystalError) else f"{type(error).__name__}: {message}"
