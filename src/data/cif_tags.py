@@ -87,6 +87,8 @@ _MODULATION_FUNCTIONS = ("_fourier", "_special_func", "_legendre", "_xharm")
 _PROGRAMS = ("_jana_",)  # which write items of the modulated dictionary under names of their own
 
 # wave vectors of a magnetic structure in its own cell are those of a supercell: simple fractions
+_WAVE_VECTORS = "_parent_propagation_vector_kxkykz"
+_IN_BRACKETS = re.compile(r"[\[(]([^\])]*)")
 _MAX_DENOMINATOR = 12
 _WAVE_VECTOR_TOLERANCE = 1e-3
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:/\d+)?", re.ASCII)
@@ -217,7 +219,19 @@ class Tags:
         kind = "_exptl_crystal_type_of_structure"
         if (self.value(kind) or "").lower() in ("mod", "comp"):
             return self._given[kind]
-        wave_vectors = "_parent_propagation_vector_kxkykz"
-        if not all(map(_is_commensurate, self.known(wave_vectors))):
-            return self._given[wave_vectors]
+        if not all(map(_is_commensurate, self._wave_vectors())):
+            return self._given[_WAVE_VECTORS]
         return next(iter(self.columns("superspace")), None)
+
+    def _wave_vectors(self) -> list[str]:
+        """The wave vectors of a magnetic structure.
+
+        Without quotes, the components of `k1 [0 0 1/2]` are four values, in two rows of two.
+        """
+        vectors = self.known(_WAVE_VECTORS)
+        ids = self.known("_parent_propagation_vector_id")
+        if len(ids) == len(vectors):
+            text = " ".join(f"{id_} {vector}" for id_, vector in zip(ids, vectors, strict=True))
+        else:
+            text = " ".join(vectors)
+        return _IN_BRACKETS.findall(text) or vectors

@@ -34,6 +34,11 @@ _WORD_IN_LABEL = re.compile(r"(?<=[_\-*#'.])[A-Z][a-z](?![A-Za-z])", re.ASCII)  
 _HYDROGENS_IN_LABEL = re.compile(r"\d*[_-]?H\d*|[_-][Hh]\d*", re.ASCII)  # C1H, O-H
 _TOKEN = re.compile(r"([A-Za-z]{1,2})(\d*\.?\d*)(?:\(\d+\))?", re.ASCII)
 _PLAIN = re.compile(r"[A-Z][a-z]?\d*(?: [A-Z][a-z]?\d*)*", re.ASCII)
+_GROUP = re.compile(
+    r"(?:(?<![A-Za-z\d.])(?P<before>\d+\.?\d*)\s*)?\((?P<inner>[^()]*[A-Za-z][^()]*)\)"
+    r"(?P<after>\d*\.?\d*)",
+    re.ASCII,
+)  # (O H)2, 2(H2 O); not the uncertainty of O1.5(2)
 _RUN = re.compile(r"([A-Z][a-z]?)(\d*\.?\d*)", re.ASCII)
 
 
@@ -131,6 +136,9 @@ def parse_formula(text: str) -> dict[int, float] | None:
     The result is shared, and must not be changed.
     """
     amounts: dict[int, float] = {}
+    if "(" in text and _GROUP.search(text):
+        expanded = _without_groups(text)
+        return None if expanded is None else parse_formula(expanded)
     if _PLAIN.fullmatch(text):
         for symbol, amount in _RUN.findall(text):
             if symbol not in ATOMIC_NUMBERS:
@@ -154,6 +162,18 @@ def parse_formula(text: str) -> dict[int, float] | None:
             number = ATOMIC_NUMBERS[symbol]
             amounts[number] = amounts.get(number, 0.0) + float(amount or 1)
     return amounts or None
+
+
+def _without_groups(text: str) -> str | None:
+    """A formula with `O2 H2` instead of `(O H)2` or `2(O H)`; None if a group is not clear."""
+    while found := _GROUP.search(text):
+        amounts = parse_formula(found["inner"])
+        if amounts is None or (found["before"] and found["after"]):
+            return None
+        times = float(found["before"] or found["after"] or 1)
+        group = formula_text({number: times * amount for number, amount in amounts.items()})
+        text = f"{text[: found.start()]} {group} {text[found.end() :]}"
+    return text
 
 
 def formula_text(amounts: dict[int, float]) -> str:

@@ -26,6 +26,7 @@ MONOCLINIC = ((5, 6, 7, 90, 105, 90), ["C1 C 0.1 0.2 0.3"])
 
 
 XYZ = symops("x,y,z") + "\n"
+_KXKYKZ = "_parent_propagation_vector.kxkykz"
 HINTS = "type_symbol label symmetry_multiplicity disorder_group fract_x fract_y fract_z"
 
 
@@ -61,6 +62,7 @@ def formula(text: str, units: int | None = None) -> str:
         "_space_group.name_Hall '-F 4 2 3'",
         symops(*F),
         f"{symops(*F)}\n_parent_propagation_vector.kxkykz '[1/2 0.333 -0.25]'",
+        f"{symops(*F)}\nloop_\n_parent_propagation_vector.id\n{_KXKYKZ}\nk1 [1/2 1/2 1/2]",
         symops(*F).replace("_symmetry_equiv_pos_as_xyz", "_symmetry_equiv.pos_as_xyz"),
         symops(*F).replace("_symmetry_equiv_pos_as_xyz", "_space_group_symop.operation_xyz"),
         symops(*F[:3]).replace("_symmetry_equiv_pos_as_xyz", "_space_group_generator.xyz"),
@@ -86,6 +88,7 @@ def test_symmetry_under_all_names(symmetry):
         ("_exptl_crystal_type_of_structure comp", "modulated"),
         (f"{XYZ}_parent_propagation_vector.kxkykz '[0.2147 0 0]'", "modulated"),
         (f"{XYZ}_parent_propagation_vector.kxkykz '[0 0 alpha]'", "modulated"),
+        (f"{XYZ}loop_\n_parent_propagation_vector.id\n{_KXKYKZ}\nk1 [0 0.2147 0]", "modulated"),
         ("_space_group_ssg_name 'P-3m1(00g)0s0'", "modulated"),
         ("loop_\n_space_group_symop_ssg_operation_algebraic\nx1,x2,x3,x4", "modulated"),
         (group("F m -3 m") + "\n_space_group_IT_number 221", "number 225, not 221"),

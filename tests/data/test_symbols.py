@@ -63,7 +63,12 @@ def test_the_formula_decides_what_capitals_mean():
         ("D2 O", {1: 2, 8: 1}),
         ("CO2", None),
         ("see text", None),
-        ("Ca (O H)2", None),
+        ("Ca (O H)2", {20: 1, 8: 2, 1: 2}),
+        ("Na Cl, 2(H2 O)", {11: 1, 17: 1, 1: 4, 8: 2}),
+        ("Ca((OH)2)3", {20: 1, 8: 6, 1: 6}),
+        ("O1.5(2) Na1", {8: 1.5, 11: 1}),
+        ("2(H2 O)3", None),
+        ("Ca (O H", None),
         ("", None),
     ],
 )
