@@ -120,7 +120,7 @@ def changes_table(changes: pd.DataFrame) -> Table:
     table = Table(title="Reconstruction minus original", caption=caption)
     table.add_column("crystal", overflow="fold")
     table.add_column("formula")
-    for name in ("lengths", "angles", "volume", "rms", ""):
+    for name in ("largest length", "largest angle", "volume", "rms", "status"):
         table.add_column(name, justify="right")
     for row in changes.head(MAX_ROWS).to_dict("records"):
         formulas = dict.fromkeys([row["formula"], row["formula_reconstructed"]])

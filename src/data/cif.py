@@ -71,9 +71,9 @@ MAX_NUM_ATOMS = 10_000
 SITE_TOLERANCE = 2e-3
 
 _CELL_TAGS = (
-    *("_cell_length_a", "_cell_length_b", "_cell_length_c"),
-    *("_cell_angle_alpha", "_cell_angle_beta", "_cell_angle_gamma"),
-)
+    "_cell_length_a", "_cell_length_b", "_cell_length_c",
+    "_cell_angle_alpha", "_cell_angle_beta", "_cell_angle_gamma",
+)  # fmt: skip
 _TAG_OF_NAME = {tag.lower(): tag for tag in _CELL_TAGS}
 _CELL_NAMES = tuple(_TAG_OF_NAME)
 _FRACT_TAGS = ("_atom_site_fract_x", "_atom_site_fract_y", "_atom_site_fract_z")
@@ -141,6 +141,7 @@ def read_cif(text: str, niggli: bool = True) -> Crystal:
         crystal = _expand(sites, symmetry.readings[0].operations)
         if reason := contradiction(crystal):
             raise CrystalError(reason)
+        _check_origin(sites, crystal, symmetry, contradiction)
     else:
         crystal = _choose(sites, symmetry, contradiction, claims, f"data_{block.name}")
     return niggli_reduce(crystal) if niggli else crystal
@@ -297,7 +298,7 @@ def _read_elements(tags: Tags, claims: Claims, num_sites: int) -> tuple[list[int
     for raw, label in zip(types, label_of, strict=True):
         number = seen.get(raw)
         if number is None:
-            symbol = cif.as_string(raw)
+            symbol = raw if raw in UNKNOWN else cif.as_string(raw).strip()
             number = element_of_type(symbol, label and cif.as_string(label), known)
             if not symbol[-1:].isdigit():  # the meaning of a number depends on the label
                 seen[raw] = number
@@ -377,6 +378,27 @@ def _choose(
     because = symmetry.conflict or "the file leaves several settings open"
     _note(f"{where}: {because}; read with {reading.name}, which alone fits the atoms")
     return crystal
+
+
+def _check_origin(
+    sites: Crystal,
+    crystal: Crystal,
+    symmetry: Symmetry,
+    contradiction: Callable[[Crystal], str],
+) -> None:
+    """Refuse atoms that overlap with the origin that the file names, but not with the other."""
+    if not symmetry.excluded or not _overlap(crystal):
+        return
+    for other in symmetry.excluded:
+        try:
+            placed = _expand(sites, other.operations)
+        except CrystalError:
+            continue
+        if not (contradiction(placed) or _overlap(placed)):
+            raise CrystalError(
+                f"with {symmetry.readings[0].name}, as the file says, atoms overlap, but not with "
+                f"{other.name}"
+            )
 
 
 def _whole_cell(sites: Crystal, symmetry: Symmetry) -> Crystal | None:

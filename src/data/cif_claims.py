@@ -26,12 +26,13 @@ _MEASURED_DENSITY = 0.3
 _ELECTRONS = 0.1
 # without a sum formula, others tell which elements there are, and in what proportion
 _FORMULA_TAGS = (
-    *("_chemical_formula_sum", "_chemical_formula_moiety", "_chemical_formula_structural"),
-)
+    "_chemical_formula_sum", "_chemical_formula_moiety", "_chemical_formula_structural",
+    "_chemical_formula_iupac",
+)  # fmt: skip
 _MULTIPLICITY_TAGS = (
-    *("_atom_site_symmetry_multiplicity", "_atom_site_site_symmetry_multiplicity"),
-    *("_atom_site_wyckoff_label", "_atom_site_wyckoff_symbol"),
-)
+    "_atom_site_symmetry_multiplicity", "_atom_site_site_symmetry_multiplicity",
+    "_atom_site_wyckoff_label", "_atom_site_wyckoff_symbol",
+)  # fmt: skip
 _G_PER_CM3 = 1.66053906660  # one dalton per Å^3 (CODATA 2018)
 
 
@@ -49,6 +50,7 @@ class Claims:
         formula_tag: where the formula is from.
         multiplicities: atoms in the cell by the multiplicities of the sites, by atomic number; None
             if these are not given.
+        in_cell: atoms by `_atom_type_number_in_cell`, by atomic number; None if it is not given.
         hint: a sign that atoms are missing or alternatives of each other; empty if there is none.
             It counts only if no formula says that the atoms are right.
     """
@@ -61,6 +63,7 @@ class Claims:
     electrons: float | None = None
     formula_tag: str = _FORMULA_TAGS[0]
     multiplicities: dict[int, float] | None = None
+    in_cell: dict[int, float] | None = None
     hint: str = ""
 
     @property
@@ -79,8 +82,13 @@ class Claims:
         """
         if self.formula is not None and (reason := self._of_formula(atom_types)):
             return reason
+        counts = Counter(atom_types.tolist())
+        if self.in_cell is not None and self.in_cell != counts:
+            return (
+                f"the cell has {formula_text(dict(counts))}, but _atom_type_number_in_cell says "
+                f"{formula_text(self.in_cell)}"
+            )
         if self.formula is None or self.units is None:
-            counts = Counter(atom_types.tolist())
             if self.multiplicities is not None and self.multiplicities != counts:
                 return (
                     f"the cell has {formula_text(dict(counts))}, but by the multiplicities of its "
@@ -190,10 +198,11 @@ def add_claims_of_sites(claims: Claims, tags: Tags, atom_types: list[int]) -> No
     """Add what the tables of a data block say about its sites.
 
     Args:
-        claims: of the block; `multiplicities` and `hint` are set.
+        claims: of the block; `multiplicities`, `in_cell` and `hint` are set.
         atom_types: (n,) atomic numbers of the sites.
     """
     claims.multiplicities = _multiplicities(tags, atom_types)
+    claims.in_cell = _numbers_in_cell(tags, atom_types)
     claims.hint = _alternatives(tags) or _without_position(tags, atom_types)
 
 
@@ -210,6 +219,19 @@ def _multiplicities(tags: Tags, atom_types: list[int]) -> dict[int, float] | Non
                 total[number] += multiplicity
             return {z: float(n) for z, n in total.items()}
     return None
+
+
+def _numbers_in_cell(tags: Tags, atom_types: list[int]) -> dict[int, float] | None:
+    symbols = tags.column("_atom_type_symbol")
+    numbers = list(map(cif.as_number, tags.column("_atom_type_number_in_cell")))
+    if not numbers or len(numbers) != len(symbols) or not all(n >= 0 for n in numbers):
+        return None
+    total: Counter[int] = Counter()
+    for symbol, number in zip(symbols, numbers, strict=True):
+        if number:
+            with suppress(CrystalError):
+                total[element_of_type(cif.as_string(symbol), None, atom_types)] += int(number)
+    return {z: float(n) for z, n in total.items()}
 
 
 def _alternatives(tags: Tags) -> str:

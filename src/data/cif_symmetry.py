@@ -9,6 +9,7 @@ import bisect
 import functools
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import gemmi
@@ -46,14 +47,13 @@ _TRIPLET = re.compile(r"[\s\d./+*-]*[xyz][^,]*(?:,[^,]*[xyz][^,]*){2}", re.ASCII
 # other tags that say what P1 would not, unless they have one of these values
 _BEYOND_P1 = re.compile(r"bravais|centring|schoenflies|laue|point_group|patterson|sg_symbol|magn")
 _WORDS_OF_P1 = (
-    *("p1", "p-1", "1", "-1", "1.1", "1.1.1", "ap", "p", "primitive"),
-    *("c1", "c1.1", "c1^1", "c1_1"),
-)
+    "p1", "p-1", "1", "-1", "1.1", "1.1.1", "ap", "p", "primitive", "c1", "c1.1", "c1^1", "c1_1",
+)  # fmt: skip
 _LAST_OF_SYSTEM = (2, 15, 74, 142, 167, 194, 230)
 _SYSTEMS = (
-    *("triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic"),
+    "triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic",
     "rhombohedral",
-)
+)  # fmt: skip
 _HEXAGONAL = ("trigonal", "hexagonal", "rhombohedral")
 _BNS = re.compile(r"(\d+)\.\d+", re.ASCII)
 
@@ -79,10 +79,12 @@ class Symmetry:
         readings: the possible readings, at least one.
         conflict: why the file contradicts itself; empty if it does not. A reading may then be used
             only if other items of the file, such as the formula, confirm it and no other.
+        excluded: those with the other origin, if the file lists no operations but gives the origin.
     """
 
     readings: list[Reading]
     conflict: str = ""
+    excluded: Sequence[Reading] = ()
 
 
 _P1 = Symmetry([Reading("P 1", IDENTITY)])
@@ -100,6 +102,7 @@ class _Declared:
     number: int | None
     has_setting: bool = False
     conflict: str = ""
+    excluded: Sequence[Reading] = ()
 
 
 def read_symmetry(tags: Tags, lattice: np.ndarray) -> Symmetry:
@@ -132,14 +135,14 @@ def read_symmetry(tags: Tags, lattice: np.ndarray) -> Symmetry:
     elif declared is not None:
         if declared.conflict:
             raise CrystalError(declared.conflict)
-        symmetry = Symmetry(declared.groups)
+        symmetry = Symmetry(declared.groups, excluded=declared.excluded)
     else:
         return _without_operations(tags)
     symmetry = _beside_other_tags(symmetry, tags, lattice)
     fitting = [r for r in symmetry.readings if fit_cell(r.operations, lattice)]
     if not fitting:
         raise CrystalError(f"{_cell_text(lattice)} is not a cell of {symmetry.readings[0].name}")
-    return Symmetry(fitting, symmetry.conflict)
+    return Symmetry(fitting, symmetry.conflict, symmetry.excluded)
 
 
 def _without_operations(tags: Tags) -> Symmetry:
@@ -445,7 +448,13 @@ def _of_entries(
     groups = [Reading(f"{name}{_origin(entry)}", _table_operations(entry)) for entry in chosen]
     # hexagonal or rhombohedral axes: the cell tells
     fitting = [group for group in groups if fit_cell(group.operations, lattice)]
-    return _Declared(name, fitting or groups, number, has_setting)
+    origins = {entry.ext for entry in chosen} & {"1", "2"}
+    excluded = [
+        Reading(f"origin choice {entry.ext}", _table_operations(entry))
+        for entry in entries
+        if len(origins) == 1 and entry.ext in {"1", "2"} - origins
+    ]
+    return _Declared(name, fitting or groups, number, has_setting, excluded=excluded)
 
 
 def _origin(entry: gemmi.SpaceGroup) -> str:

@@ -67,19 +67,32 @@ _KIND = {name: kind for kind, names in ALIASES.items() for name in names}
 # Parts of names that say how a crystal is symmetric. If a file has such an item and none of those
 # above, it is not P1.
 _SYMMETRY_WORDS = (
-    *("space_group", "spacegroup", "symmetry", "symop", "sg_symbol", "name_h-m", "name_hall"),
-    *("schoenflies", "bravais", "centring_type", "cell_setting", "crystal_system"),
-)
+    "space_group", "spacegroup", "symmetry", "symop", "sg_symbol", "name_h-m", "name_hall",
+    "schoenflies", "bravais", "centring_type", "cell_setting", "crystal_system", "pearson",
+)  # fmt: skip
 _NOT_OF_THE_CELL = (
-    *("_atom_", "_geom_", "_refln", "_diffrn", "_publ", "_citation", "_journal", "_computing"),
-    *("_audit", "_exptl_crystal", "_struct", "_shelx", "_valence", "_topol"),
-    *("_space_group_wyckoff", "_pd_proc", "_pd_meas", "_symmetry_equiv_pos_site_id"),
-    *("_space_group_symop_id", "_symmetry_entry_id", "_space_group_id", "_space_group_entry_id"),
-)
+    "_atom_", "_geom_", "_refln", "_diffrn", "_publ", "_citation", "_journal", "_computing",
+    "_audit", "_exptl_crystal", "_struct", "_shelx", "_valence", "_topol",
+    "_space_group_wyckoff", "_pd_proc", "_pd_meas", "_symmetry_equiv_pos_site_id",
+    "_space_group_symop_id", "_symmetry_entry_id", "_space_group_id", "_space_group_entry_id",
+)  # fmt: skip
 
-_SUPERSPACE_WORDS = ("_ssg", "_cell_wave_vector", "_cell_subsystem", "_cell_commen_supercell")
-_MODULATION_LOOPS = ("_atom_site_displace_", "_atom_site_occ_", "_atom_sites_modulation_")
+_SUPERSPACE_WORDS = (
+    "_ssg", "_cell_wave_vector", "_cell_subsystem", "_cell_commen_supercell", "_limit_index_m_",
+)  # fmt: skip
+_MODULATION_LOOPS = (
+    "_atom_site_displace_", "_atom_site_occ_", "_atom_sites_modulation_", "_atom_site_phason_",
+)  # fmt: skip
 _MODULATION_FUNCTIONS = ("_fourier", "_special_func", "_legendre", "_xharm")
+_PROGRAMS = ("_jana_",)  # which write items of the modulated dictionary under names of their own
+
+# wave vectors of a magnetic structure in its own cell are those of a supercell: simple fractions
+_WAVE_VECTORS = "_parent_propagation_vector_kxkykz"
+_IN_BRACKETS = re.compile(r"[\[(]([^\])]*)")
+_MAX_DENOMINATOR = 12
+_WAVE_VECTOR_TOLERANCE = 1e-3
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:/\d+)?", re.ASCII)
+_SYMBOL = re.compile(r"[A-Za-z]")
 
 # abbreviations that stand for the space group in names of programs: _sg_name, _icsd_spgr
 _SHORT_SYMMETRY_WORD = re.compile(r"_(?:sg|spg|spgr|h-m|hm|hall|wyckoff|international)(?=_|$)")
@@ -96,13 +109,35 @@ def _classify(tag: str) -> tuple[str, str]:
     name = normal_name(tag)
     if name in _KIND:
         return name, _KIND[name]
-    if any(word in name for word in _SUPERSPACE_WORDS) or name.startswith(_MODULATION_LOOPS):
-        return name, "superspace"
-    if name.startswith("_atom_site_") and any(word in name for word in _MODULATION_FUNCTIONS):
+    if _is_of_superspace(name):
         return name, "superspace"
     is_of_symmetry = any(word in name for word in _SYMMETRY_WORDS)
     is_of_symmetry = is_of_symmetry or _SHORT_SYMMETRY_WORD.search(name) is not None
     return name, "symmetry" if is_of_symmetry and not name.startswith(_NOT_OF_THE_CELL) else ""
+
+
+def _is_of_superspace(name: str) -> bool:
+    for program in _PROGRAMS:
+        name = f"_{name.removeprefix(program)}" if name.startswith(program) else name
+    if any(word in name for word in _SUPERSPACE_WORDS) or name.startswith(_MODULATION_LOOPS):
+        return True
+    is_function = any(word in name for word in _MODULATION_FUNCTIONS)
+    return is_function and name.startswith("_atom_site_")
+
+
+def _is_commensurate(wave_vector: str) -> bool:
+    """Whether the components of a wave vector, such as `[1/2 0 0.333]`, are simple fractions."""
+    if _SYMBOL.search(wave_vector):  # a component such as alpha, which can have any value
+        return False
+    for text in _NUMBER.findall(wave_vector):
+        numerator, _, denominator = text.partition("/")
+        value = float(numerator) / max(1, int(denominator or 1))
+        if all(
+            abs(value - round(value * n) / n) > _WAVE_VECTOR_TOLERANCE
+            for n in range(1, _MAX_DENOMINATOR + 1)
+        ):
+            return False
+    return True
 
 
 class Tags:
@@ -178,6 +213,25 @@ class Tags:
 
     def superspace_tag(self) -> str | None:
         """A tag that says that the crystal is modulated or a composite, if there is one."""
-        if self.value("_cell_modulation_dimension") not in (None, "0"):
-            return self._given["_cell_modulation_dimension"]
+        for name in ("_cell_modulation_dimension", "_jana_cell_modulation_dimension"):
+            if self.value(name) not in (None, "0"):
+                return self._given[name]
+        kind = "_exptl_crystal_type_of_structure"
+        if (self.value(kind) or "").lower() in ("mod", "comp"):
+            return self._given[kind]
+        if not all(map(_is_commensurate, self._wave_vectors())):
+            return self._given[_WAVE_VECTORS]
         return next(iter(self.columns("superspace")), None)
+
+    def _wave_vectors(self) -> list[str]:
+        """The wave vectors of a magnetic structure.
+
+        Without quotes, the components of `k1 [0 0 1/2]` are four values, in two rows of two.
+        """
+        vectors = self.known(_WAVE_VECTORS)
+        ids = self.known("_parent_propagation_vector_id")
+        if len(ids) == len(vectors):
+            text = " ".join(f"{id_} {vector}" for id_, vector in zip(ids, vectors, strict=True))
+        else:
+            text = " ".join(vectors)
+        return _IN_BRACKETS.findall(text) or vectors

@@ -40,7 +40,7 @@ from src.utils.checksum import sha256_of
 
 log = logging.getLogger(__name__)
 
-FORMAT = 5  # part of the hash; increase it when the same input gives different tensors
+FORMAT = 6  # part of the hash; increase it when the same input gives different tensors
 
 _CIF_PACKAGES = ("gemmi", "numpy", "spglib")
 _TABLE_PACKAGES = ("pandas", "pyarrow")

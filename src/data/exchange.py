@@ -7,6 +7,7 @@ pymatgen (`lattice` and `sites`), OPTIMADE (`lattice_vectors`, `cartesian_site_p
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from src.data.crystal import (
     CrystalError,
     check_numbers,
     lattice_from_parameters,
+    lengths_and_cosines,
     wrap_coords,
 )
 from src.data.symbols import ATOMIC_NUMBERS, element_of_symbol, formula_text, parse_formula
@@ -29,14 +31,19 @@ ID_KEYS = ("id", "material_id", "immutable_id", "jid", "unique_id")
 # the columns or keys that hold a crystal as a dictionary
 NESTED_KEYS = ("structure", "atoms")
 OPTIMADE_KEYS = ("lattice_vectors", "species_at_sites", "cartesian_site_positions")
+_FORMULA_KEYS = (
+    "chemical_formula_reduced", "chemical_formula_descriptive", "chemical_formula_hill",
+)  # fmt: skip
 OPTIONAL_OPTIMADE_KEYS = (
-    *("species", "dimension_types", "nperiodic_dimensions", "nsites", "elements"),
-    *("chemical_formula_reduced", "structure_features"),
-)
+    "species", "dimension_types", "nperiodic_dimensions", "nsites", "nelements", "elements",
+    "elements_ratios", *_FORMULA_KEYS, "chemical_formula_anonymous", "structure_features",
+    "site_coordinate_span",
+)  # fmt: skip
 
 # differences allowed between figures that say the same, which may be rounded
 _RELATIVE = 0.01
 _POSITION = 0.1  # Å
+_ANGLE = 1.0  # degrees
 
 _MAX_DEPTH = 4  # of dictionaries of crystals by ID
 
@@ -84,11 +91,34 @@ def find_entries(content: Any, key: str | None = None, depth: int = 0) -> Iterat
         for id_ in content["ids"]:
             yield from find_entries(content.get(str(id_)), None, depth + 1)
         return
+    if (rows := _rows_of_columns(content)) is not None:
+        for id_, row in rows.items():
+            yield from find_entries(row, id_, depth + 1)
+        return
+    lists = [v for v in content.values() if isinstance(v, list) and v and _leads_to_crystal(v[0])]
+    if len(lists) == 1 and depth < _MAX_DEPTH and not is_crystal(content):
+        yield from find_entries(lists[0], None, depth + 1)
+        return
     if is_crystal(content) or depth >= _MAX_DEPTH or not _holds_only_entries(content):
         yield _entry(content, key)
         return
     for id_, each in content.items():
         yield from find_entries(each, str(id_), depth + 1)
+
+
+def _rows_of_columns(content: Mapping[str, Any]) -> dict[str, dict[str, Any]] | None:
+    """The rows of a table that pandas wrote by columns; None if it is none."""
+    columns = list(content.values())
+    crystals = [content[key] for key in (*NESTED_KEYS, "cif") if key in content]
+    if not crystals or (isinstance(crystals[0], Mapping) and is_crystal(crystals[0])):
+        return None
+    if not all(isinstance(column, Mapping) for column in columns):
+        return None
+    ids = columns[0].keys()
+    if not ids or any(column.keys() != ids for column in columns):
+        return None
+    rows = {str(id_): {name: content[name][id_] for name in content} for id_ in ids}
+    return rows if is_crystal(next(iter(rows.values()))) else None
 
 
 def _holds_only_entries(content: Mapping[str, Any]) -> bool:
@@ -115,17 +145,23 @@ def _is_cif(value: Any) -> bool:
 
 def is_crystal(content: Mapping[str, Any]) -> bool:
     """Whether a dictionary describes a crystal, itself or under one of its keys."""
-    if any(isinstance(content.get(key), Mapping) for key in (*NESTED_KEYS, "attributes")):
+    if any(_is_nested(content.get(key)) for key in (*NESTED_KEYS, "attributes")):
         return True
     return _is_cif(content.get("cif")) or _form_of(content) is not None
+
+
+def _is_nested(value: Any) -> bool:
+    """Whether a value is a dictionary, or its JSON text."""
+    return isinstance(value, Mapping) or (isinstance(value, str) and value.lstrip()[:1] == "{")
 
 
 def _entry(content: Mapping[str, Any], key: str | None) -> Found:
     values: dict[str, Any] = {}
     crystal: Any = content
-    nested = next((k for k in NESTED_KEYS if isinstance(content.get(k), Mapping)), None)
+    nested = next((k for k in NESTED_KEYS if _is_nested(content.get(k))), None)
     if nested is not None:
         values, crystal = _scalars(content), content[nested]
+        values.pop(nested, None)
     elif isinstance(content.get("attributes"), Mapping):  # an OPTIMADE entry
         values = {**_scalars(content["attributes"]), **_scalars(content)}
         crystal = content["attributes"]
@@ -197,7 +233,7 @@ def crystal_of_content(content: Any) -> Crystal:
         crystal = _READERS[form](content)
     except CrystalError:
         raise
-    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, ArithmeticError) as error:
         raise CrystalError(f"damaged {form} dictionary: {error!r}") from error
     if not crystal.num_atoms:
         raise CrystalError("no atoms")
@@ -210,7 +246,11 @@ def _pymatgen(content: Mapping[str, Any]) -> Crystal:
     _check_periodic(given.get("pbc"))
     if "matrix" in given:
         lattice = _array(given["matrix"], (3, 3))
-        _check_cell(lattice, [given.get(name) for name in ("a", "b", "c")], given.get("volume"))
+        lengths, angles = (
+            [given.get(name) for name in names]
+            for names in (("a", "b", "c"), ("alpha", "beta", "gamma"))
+        )
+        _check_cell(lattice, lengths, given.get("volume"), angles)
     else:
         names = ("a", "b", "c", "alpha", "beta", "gamma")
         a, b, c, *angles = (float(given[name]) for name in names)
@@ -235,6 +275,9 @@ def _optimade(content: Mapping[str, Any]) -> Crystal:
         raise CrystalError("not periodic in three dimensions")
     if features := _plain(content.get("structure_features")):
         raise CrystalError(f"structure_features are {', '.join(map(str, features))}: not supported")
+    span = content.get("site_coordinate_span")
+    if span not in (None, "", "unit_cell") and not _is_nan(span):
+        raise CrystalError(f"site_coordinate_span is {span}: the sites are not those of the cell")
     lattice = _array(content["lattice_vectors"], (3, 3))
     element_of: dict[str, int] = {}
     for species in _plain(content.get("species")) or []:
@@ -271,23 +314,69 @@ def _check_optimade_claims(content: Mapping[str, Any], numbers: list[int]) -> No
         raise CrystalError(
             f"elements are {', '.join(map(str, symbols))}, but not those of the sites"
         )
-    text = content.get("chemical_formula_reduced")
-    formula = parse_formula(text) if isinstance(text, str) else None
-    if formula is None:
+    counts = Counter(numbers)
+    kinds = _plain(content.get("nelements"))
+    if kinds is not None and kinds != len(counts):
+        raise CrystalError(f"nelements is {kinds:g}, but the sites have {len(counts)} elements")
+    ratios = _plain(content.get("elements_ratios"))
+    if symbols and ratios:
+        for symbol, ratio in zip(symbols, ratios, strict=True):
+            found = counts[ATOMIC_NUMBERS[symbol]] / len(numbers)
+            if abs(found - ratio) > _RELATIVE:
+                raise CrystalError(f"{ratio:g} of the atoms are said to be {symbol}, not {found:g}")
+    for key in _FORMULA_KEYS:
+        text = content.get(key)
+        formula = _optimade_formula(text) if isinstance(text, str) else None
+        if formula is None:
+            continue
+        times = len(numbers) / sum(formula.values())
+        expected = {number: amount * times for number, amount in formula.items()}
+        if counts.keys() != expected.keys() or any(
+            abs(counts[number] - amount) > _RELATIVE * amount for number, amount in expected.items()
+        ):
+            raise CrystalError(f"{key} is {text}, but the sites have {formula_text(dict(counts))}")
+    _check_anonymous(content.get("chemical_formula_anonymous"), counts)
+
+
+def _optimade_formula(text: str) -> dict[int, float] | None:
+    """The amounts in a formula, which may have groups such as (OH)2; None if it is not clear."""
+    formula = parse_formula(text)
+    if formula is not None or not re.fullmatch(r"[A-Za-z0-9()]+", text, re.ASCII):
+        return formula
+    from pymatgen.core import Composition  # slow to import, and rarely needed
+
+    try:
+        amounts = Composition(text).get_el_amt_dict()
+    except ValueError:
+        return None
+    if not amounts or not all(symbol in ATOMIC_NUMBERS for symbol in amounts):
+        return None
+    return {ATOMIC_NUMBERS[symbol]: float(amount) for symbol, amount in amounts.items()}
+
+
+def _check_anonymous(text: Any, counts: Counter[int]) -> None:
+    """Compare the atoms with a formula such as A2B, in which letters stand for elements."""
+    found = re.findall(r"[A-Z][a-z]?(\d*)", text) if isinstance(text, str) else []
+    if not found:
         return
-    times = len(numbers) / sum(formula.values())
-    if Counter(numbers) != {number: amount * times for number, amount in formula.items()}:
+    expected = sorted(int(number or 1) for number in found)
+    times = counts.total() / sum(expected)
+    if [times * number for number in expected] != sorted(counts.values()):
         raise CrystalError(
-            f"chemical_formula_reduced is {text}, but the sites have "
-            f"{formula_text(dict(Counter(numbers)))}"
+            f"chemical_formula_anonymous is {text}, but the sites have {formula_text(dict(counts))}"
         )
 
 
-def _check_cell(lattice: np.ndarray, lengths: Any, volume: Any = None) -> None:
+def _check_cell(lattice: np.ndarray, lengths: Any, volume: Any = None, angles: Any = None) -> None:
     """Compare a lattice with other figures of the same dictionary, those that it has."""
     for given, found in zip(lengths or (), np.linalg.norm(lattice, axis=1).tolist(), strict=False):
         if given is not None and abs(float(given) - found) > _RELATIVE * found:
             raise CrystalError(f"a vector is {found:.6g} Å long, but said to be {given} Å")
+    cosines = lengths_and_cosines(lattice)[1] if angles else []
+    for given, cosine in zip(angles or (), cosines, strict=False):
+        found = math.degrees(math.acos(min(1.0, max(-1.0, cosine))))
+        if given is not None and abs(float(given) - found) > _ANGLE:
+            raise CrystalError(f"an angle is {found:.6g} degrees, but said to be {given}")
     found = abs(float(np.linalg.det(lattice)))
     if volume is not None and abs(float(volume) - found) > 3 * _RELATIVE * found:
         raise CrystalError(f"the cell has {found:.6g} Å^3, but is said to have {volume} Å^3")
@@ -307,7 +396,7 @@ def _check_position(coords: np.ndarray, given: Any, lattice: np.ndarray) -> None
 
 def _jarvis(content: Mapping[str, Any]) -> Crystal:
     lattice = _array(content["lattice_mat"], (3, 3))
-    _check_cell(lattice, _plain(content.get("abc")))
+    _check_cell(lattice, _plain(content.get("abc")), angles=_plain(content.get("angles")))
     numbers = [element_of_symbol(symbol) for symbol in _plain(content["elements"])]
     coords = _array(content["coords"], (len(numbers), 3))
     cartesian = content.get("cartesian", False)
@@ -376,13 +465,17 @@ def _inverse(lattice: np.ndarray) -> np.ndarray:
         raise CrystalError("not periodic in three dimensions: the cell has no volume") from error
 
 
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
 def _plain(value: Any) -> Any:
     """Lists for arrays, and the content of JSON text, as in cells of a table."""
     if isinstance(value, str):
         value = json.loads(value) if value.strip() else None
     if isinstance(value, np.ndarray):
         value = value.tolist()
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if _is_nan(value) else value
 
 
 def _array(value: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:

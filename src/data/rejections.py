@@ -8,9 +8,11 @@ KINDS = {
     "contradiction": (
         "_chemical_formula|_exptl_crystal|_cell_volume|listed, but|listed, which|not a group|"
         "is number|nothing decides|without positions|different (values|settings)|two lists|"
-        r"more positions|magnetic and|by line 6|not a cell of|has no setting|F_000"
+        r"more positions|magnetic and|by line 6|not a cell of|has no setting|F_000|"
+        "_atom_type_number|as the file says|said to be|but the sites|SCALE"
     ),
-    "unsupported symmetry": "modulated|magnetic|not understood|MTRIX",
+    "unknown format": "not in a format|packed as|need not list",
+    "unsupported symmetry": "modulated|magnetic|not understood|MTRIX|not those of the cell",
     "overlapping atoms": "closer than|share one position",
     "too many atoms": r"more than \d+( atoms)?$",
     "unknown element": "not an element|no element|which elements",

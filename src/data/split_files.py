@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 
 # Suffixes that the file of a split may have, in lower case: formats for many crystals.
 _PLAIN_SUFFIXES = (
-    *(".csv", ".parquet", ".extxyz", ".xyz", ".json", ".jsonl", ".ndjson", ".db", ".traj"),
-)
+    ".csv", ".parquet", ".extxyz", ".xyz", ".json", ".jsonl", ".ndjson", ".db", ".traj",
+)  # fmt: skip
 SUFFIXES = (
     *_PLAIN_SUFFIXES,
     *(plain + packed for plain in _PLAIN_SUFFIXES for packed in PACKED),

@@ -29,8 +29,16 @@ _LABEL = re.compile(r"([A-Za-z]+)((?:[!->@\[-`{-~0-9][!->@-~]*)?)", re.ASCII)
 # other elements in the rest of a label: Fe1/Ni1, Mg.5Fe.5, H2O, C1H3
 _SEVERAL_IN_LABEL = re.compile(r"[,/;|&:+]|\d\.\d|\d[A-Z][a-z]|^\.\d|^\d+H\d+$|^2O$", re.ASCII)
 _CAPITALS_IN_LABEL = re.compile(r"(?<=\d)[A-Z]{2}(?=\d)", re.ASCII)
+_LAST_CAPITALS = re.compile(r"\d+([A-Z]{2})", re.ASCII)  # FE1NI
+_WORD_IN_LABEL = re.compile(r"(?<=[_\-*#'.])[A-Z][a-z](?![A-Za-z])", re.ASCII)  # La_Sr
+_HYDROGENS_IN_LABEL = re.compile(r"\d*[_-]?H\d*|[_-][Hh]\d*", re.ASCII)  # C1H, O-H
 _TOKEN = re.compile(r"([A-Za-z]{1,2})(\d*\.?\d*)(?:\(\d+\))?", re.ASCII)
 _PLAIN = re.compile(r"[A-Z][a-z]?\d*(?: [A-Z][a-z]?\d*)*", re.ASCII)
+_GROUP = re.compile(
+    r"(?:(?<![A-Za-z\d.])(?P<before>\d+\.?\d*)\s*)?\((?P<inner>[^()]*[A-Za-z][^()]*)\)"
+    r"(?P<after>\d*\.?\d*)",
+    re.ASCII,
+)  # (O H)2, 2(H2 O); not the uncertainty of O1.5(2)
 _RUN = re.compile(r"([A-Z][a-z]?)(\d*\.?\d*)", re.ASCII)
 
 
@@ -83,14 +91,22 @@ def element_of_label(label: str, known: Collection[int], lone: Collection[str]) 
         CrystalError: if it does not name one element.
     """
     found = _LABEL.fullmatch(label)
-    if found is None or _SEVERAL_IN_LABEL.search(found[2]) or _names_another(found[2]):
+    if found is None or _SEVERAL_IN_LABEL.search(found[2]) or _names_another(*found.groups()):
         raise CrystalError(f"{label!r} is not an element")
+    if not known and found[1].upper() != "H" and _HYDROGENS_IN_LABEL.fullmatch(found[2]):
+        raise CrystalError(
+            f"{label!r} is not an element: it may stand for hydrogens too; give the types or the "
+            "formula"
+        )
     return _element(found[1], label, known, lone)
 
 
-def _names_another(rest: str) -> bool:
-    """Whether the rest of a label has the symbol of another element in capitals, as in FE1NI1."""
-    return any(each.capitalize() in ATOMIC_NUMBERS for each in _CAPITALS_IN_LABEL.findall(rest))
+def _names_another(letters: str, rest: str) -> bool:
+    """Whether the rest of a label has the symbol of another element, as in FE1NI1 or La_Sr."""
+    others = _CAPITALS_IN_LABEL.findall(rest) + _WORD_IN_LABEL.findall(rest)
+    if len(letters) == 2 and letters.isupper() and (last := _LAST_CAPITALS.fullmatch(rest)):
+        others.append(last[1])
+    return any(each.capitalize() in ATOMIC_NUMBERS for each in others)
 
 
 def leading_letter(label: str) -> str:
@@ -120,6 +136,9 @@ def parse_formula(text: str) -> dict[int, float] | None:
     The result is shared, and must not be changed.
     """
     amounts: dict[int, float] = {}
+    if "(" in text and _GROUP.search(text):
+        expanded = _without_groups(text)
+        return None if expanded is None else parse_formula(expanded)
     if _PLAIN.fullmatch(text):
         for symbol, amount in _RUN.findall(text):
             if symbol not in ATOMIC_NUMBERS:
@@ -143,6 +162,18 @@ def parse_formula(text: str) -> dict[int, float] | None:
             number = ATOMIC_NUMBERS[symbol]
             amounts[number] = amounts.get(number, 0.0) + float(amount or 1)
     return amounts or None
+
+
+def _without_groups(text: str) -> str | None:
+    """A formula with `O2 H2` instead of `(O H)2` or `2(O H)`; None if a group is not clear."""
+    while found := _GROUP.search(text):
+        amounts = parse_formula(found["inner"])
+        if amounts is None or (found["before"] and found["after"]):
+            return None
+        times = float(found["before"] or found["after"] or 1)
+        group = formula_text({number: times * amount for number, amount in amounts.items()})
+        text = f"{text[: found.start()]} {group} {text[found.end() :]}"
+    return text
 
 
 def formula_text(amounts: dict[int, float]) -> str:

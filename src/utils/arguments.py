@@ -11,11 +11,13 @@ _LEFT_TO_HYDRA = re.compile(r"null|\$\{.*|(?:choice|range|glob|sort|shuffle|exte
 _PLAIN = re.compile(
     r"(?:\d+\*)?(?!(?:inf|nan|no|on|yes|true|false|null|off)$)[A-Z][A-Za-z0-9]*", re.IGNORECASE
 )
-# fields whose values are paths
+# fields whose values are lists of paths
+_PATH_LISTS = re.compile(r"(inputs|merge)=(.+)", re.DOTALL)
+# fields whose values are paths, or parts of them
 PATHS = re.compile(
     r"(\+{0,2}(?:[\w.]+\.)?(?:"
     r"\w+_dir|\w*ckpt_path|\w*_file|\w+_path|resume_from|init_from|input|output|reference"
-    r"|test_reference|scale_reference|base_url)|hydra\.(?:run|sweep)\.dir)=(.+)",
+    r"|test_reference|scale_reference|known|judged|phase_diagram|files|task_name|base_url)|hydra\.(?:run|sweep)\.dir)=(.+)",
     re.DOTALL,
 )
 
@@ -25,7 +27,8 @@ def for_hydra(arguments: Sequence[str]) -> list[str]:
 
     Formulas in `compositions=NaCl,InF` get brackets, since Hydra would take a bare list for a
     sweep, and quotes where they need some: Hydra would take InF and NaN for numbers, and would not
-    read Ca(OH)2. A bare list `num_atoms=8,12` gets brackets.
+    read Ca(OH)2. A bare list `num_atoms=8,12` gets brackets, and so does one of paths,
+    `inputs=one,other`, whose paths get quotes.
     `conditions.NAME=VALUE` is allowed to add a field, since each model has its own conditions. A
     path that Hydra's grammar would take for something else, because it contains `=`, a comma or the
     like, gets quotes. With `-m`, commas in paths separate the values of a sweep.
@@ -67,11 +70,22 @@ def _quote(text: str) -> str:
 
 
 def _quoted(argument: str, sweeps: bool) -> str:
+    if (found := _PATH_LISTS.fullmatch(argument)) is not None:
+        return f"{found[1]}={_path_list(found[2])}"
     found = PATHS.fullmatch(argument)
     if found is None or _is_fine(argument, found[2], sweeps):
         return argument
     escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), found[2])
     return f"{found[1]}='{escaped}'"
+
+
+def _path_list(value: str) -> str:
+    """A list of paths with each in quotes, also one without brackets."""
+    is_list = value.startswith("[") and value.endswith("]")
+    items = _split(value[1:-1] if is_list else value)
+    if value.startswith("${") or value == "null" or not (is_list or len(items) > 1):
+        return value
+    return f"[{','.join(map(_quote, items))}]"
 
 
 def _is_fine(argument: str, value: str, sweeps: bool) -> bool:

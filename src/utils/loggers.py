@@ -68,7 +68,10 @@ def wandb_logger(**kwargs: Any) -> WandbLogger:
     if kwargs["offline"]:
         # Lightning only sets WANDB_MODE, but wandb already read it when it looked for the key
         kwargs.setdefault("mode", "offline")
-    return WandbLogger(**kwargs)
+    logger = WandbLogger(**kwargs)
+    if not kwargs.get("anonymous"):
+        logger._wandb_init.pop("anonymous", None)  # wandb warns even of None
+    return logger
 
 
 def _has_wandb_key() -> bool:

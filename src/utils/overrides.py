@@ -148,10 +148,12 @@ def _check_field(configs: Path, cfg: DictConfig, key: str, value: Any, text: str
     for i, part in enumerate(parts):
         if not isinstance(node, DictConfig) or part not in list(node):
             where = ".".join(parts[:i])
-            similar = _similar(configs, cfg, key)
+            hint = _did_you_mean(_similar(configs, cfg, key))
+            if not hint and isinstance(node, DictConfig) and "_target_" in node:
+                hint = f"; an argument that the config does not list is added with +{text}"
             raise UserError(
                 f"there is no setting {part if where else key}{f' in {where}' if where else ''}"
-                f"{_did_you_mean(similar)}"
+                f"{hint}"
             )
         if OmegaConf.is_interpolation(node, part) or OmegaConf.is_missing(node, part):
             node = None  # of unknown type

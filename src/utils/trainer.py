@@ -1,5 +1,6 @@
 """Build Lightning's Trainer, with a precision that suits the hardware."""
 
+import logging
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -41,6 +42,7 @@ def build_trainer(
     for name, smallest in SMALLEST.items():
         if kwargs.get(name) is not None and kwargs[name] < smallest:
             raise UserError(f"trainer.{name} must be at least {smallest}, not {kwargs[name]}")
+    _say_once()
     if precision == "auto":
         precision = native_precision(kwargs.get("accelerator", "auto"))
     timer = [Timer(duration(max_time, "trainer.max_time"))] if max_time else []
@@ -55,6 +57,15 @@ def build_trainer(
     # resumed at the end of an epoch would then skip the steps of the next one.
     trainer.fit_loop._iteration_based_training = _never  # type: ignore[method-assign]
     return trainer
+
+
+def _say_once() -> None:
+    """Leave Lightning's messages to the handlers of the program, if it has any.
+
+    Lightning adds one of its own when it is imported, so they would appear twice.
+    """
+    if logging.getLogger().hasHandlers():
+        logging.getLogger("lightning").handlers.clear()
 
 
 def _never() -> bool:

@@ -1,11 +1,13 @@
 """Sample crystals: draw sizes or choose compositions, draw latents, and decode them."""
 
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 from torch import Tensor
 
 from src.data.compositions import parse_composition
@@ -15,6 +17,8 @@ from src.utils.inference import inference
 from src.vae_module.datasets import decode_latents
 from src.vae_module.elements import find_unknown
 from src.vae_module.vae_module import VAEModule
+
+log = logging.getLogger(__name__)
 
 # returns the atom types (n,) of a sample, given its index; 0 if the model predicts them
 ContentSampler = Callable[[int, np.random.Generator], np.ndarray]
@@ -109,6 +113,7 @@ def _size_sampler(vae: VAEModule, num_atoms: int | Sequence[int] | None) -> Cont
         )
     if not counts or any(not isinstance(n, int) or n < 1 for n in counts):
         raise UserError(f"num_atoms must be a positive integer or a list of them, not {num_atoms}")
+    _warn_beyond_training(vae, max(counts), ())
     sizes = np.array(list(counts))
     shares = np.array(list(counts.values())) / sum(counts.values())
 
@@ -132,7 +137,25 @@ def _composition_sampler(
     for formula, cell in zip(compositions, cells, strict=True):
         if found := find_unknown(torch.from_numpy(cell), vae.decoder):
             raise UserError(f"composition {formula}: {found[1]}")
+    elements = {int(number) for cell in cells for number in cell}
+    _warn_beyond_training(vae, max(map(len, cells)), elements)
     return lambda index, _: cells[index % len(cells)]
+
+
+def _warn_beyond_training(vae: VAEModule, num_atoms: int, elements: Iterable[int]) -> None:
+    """Say if larger crystals or other elements are asked for than the model was trained on."""
+    if not vae.training_set:
+        return
+    largest = max(map(int, vae.training_set["num_atoms"]))
+    if num_atoms > largest:
+        log.warning(
+            "Crystals of up to %d atoms are asked for, but the model was trained on up to %d: do "
+            "not expect good ones of more",
+            num_atoms, largest,
+        )  # fmt: skip
+    if unseen := sorted(set(elements) - set(map(int, vae.training_set["elements"]))):
+        names = ", ".join(chemical_symbols[number] for number in unseen)
+        log.warning("No crystal that the model was trained on has %s", names)
 
 
 def standard_normal(latent_dim: int) -> LatentSampler:

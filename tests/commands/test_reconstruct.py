@@ -335,7 +335,7 @@ def test_the_table_says_what_changed(config, crystals, tmp_path):
     assert row.volume_change == pytest.approx(new.volume / original.volume - 1, abs=1e-4)
     skipped = pd.read_csv(tmp_path / "out" / "skipped.csv").set_index("file").reason
     assert "Au has atomic number 79: the model knows elements 1 to 59" in skipped["gold.cif (gold)"]
-    assert "not in a format that pymatgen" in skipped["notes.txt"]
+    assert "not in a format that can be read" in skipped["notes.txt"]
 
 
 def test_a_perfect_model_matches(config, monkeypatch, crystals, tmp_path):

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -111,6 +112,25 @@ def test_numbers_of_atoms_that_are_asked_for():
     (batch,) = sample_crystals(vae, 200, num_atoms=[1, 9])
     assert batch.num_atoms.unique().tolist() == [1, 9]
     assert 70 < (batch.num_atoms == 9).sum() < 130
+
+
+@pytest.mark.parametrize(
+    ("atom_type_predict", "asked", "said"),
+    [
+        (True, {"num_atoms": [2, 6]}, []),
+        (
+            True,
+            {"num_atoms": [2, 7]},
+            ["7 atoms are asked .* on up to 6"],
+        ),
+        (False, {"compositions": ["O6"]}, []),
+        (False, {"compositions": ["4*NaO"]}, ["up to 8 atoms", "trained on has Na"]),
+    ],
+)
+def test_requests_beyond_the_training_set_are_said(caplog, atom_type_predict, asked, said):
+    sample_crystals(make_vae(atom_type_predict, TRAINING_SET), 4, **asked)
+    assert len(caplog.messages) == len(said)
+    assert all(re.search(*pair) for pair in zip(said, caplog.messages, strict=True))
 
 
 def test_latents_are_standard_normal():

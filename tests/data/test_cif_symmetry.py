@@ -26,6 +26,7 @@ MONOCLINIC = ((5, 6, 7, 90, 105, 90), ["C1 C 0.1 0.2 0.3"])
 
 
 XYZ = symops("x,y,z") + "\n"
+_KXKYKZ = "_parent_propagation_vector.kxkykz"
 HINTS = "type_symbol label symmetry_multiplicity disorder_group fract_x fract_y fract_z"
 
 
@@ -60,6 +61,8 @@ def formula(text: str, units: int | None = None) -> str:
         "_symmetry.Int_Tables_number 225",
         "_space_group.name_Hall '-F 4 2 3'",
         symops(*F),
+        f"{symops(*F)}\n_parent_propagation_vector.kxkykz '[1/2 0.333 -0.25]'",
+        f"{symops(*F)}\nloop_\n_parent_propagation_vector.id\n{_KXKYKZ}\nk1 [1/2 1/2 1/2]",
         symops(*F).replace("_symmetry_equiv_pos_as_xyz", "_symmetry_equiv.pos_as_xyz"),
         symops(*F).replace("_symmetry_equiv_pos_as_xyz", "_space_group_symop.operation_xyz"),
         symops(*F[:3]).replace("_symmetry_equiv_pos_as_xyz", "_space_group_generator.xyz"),
@@ -80,6 +83,12 @@ def test_symmetry_under_all_names(symmetry):
         ("_my_space_group_name 'F m -3 m'", "_my_space_group_name, which is not"),
         ("_space_group_magn.name_BNS Fm-3m", "magnetic symmetry without a list"),
         ("_cell_modulation_dimension 1", "modulated"),
+        ("_jana_cell_modulation_dimension 1", "modulated"),
+        ("loop_\n_jana_atom_site_displace_legendre_axis\nx", "modulated"),
+        ("_exptl_crystal_type_of_structure comp", "modulated"),
+        (f"{XYZ}_parent_propagation_vector.kxkykz '[0.2147 0 0]'", "modulated"),
+        (f"{XYZ}_parent_propagation_vector.kxkykz '[0 0 alpha]'", "modulated"),
+        (f"{XYZ}loop_\n_parent_propagation_vector.id\n{_KXKYKZ}\nk1 [0 0.2147 0]", "modulated"),
         ("_space_group_ssg_name 'P-3m1(00g)0s0'", "modulated"),
         ("loop_\n_space_group_symop_ssg_operation_algebraic\nx1,x2,x3,x4", "modulated"),
         (group("F m -3 m") + "\n_space_group_IT_number 221", "number 225, not 221"),
@@ -154,15 +163,18 @@ def test_all_atoms_listed_beside_the_name_of_their_group():
         (group("P 4/n m m (origin choice 2)"), "O2 Pb2"),
         (group("P 4/n m m") + "\n_space_group_IT_coordinate_system_code 2", "O2 Pb2"),
         ("_space_group_IT_number 129\n_space_group.IT_coordinate_system_code 2", "O2 Pb2"),
-        (group("P 4/n m m :1"), "O4 Pb8"),
-        (group("P 4/n m m S"), "O4 Pb8"),
-        (group("P 4/n m m") + "\n_space_group_IT_coordinate_system_code 1", "O4 Pb8"),
         (group("P 4/n m m"), "O2 Pb2"),  # the other has overlapping atoms
         (group("P 4/n m m") + "\n" + formula("Pb O"), "O2 Pb2"),
     ],
 )
 def test_origins(symmetry, expected):
     assert content(make_cif(*PBO, symmetry)) == expected
+
+
+@pytest.mark.parametrize("suffix", [" :1", " S", "'\n_space_group_IT_coordinate_system_code '1"])
+def test_an_origin_with_which_atoms_overlap_is_rejected(suffix):
+    with pytest.raises(CrystalError, match=r"choice 1\), as the file says, .*origin choice 2"):
+        read_cif(make_cif(*PBO, group(f"P 4/n m m{suffix}")))
 
 
 def test_an_undecided_origin_is_rejected():
@@ -240,13 +252,18 @@ def test_attached_hydrogens_and_dummies():
         (XYZ, ["Na Na1 1 -1 0 0 0"], "", "are alternatives"),
         (XYZ, ["Na Na1 1 . 0 0 0"], "loop_\n_atom_site_aniso_label\nNa1\nCl1", "Cl1 has displ"),
         (XYZ, ["Na Na1 1 . 0 0 0"], "loop_\n_atom_type_symbol\nNa+\nCl-", "lists Cl-, but no"),
+        (
+            XYZ, ["Na Na1 1 . 0 0 0"],
+            "loop_\n_atom_type_symbol\n_atom_type_number_in_cell\nNa+ 4\nCl- 0",
+            "Na1, but _atom_type_number_in_cell says Na4",
+        ),
         (XYZ, ["Na Na1 1 . 0 0 0"], "_chemical_formula_structural 'Na Cl'", "Na1, but _chem"),
         # these are no contradictions: 1 for all, and a formula that confirms the atoms
         (symops(*F), ["Na Na1 1 . 0 0 0"], "", None),
         (symops(*F), ["Na Na1 4 0 0 0 0"], "_chemical_formula_moiety Na", None),
         (XYZ, ["Na Na1 4 -1 0 0 0"], formula("Na", 1), None),
     ],
-)
+)  # fmt: skip
 def test_other_signs_of_missing_atoms(symmetry, rows, others, reason):
     text = make_cif(ROCKSALT, rows, f"{symmetry}\n{others}", columns=HINTS)
     if reason is None:

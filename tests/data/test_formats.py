@@ -83,6 +83,15 @@ def test_a_format_that_need_not_list_all_atoms_is_refused(tmp_path):
     assert "need not list all atoms" in reason or "not in a format" in reason
 
 
+def test_what_ase_says_of_a_symbol_that_it_does_not_know(tmp_path):
+    for symbol in ("Cu", "D", "Wat"):
+        text = f"1 F\n{symbol}\n1 1 0 0 0\n0 0 0\n4 0 0\n0 4 0\n0 0 4\n"
+        (tmp_path / f"{symbol}.gen").write_text(text)
+    assert content(tmp_path) == [
+        "Cu1", "'D' is not an element: write H for deuterium", "'Wat' is not an element"
+    ]  # fmt: skip
+
+
 ESPRESSO = """&SYSTEM
  ibrav=0, nat=1, ntyp=1{}
 /
@@ -109,7 +118,9 @@ def test_a_cif_is_found_by_its_content(tmp_path):
     for name, text in (("a.txt", CIF), ("b", f"# from mail\n\n{CIF}"), ("c.txt", "data_ only")):
         (tmp_path / name).write_text(text)
     assert content(tmp_path)[:2] == ["Na1 Cl1"] * 2
+    (tmp_path / "d.cif.zst").write_bytes(b"(\xb5/\xfd")
     assert "not in a format" in content(tmp_path)[2]
+    assert "packed as .zst, which is not read" in content(tmp_path)[3]
 
 
 # SHELX and PDB
@@ -134,9 +145,11 @@ Q1 1 0.1 0.1 0.1 11.0 0.05 1.2
 
 def test_the_symmetry_of_shelx_files(tmp_path):
     (tmp_path / "a.res").write_text(RES)
-    (tmp_path / "b.INS").write_text(RES.replace("10.50000", "1.0"))
     (tmp_path / "c.res").write_text(RES.replace("11.00000", "10.50000"))
     (tmp_path / "d.res").write_text(RES.replace("LATT -1", "LATT 1"))
+    (tmp_path / "b.INS").write_text(
+        RES.replace("10.50000", "1.0").replace("HKLF", "Q1 1 .1 .1 .1 11 .05\nHKLF")
+    )
     (tmp_path / "e.res").write_text(RES + RES.replace("SFAC Si O", "SFAC Si Q"))
     found = content(tmp_path)
     assert found[:2] == ["Si3 O6"] * 2
@@ -163,10 +176,18 @@ def test_the_symmetry_and_occupancies_of_pdb_files(tmp_path):
     (tmp_path / "b.PDB").write_text(pdb("P 1"))
     (tmp_path / "c.ent").write_text(pdb("P 1", occupancy=0.5))
     (tmp_path / "d.pdb").write_text(pdb("P 1").replace("CRYST1", "REMARK"))
-    first, second, third, fourth = content(tmp_path)
+    (tmp_path / "e.pdb").write_text(pdb("P 1").replace("C   LIG", "C  ALIG"))
+    scale = "".join(
+        f"SCALE{i}    {' '.join(f'{0.3 * (i == j):9.6f}' for j in (1, 2, 3))}        0.00000\n"
+        for i in (1, 2, 3)
+    )
+    (tmp_path / "f.pdb").write_text(pdb("P 1").replace("HETATM    1", f"{scale}HETATM    1"))
+    first, second, third, fourth, fifth, sixth = content(tmp_path)
     assert (first, second) == ("C2 O2", "C1 O1")
     assert "occupancy 0.5" in third
     assert "not periodic" in fourth
+    assert "alternative A" in fifth
+    assert "SCALE" in sixth
 
 
 # A damaged part costs that part alone
@@ -193,6 +214,7 @@ def test_blank_lines_and_damaged_frames_of_extended_xyz(tmp_path):
     assert "says 2 atoms, but has 1" in found[2]
     assert "'two' is not a number of atoms" in found[4]
     assert "says 2 atoms, but has 3" in found[5]
+    assert found[6] == "'Wat' is not an element"
 
 
 def test_blocks_of_one_name_and_damaged_blocks_of_a_cif(tmp_path):
@@ -216,9 +238,10 @@ def test_damaged_entries_of_json(tmp_path):
     (tmp_path / "b.jsonl").write_text("\n".join(lines))
     (tmp_path / "c.json").write_text(f"{lines[0]}\n{lines[3]}\n")
     (tmp_path / "d.json").write_text("[]")
+    (tmp_path / "e.jsonl").write_text(json.dumps(good, indent=1))
     found = content(tmp_path)
-    assert [i for i, each in enumerate(found) if each == "Na1 Cl1"] == [0, 2, 3, 5, 6, 7]
-    assert found[8:] == ["the JSON has no crystals"]
+    assert [i for i, each in enumerate(found) if each == "Na1 Cl1"] == [0, 2, 3, 5, 6, 7, 9]
+    assert found[8:] == ["the JSON has no crystals", "Na1 Cl1"]
     assert [record.id for record in read(tmp_path / "b.jsonl")] == ["x", "b-1", "b-2"]
 
 
@@ -252,6 +275,10 @@ HEAD = "x\n{scale}\n4 0 0\n0 4 0\n0 0 4\n"
             HEAD.format(scale="1.0d0") + "Na_pv Cl/0abc\n 1 1\nSelective\nDirect\n0 0 0 T T F\n"
             "0.5 0.5 0.5 F F F Cl\n\n0 0 0\n", 64, 0.5,
         ),
+        (
+            HEAD.format(scale=1) + "Na Cl\n1 1\nDirect\n0 0 0\n.5 .5 .5\nLattice velocities\n 1\n"
+            + "0 0 0\n" * 6, 64, 0.5,
+        ),
         (HEAD.format(scale=1) + "1 1\nDirect\n0 0 0 Na\n.5 .5 .5 Cl\n", 64, 0.5),
         (HEAD.format(scale=1) + "Na\nCl\n1\n1\nDirect\n0 0 0\n.5 .5 .5\n", 64, 0.5),
     ],
@@ -274,6 +301,7 @@ def test_variants_of_a_poscar(text, volume, last):
         (HEAD.format(scale=1) + "Na\n2\nDirect\n0 0 0\n", "ends where"),
         (HEAD.format(scale=1) + "Na\n1\nDirect\n0 0 0\n.5 .5 .5\n", "more positions"),
         (HEAD.format(scale=1) + "Na\n1 1\nDirect\n0 0 0\n0 0 .5\n", "1 elements, but 2 numbers"),
+        (2 * (HEAD.format(scale=1) + "Na\n1\nDirect\n0 0 0\n\n"), "several POSCARs"),
         (HEAD.format(scale=1) + "Na\n1\n0 0 0\n", "where Direct or Cartesian is expected"),
         (HEAD.format(scale=1) + "Na\n1\nDirect\n0 0 0 Cl\n", "Na by line 6, but Cl"),
         (HEAD.format(scale=1) + "Na\n1\nDirect\n0 x 0\n", "does not have 3 numbers"),

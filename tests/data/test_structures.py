@@ -224,7 +224,7 @@ def bad_files(folder: Path, crystal: Structure) -> dict[str, str]:
         "other.json": "not a pymatgen Structure",
         "cut.json": "JSONDecodeError",
         "cut.zip": "BadZipFile",
-        "notes.txt": "not in a format that pymatgen or ASE can read",
+        "notes.txt": "not in a format that can be read",
         "flat.xyz": "not periodic",
         "cut.extxyz, frame 1": "XYZError",
     }

@@ -33,6 +33,18 @@ def test_what_is_no_element(text):
             find()
 
 
+@pytest.mark.parametrize("label", ["La_Sr", "La1-Sr1", "FE1NI", "C1H", "O-H", "O_h1", "N2H"])
+def test_a_label_with_other_elements(label):
+    with pytest.raises(CrystalError, match="is not an element"):
+        element_of_label(label, (), ())
+
+
+def test_labels_of_one_element():
+    for label, number in (("Cu_I", 29), ("Cu1_1", 29), ("H1NA", 1), ("Si_T1", 14), ("O1W", 8)):
+        assert element_of_label(label, (), ()) == number
+    assert element_of_label("C1H", {6: 1}, ()) == 6  # the formula is compared with the atoms
+
+
 def test_the_formula_decides_what_capitals_mean():
     assert element_of_type("CO", "A1", {27: 1}) == 27
     assert element_of_label("CA1", (), ()) == 20
@@ -51,7 +63,12 @@ def test_the_formula_decides_what_capitals_mean():
         ("D2 O", {1: 2, 8: 1}),
         ("CO2", None),
         ("see text", None),
-        ("Ca (O H)2", None),
+        ("Ca (O H)2", {20: 1, 8: 2, 1: 2}),
+        ("Na Cl, 2(H2 O)", {11: 1, 17: 1, 1: 4, 8: 2}),
+        ("Ca((OH)2)3", {20: 1, 8: 6, 1: 6}),
+        ("O1.5(2) Na1", {8: 1.5, 11: 1}),
+        ("2(H2 O)3", None),
+        ("Ca (O H", None),
         ("", None),
     ],
 )

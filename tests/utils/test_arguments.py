@@ -23,7 +23,10 @@ PATHS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("key", ["data.data_dir", "ckpt_path", "output", "hydra.run.dir"])
+@pytest.mark.parametrize(
+    "key",
+    ["data.data_dir", "ckpt_path", "output", "hydra.run.dir", "known", "phase_diagram", "judged"],
+)
 def test_every_path_arrives_as_it_is_typed(key):
     for path in PATHS:
         (argument,) = for_hydra([f"{key}={path}"])
@@ -35,6 +38,14 @@ def test_paths_that_are_right_already_stay():
     given = ["output='a=b'", 'input="a,b"', "ckpt_path=null", "reference=data/mp_20"]
     assert for_hydra(given) == given
     assert for_hydra(["-m", "data.data_dir=a,b"]) == ["-m", "data.data_dir=a,b"]  # a sweep
+
+
+def test_lists_of_paths():
+    for given in ("inputs=[a b,x=1?,'c,d']", "inputs=a b,x=1?,'c,d'"):
+        (argument,) = for_hydra([given])
+        override = OverridesParser.create().parse_override(argument)
+        assert [str(each) for each in override.value()] == ["a b", "x=1?", "c,d"]
+    assert for_hydra(["merge=null", "merge=[]"]) == ["merge=null", "merge=[]"]
 
 
 def test_formulas_that_hydra_would_take_for_something_else():

@@ -58,6 +58,7 @@ def test_arguments_pass_through(tmp_path):
     assert (logger.name, logger.save_dir) == ("xtal", str(tmp_path))
     assert logger._wandb_init["group"] == "some runs"
     assert logger._wandb_init["name"] == "first"
+    assert "anonymous" not in logger._wandb_init  # of which wandb would warn
 
 
 def test_metrics_are_written_below_the_folder(monkeypatch, tmp_path):

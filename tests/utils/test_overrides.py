@@ -25,6 +25,11 @@ def test_what_is_right_passes():
     ("command", "given", "said"),
     [
         ("train_vae", "data.bath_size=3", r"no setting bath_size in data; .*mean data.batch_size"),
+        (
+            "train_vae",
+            "trainer.fast_dev_run=3",
+            r"no setting fast_dev_run .* with \+trainer\.fast",
+        ),
         ("train_vae", "batch_size=3", r"mean data\.batch_size\?"),
         ("train_vae", "siz=small", r"mean size\?"),
         ("train_vae", "experiment=mp_20", r"no experiment=mp_20: choose mp_20/ldm_csp, .*vae_dng"),

@@ -1,5 +1,7 @@
 """The Trainer's precision follows the hardware; everything else passes through."""
 
+import logging
+
 import pytest
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
@@ -78,3 +80,14 @@ def test_numbers_by_which_lightning_would_divide_are_refused(tmp_path, argument,
 def test_checkpoints_are_written_whole_or_not_at_all(tmp_path):
     trainer = build_trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False)
     assert isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO)
+
+
+def test_messages_of_lightning_appear_once(tmp_path):
+    own = logging.getLogger("lightning")
+    handlers = own.handlers[:]
+    try:
+        own.addHandler(logging.StreamHandler())
+        build_trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False)
+        assert not own.handlers  # pytest has handlers of its own, as the program has
+    finally:
+        own.handlers[:] = handlers

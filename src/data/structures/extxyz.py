@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from ase import Atoms
+from ase.data import chemical_symbols
 from ase.io.extxyz import read_xyz
 
 from src.data.crystal import CrystalError
+from src.data.symbols import ATOMIC_NUMBERS, element_of_type
 
 _COUNT = re.compile(r"\s*\d+\s*", re.ASCII)
 _PROPERTIES = re.compile(r'Properties\s*=\s*"?([^\s"]+)', re.IGNORECASE)
 _COMMENT = re.compile(r"(?:^|\s)(?:Lattice|Properties)\s*=", re.IGNORECASE)
-_DEUTERIUM = re.compile(r"(?<!\S)D(?!\S)")
 _ID = re.compile(r"""(?<!\S)(?P<key>id|material_id)=(?:"(?P<quoted>[^"]*)"|(?P<plain>[^\s"]+))""")
 
 
@@ -56,7 +57,8 @@ def parse_frame(lines: list[str]) -> Atoms:
     """The atoms of a frame. Deuterium is read as hydrogen.
 
     Raises:
-        CrystalError: if the frame does not have the number of atoms that it says.
+        CrystalError: if the frame does not have the number of atoms that it says, or names an atom
+            that is no element.
         Exception: ASE raises many kinds of errors for other damage.
     """
     if not _COUNT.fullmatch(lines[0]) or len(lines[0]) > 20:
@@ -64,10 +66,9 @@ def parse_frame(lines: list[str]) -> Atoms:
     expected, found = int(lines[0]), len(lines) - 2
     if found != expected:
         raise CrystalError(f"XYZError: the frame says {expected} atoms, but has {max(0, found)}")
+    if (column := _species_column(lines[1])) is not None:
+        lines = [*lines[:2], *(_with_symbol(line, column) for line in lines[2:])]
     text = "".join(lines)
-    if _DEUTERIUM.search(text):
-        column = _species_column(lines[1])
-        text = "".join([*lines[:2], *(_without_deuterium(line, column) for line in lines[2:])])
     return next(iter(read_xyz(io.StringIO(text), index=slice(0, 1))))
 
 
@@ -80,21 +81,23 @@ def id_of_frame(lines: list[str]) -> str | None:
     return match["plain"] if match["quoted"] is None else match["quoted"]
 
 
-def _species_column(comment: str) -> int:
+def _species_column(comment: str) -> int | None:
+    """The column with the symbols of elements; None if there is none, but atomic numbers."""
     found = _PROPERTIES.search(comment)
     if found is None:
         return 0
     parts, column = found[1].split(":"), 0
     for name, width in zip(parts[::3], parts[2::3], strict=False):
-        if name == "species":
-            break
+        if name.lower() in ("species", "symbols"):
+            return column
         column += int(width) if width.isdecimal() else 1
-    return column
+    return None
 
 
-def _without_deuterium(line: str, column: int) -> str:
+def _with_symbol(line: str, column: int) -> str:
+    """The line of an atom with the plain symbol of its element: ASE takes CO for cobalt."""
     words = line.split()
-    if column >= len(words) or words[column] != "D":
+    if column >= len(words) or (words[column] in ATOMIC_NUMBERS and words[column] != "D"):
         return line
-    words[column] = "H"
+    words[column] = chemical_symbols[element_of_type(words[column], None, ())]
     return f"{' '.join(words)}\n"

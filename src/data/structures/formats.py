@@ -10,6 +10,7 @@ import io
 import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
@@ -67,6 +68,8 @@ _READ_BY_ASE = frozenset((
     "magres", "netcdftrajectory", "octopus-in", "onetep-in", "onetep-out", "qbox", "rmc6f",
     "siesta-xv", "traj", "v-sim", "vasp-out", "vasp-xdatcar", "vasp-xml", "xsf",
 ))  # fmt: skip
+_OTHER_PACKERS = (".7z", ".lz4", ".lzma", ".rar", ".tar", ".tgz", ".tbz2", ".txz", ".z", ".zst")
+_SYMBOL = re.compile(r"[A-Z][a-z]{0,2}\d*", re.ASCII)
 _HEAD = 2**20  # characters in which a CIF gives its cell
 _SPACE_GROUP_OF_ESPRESSO = re.compile(r"^[^!]*\bspace_group\s*=\s*[1-9]", re.I | re.M)
 _ROWS_PER_QUERY = 1000  # of a database; limits memory
@@ -183,6 +186,10 @@ def _parse(file: File, available: set[str], names: Sequence[str]) -> Iterator[_E
 
 def _entries_from_ase(path: Path) -> Iterator[_Entry]:
     """The entries of a file whose name does not tell its format."""
+    if path.suffix.lower() in _OTHER_PACKERS:
+        raise CrystalError(
+            f"packed as {path.suffix}, which is not read: unpack it, or use .gz, .bz2, .xz or .zip"
+        )
     try:
         detected = filetype(str(path))
     except UnknownFileTypeError:
@@ -204,8 +211,8 @@ def _entries_from_ase(path: Path) -> Iterator[_Entry]:
             raise CrystalError("partial occupancies: not an ordered crystal")
         if detected == "espresso-in" and _SPACE_GROUP_OF_ESPRESSO.search(read_text(path)):
             raise CrystalError(
-                "space_group makes the file list the asymmetric unit, which is not supported: list "
-                "all atoms of the cell"
+                "space_group is for a file that lists the asymmetric unit, which is not supported: "
+                "list all atoms of the cell, without space_group"
             )
         yield from map(_entry_from_atoms, ase.io.iread(path, ":", format=detected))
     else:
@@ -258,9 +265,19 @@ def _entries_from_json(text: str) -> Iterator[_Entry]:
 
 
 def _entries_from_json_lines(lines: Iterable[str]) -> Iterator[_Entry]:
+    """The entries of lines that have a JSON value each, or are one JSON text with line breaks."""
+    lines = (line for line in lines if line.strip())
+    first = next(lines, "")
+    try:
+        load_json(first)
+    except ValueError:
+        lines = [first, *lines]
+        with suppress(ValueError):
+            yield from _entries_from_content(load_json("".join(lines)))
+            return
+    else:
+        lines = chain([first], lines)
     for line in lines:
-        if not line.strip():
-            continue
         try:
             content = load_json(line)
         except ValueError as error:
@@ -426,6 +443,13 @@ def _stem(name: str) -> str:
 def reason_of(error: Exception) -> str:
     """The reason for rejecting a crystal or file, in one line."""
     if isinstance(error, UnknownFileTypeError):
-        return "not in a format that pymatgen or ASE can read"
+        return (
+            "not in a format that can be read: use CIF, POSCAR, extended XYZ, JSON, or a table as "
+            ".csv or .parquet"
+        )
+    if isinstance(error, KeyError) and _SYMBOL.fullmatch(str(*error.args[:1])):
+        # what ASE raises for a symbol that it does not know
+        hint = ": write H for deuterium" if error.args[0] == "D" else ""
+        return f"{error.args[0]!r} is not an element{hint}"
     message = " ".join(str(error).split())
     return message if isinstance(error, CrystalError) else f"{type(error).__name__}: {message}"

@@ -19,6 +19,9 @@ def cifs_of_pdb(text: str) -> Iterator[str | CrystalError]:
     if not structure.cell.is_crystal():
         yield CrystalError("not periodic in three dimensions: no CRYST1 record with a cell")
         return
+    if structure.cell.explicit_matrices:
+        yield CrystalError("the SCALE records are not those of the cell in CRYST1")
+        return
     if any(not ncs.given for ncs in structure.ncs):
         yield CrystalError("MTRIX records with atoms that are not given are not supported")
         return
@@ -45,7 +48,11 @@ def _cif_of(structure: gemmi.Structure, model: gemmi.Model) -> str:
     for chain in model:
         for residue in chain:
             for atom in residue:
-                if atom.altloc != "\0" or abs(atom.occ - 1) > 1 - _FULL:
+                if atom.altloc != "\0":
+                    raise CrystalError(
+                        f"atom {atom.name} is alternative {atom.altloc}: not an ordered crystal"
+                    )
+                if abs(atom.occ - 1) > 1 - _FULL:
                     raise CrystalError(
                         f"atom {atom.name} has occupancy {atom.occ:g}: not an ordered crystal"
                     )

@@ -119,6 +119,18 @@ class _Lines:
     def peek(self) -> str | None:
         return self._lines[self._next].strip() if self._next < len(self._lines) else None
 
+    def begins_another(self) -> bool:
+        """Whether the next lines are the comment, scale, lattice and elements of a POSCAR.
+
+        After the positions, VASP writes the velocities of the lattice in the same form, but with
+        the lattice itself where a POSCAR has the elements.
+        """
+        while self.peek() == "":
+            self._next += 1
+        following = self._lines[self._next + 1 : self._next + 6]
+        sizes = [len(_leading_floats(line, 3)) for line in following]
+        return sizes[:4] == [1, 3, 3, 3] and len(sizes) == 5 and sizes[4] < 3
+
 
 def _symbols(lines: _Lines) -> list[str]:
     """The elements, in one or several lines; empty if the next line has numbers (VASP 4)."""
@@ -150,6 +162,8 @@ def _positions(lines: _Lines, number: int, has_flags: bool) -> tuple[np.ndarray,
     following = lines.peek()
     if following and len(_leading_floats(following, 3)) == 3:
         raise CrystalError(f"the POSCAR has more positions than the {number} atoms that it says")
+    if lines.begins_another():
+        raise CrystalError("the file has several POSCARs after one another: write a file for each")
     return np.array(coords), named
 
 

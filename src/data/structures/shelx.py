@@ -85,7 +85,9 @@ def _cif_of(lines: list[str]) -> str:
         elif name in _INSTRUCTIONS or re.match(r"[A-Z.]+_", words[0].upper()):
             if name in ("MOVE", "SPEC") or (name == "RESI" and len(words) > 3):
                 raise CrystalError(f"the instruction {name} is not supported")
-        elif len(words) >= 5 and not re.match(r"[Qq]\d+$", words[0]):
+        elif re.match(r"[Qq]\d+$", words[0]):
+            continue  # a peak of the difference map
+        elif len(words) >= 5:
             if part:
                 raise CrystalError(f"atom {words[0]} is disordered (PART {part})")
             atoms.append(_atom(words, elements))
