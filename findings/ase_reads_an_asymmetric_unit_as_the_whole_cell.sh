@@ -4,10 +4,8 @@
 # One would guess: the symmetry that the file gives (SYMM lines, the space group in CRYST1) is applied,
 # as ASE does for a CIF, or the file is refused.
 # What happens: the atoms of the asymmetric unit come back in the full cell with pbc=True, without a
-# warning: a half or a quarter of the atoms of the crystal, at the density of a gas of them. Volume,
-# composition ratio and cell look right, so neither a check of the formula nor of the cell sees it.
-# Seen with ase 3.29.0, and with gemmi 0.7.5 for what the PDB file says. Source: this run; the page on
-# file formats in the documentation of ASE does not mention it.
+# warning: a half or a quarter of the atoms of the crystal, in a cell for all of them.
+# Seen with ase 3.29.0, and with gemmi 0.7.5 for what the PDB file says. Source: this run.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# pymatgen's CIF reader and an atom whose coordinates are given as `.`, CIF's sign for "there is none".
-# Files of the ICSD list hydrogens that were not located so.
+# pymatgen's CIF reader and an atom whose coordinates are given as `.`, CIF's sign for "there is none":
+# a hydrogen that was not located, for example.
 #
 # One would guess: the atom is left out with a warning, or the file is refused, as it is for `?`.
-# What happens: `.` is read as 0, so the atom is placed at the origin without a word about it. With one
-# such atom there is no overlap, the composition is right, and every check of formula and density
-# passes. With `?` instead, the same file is refused.
+# What happens: `.` is read as 0, so the atom is placed at the origin without a word about it. With `?`
+# instead, the same file is refused.
 # Seen with pymatgen 2026.10.24 (pymatgen-core 2026.10.16). Source: this run, and `str2float` in
 # pymatgen/io/cif.py, which is used for cell parameters and coordinates alike.
 set -euo pipefail
