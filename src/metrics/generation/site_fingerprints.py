@@ -109,7 +109,7 @@ class SiteFingerprints:
         Raises:
             RuntimeError: if the Voronoi cell of an atom is not closed.
         """
-        elements = [site.specie for site in structure]
+        elements: list[Any] = [site.specie for site in structure]
         electronegativities = np.array([element.X for element in elements])  # NaN: none
         radii = np.array([_radius(element) for element in elements])
         found = []
