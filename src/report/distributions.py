@@ -132,7 +132,10 @@ def of_space_groups(sets: Sequence[np.ndarray]) -> list[dict[str, Any]]:
 def group_symbol(number: int) -> str:
     """The symbol of the space group of this number, such as `Fm-3m (225)`."""
     known = gemmi.find_spacegroup_by_number(number)
-    return f"{known.short_name() if known else ''} ({number})"
+    name = known.short_name() if known else ""
+    if name.startswith("H"):  # gemmi's letter for rhombohedral groups on hexagonal axes
+        name = f"R{name[1:]}"
+    return f"{name} ({number})"
 
 
 def element_table(ours: Descriptors, theirs: Descriptors) -> list[dict[str, Any]]:

@@ -135,6 +135,7 @@ def test_histograms():
     assert systems["shares"] == [[0.25, 0, 0, 0, 0, 0, 0.5], [0] * 7]
     assert groups["x"] == ["P1 (1)", "Fm-3m (225)", "other"]
     assert groups["shares"] == [[0.25, 0.5, 0.25], [0, 0, 0]]
+    assert of_space_groups([np.array([166])])[1]["x"] == ["R-3m (166)", "other"]
     many = of_space_groups([np.arange(1, 231)])[1]
     assert (len(many["x"]), sum(many["shares"][0])) == (21, pytest.approx(1))
     assert of_space_groups([empty, empty])[1]["x"] == []
