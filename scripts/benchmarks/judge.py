@@ -99,8 +99,8 @@ def _fingerprints(structures: Sequence[Structure], rounds: int) -> list[Row]:
     except ImportError:
         return _skipped("fingerprints", "matminer is not installed (the extra generation)")
 
-    def ours(given: Sequence[Structure]) -> float:
-        return len([fingerprints.fingerprint(structure) for structure in given])
+    def ours() -> float:
+        return len([fingerprints.fingerprint(structure) for structure in structures])
 
     def by_matminer() -> float:
         few = structures[:NUM_BY_MATMINER]
@@ -109,9 +109,9 @@ def _fingerprints(structures: Sequence[Structure], rounds: int) -> list[Row]:
                 fingerprints._SITE.featurize(structure, i)
         return len(few)
 
-    variants = {
+    variants: dict[str, Variant] = {
         "CrystalNN alone, by matminer": by_matminer,
-        "CrystalNN, Magpie and AMD": partial(ours, structures),
+        "CrystalNN, Magpie and AMD": ours,
     }
     rates = alternate(variants, rounds, "fingerprints", warm_up=False, clock=time.process_time)
     return compare("judge: fingerprints", rates, "crystals/s")
