@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     """Run one benchmark, print its tables, optionally write its rows, and return them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bench", choices=["data", "large", "prepare", "train", "infer",
-                                          "match", "sample", "scale", "busy"])  # fmt: skip
+                                          "match", "judge", "sample", "scale", "busy"])  # fmt: skip
     parser.add_argument(
         "--data-dir", type=Path, default=ROOT / "data" / "prototypes", help="folder of the crystals"
     )
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
 
 def _run(args: argparse.Namespace) -> list:
     # imported here to keep `--help` fast
-    from benchmarks import busy, data, infer, large, match, prepare, sample, scale, train
+    from benchmarks import busy, data, infer, judge, large, match, prepare, sample, scale, train
 
     from src.data import DataModule
     from src.data.split_files import find_split
@@ -83,6 +83,8 @@ def _run(args: argparse.Namespace) -> list:
         if unknown := set(tables) - set(match.TABLES):
             raise SystemExit(f"{unknown} are not among the tables {match.TABLES}")
         return match.run(module.dataset("train"), args.crystals, args.rounds, tables)
+    if args.bench == "judge":
+        return judge.run(module.dataset("train"), args.crystals, args.rounds)
     if args.bench == "scale":
         return scale.run(args.preset, args.rounds, args.picture)
     dataset = module.dataset("train")

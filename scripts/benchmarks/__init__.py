@@ -32,21 +32,26 @@ Variant = Callable[[], float]
 
 
 def alternate(
-    variants: Mapping[str, Variant], rounds: int, title: str, warm_up: bool = True
+    variants: Mapping[str, Variant],
+    rounds: int,
+    title: str,
+    warm_up: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Run all variants alternately, `rounds` times; return the median work per second of each.
 
-    Unless `warm_up` is False, there is an additional first round that does not count.
+    Unless `warm_up` is False, there is an additional first round that does not count. With
+    `time.process_time` for a clock, other processes on the machine hardly change the rates.
     """
     rates: dict[str, list[float]] = {name: [] for name in variants}
     turns = [(k, name) for k in range(not warm_up, rounds + 1) for name in variants]
     for k, name in track(turns, title, transient=True):
         synchronize()
-        start = time.perf_counter()
+        start = clock()
         work = variants[name]()
         synchronize()
         if k:
-            rates[name].append(work / (time.perf_counter() - start))
+            rates[name].append(work / (clock() - start))
     return {name: statistics.median(values) for name, values in rates.items()}
 
 

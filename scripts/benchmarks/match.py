@@ -70,7 +70,7 @@ def run(
 
 
 def _pairs(batch: CrystalBatch, rounds: int, generator: torch.Generator) -> list[Row]:
-    moved = _moved(batch, JITTER, generator)
+    moved = moved_crystals(batch, JITTER, generator)
     targets, predictions = batch.to_structure(), moved.to_structure()
     rows = []
     for name, settings in (("primitive cells", CDVAE), ("no primitive reduction", UNREDUCED)):
@@ -78,7 +78,7 @@ def _pairs(batch: CrystalBatch, rounds: int, generator: torch.Generator) -> list
     return rows
 
 
-def _moved(batch: CrystalBatch, jitter: float, generator: torch.Generator) -> CrystalBatch:
+def moved_crystals(batch: CrystalBatch, jitter: float, generator: torch.Generator) -> CrystalBatch:
     noise = jitter * torch.randn(batch.frac_coords.shape, generator=generator)
     strain = STRAIN * torch.randn(batch.lattices.shape, generator=generator)
     return batch.replace(
@@ -176,8 +176,8 @@ def _novelty(
         near if k % 2 else far
         for k, (near, far) in enumerate(
             zip(
-                _moved(chosen, JITTER, generator).to_structure(),
-                _moved(chosen, 5 * JITTER, generator).to_structure(),
+                moved_crystals(chosen, JITTER, generator).to_structure(),
+                moved_crystals(chosen, 5 * JITTER, generator).to_structure(),
                 strict=True,
             )
         )
@@ -209,7 +209,7 @@ def _workers(
 ) -> list[Row]:
     """One process and two, whose start is not counted."""
     batch = dataset.batch(torch.randint(len(dataset), (4 * crystals,), generator=generator))
-    moved = _moved(batch, JITTER, generator)
+    moved = moved_crystals(batch, JITTER, generator)
     results = {}
 
     def variant(workers: judging.Workers):
@@ -231,7 +231,7 @@ def _workers(
 def _end_of_training(dataset: CrystalDataset, rounds: int, generator: torch.Generator) -> list[Row]:
     """Matching after a run: a validation split of this size, under two settings."""
     batch = dataset.batch(torch.arange(len(dataset)))
-    moved = _moved(batch, JITTER, generator)
+    moved = moved_crystals(batch, JITTER, generator)
 
     def variant(matcher: AnyMatcher):
         def run() -> float:

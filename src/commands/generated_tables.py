@@ -7,6 +7,7 @@ import pandas as pd
 from rich.table import Table
 
 from src.data.structures import NamedStructure
+from src.metrics.generation.fingerprint_distances import AMD_DISTANCES
 from src.metrics.generation.intervals import half_width, interval_name
 from src.metrics.generation.verdicts import Verdict
 from src.utils.formulas import reduced_formula
@@ -37,7 +38,10 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
 
 
 def table_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """For each figure, its description, its value, and that of real crystals, if there is one."""
+    """For each figure, its description, its value, and that of real crystals, if there is one.
+
+    Figures that were not asked for are left out.
+    """
     tolerances, cutoffs = metrics["tolerances"], metrics["cutoffs"]
     settings = (
         f"matcher: {metrics['matcher']}, stol {tolerances['stol']}, ltol {tolerances['ltol']}, "
@@ -87,10 +91,22 @@ def table_rows(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
         ]
         for key in ("latent_energy_distance", "latent_p_value"):
             real[f"{key}_reference"] = metrics[f"{key}_held_out"]
+    left_out = _not_asked_for(metrics)
     return [
         (name, _format(metrics, key, unit), _format(real, f"{key}_reference", unit))
         for name, key, unit in rows
+        if key not in left_out
     ]
+
+
+def _not_asked_for(metrics: dict[str, Any]) -> set[str]:
+    """The figures that are None because of `fingerprints=false` or `prototypes=false`."""
+    names = set()
+    if metrics["fingerprint_failures"] is None:
+        names |= {"fingerprint_failures", "cov_recall", "cov_precision", *AMD_DISTANCES}
+    if metrics["novel_prototype"] is None and metrics["novel"] is not None:
+        names.add("novel_prototype")
+    return names
 
 
 def _format(metrics: dict[str, Any], key: str, unit: str) -> str:

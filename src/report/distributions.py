@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
+import gemmi
 import numpy as np
 from ase.data import chemical_symbols
 from pymatgen.core import Element
 
 from src.metrics.generation.descriptors import Descriptors
+from src.report.files import CRYSTAL_SYSTEMS
 
 _NUM_BINS = 40
 _OUTER = (0.005, 0.995)  # quantiles; what is outside of them is in the first and the last bin
+_MAX_GROUPS = 20  # space groups with a bar of their own
 _NUM_ELEMENTS = 103  # up to lawrencium
 
 # title, attribute of `Descriptors`, whether it has whole numbers
@@ -21,7 +25,6 @@ _PROPERTIES = (
     ("volume per atom, Å³", "volume_per_atom", False),
     ("number of elements", "num_elements", True),
     ("number of atoms in the cell", "num_atoms", True),
-    ("space group", "space_group", True),
 )
 
 
@@ -32,14 +35,16 @@ def histograms(ours: Descriptors, theirs: Descriptors) -> list[dict[str, Any]]:
         ours, theirs: of both sets; either may be empty.
 
     Returns:
-        For each property, its `title`, and `x` and `shares` as in `in_bins`.
+        For each property, its `title`, and `x` and `shares` as in `in_bins`. Last are the crystal
+        systems and the most frequent space groups, with names for `x`; see `of_space_groups`.
     """
-    return [
+    numbers = [
         of_numbers(title, [getattr(each, name) for each in (ours, theirs)])
         if is_whole
         else in_bins(title, [getattr(each, name) for each in (ours, theirs)], _NUM_BINS)
         for title, name, is_whole in _PROPERTIES
     ]
+    return numbers + of_space_groups([each.space_group for each in (ours, theirs)])
 
 
 def in_bins(title: str, sets: Sequence[np.ndarray], count: int) -> dict[str, Any]:
@@ -91,6 +96,46 @@ def of_numbers(title: str, sets: Sequence[np.ndarray]) -> dict[str, Any]:
             (each / max(len(of), 1)).tolist() for each, of in zip(counts, sets, strict=True)
         ],
     }
+
+
+def of_space_groups(sets: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """Shares of crystal systems and of space groups.
+
+    Args:
+        sets: (n,) numbers of space groups of each set; 0 where there is none.
+
+    Returns:
+        Two dicts with `title`, `x`, `width` (none) and `shares`. The first has all crystal systems;
+        the second the space groups of which a set has most, in order of their numbers, and `other`,
+        which are the rest and the crystals without a space group.
+    """
+    counts = [np.bincount(each, minlength=231) for each in sets]
+    shares = np.stack([each / max(each.sum(), 1) for each in counts])
+    largest = shares[:, 1:].max(axis=0)
+    most = np.sort(np.argsort(-largest, kind="stable")[:_MAX_GROUPS] + 1)
+    most = most[largest[most - 1] > 0]
+    bounds = [1, *(last + 1 for last in CRYSTAL_SYSTEMS.values())]
+    systems = np.stack([shares[:, a:b].sum(axis=1) for a, b in pairwise(bounds)], axis=1)
+    rest = 1 - shares[:, most].sum(axis=1, keepdims=True)
+    rest[[not len(each) for each in sets]] = 0
+    groups = np.concatenate([shares[:, most], rest], axis=1)
+    names = [group_symbol(number) for number in most.tolist()]
+    return [
+        {"title": title, "x": x, "width": None, "shares": values.tolist()}
+        for title, x, values in (
+            ("crystal system", list(CRYSTAL_SYSTEMS), systems),
+            ("space group (the most frequent)", [*names, "other"] if names else [], groups),
+        )
+    ]
+
+
+def group_symbol(number: int) -> str:
+    """The symbol of the space group of this number, such as `Fm-3m (225)`."""
+    known = gemmi.find_spacegroup_by_number(number)
+    name = known.short_name() if known else ""
+    if name.startswith("H"):  # gemmi's letter for rhombohedral groups on hexagonal axes
+        name = f"R{name[1:]}"
+    return f"{name} ({number})"
 
 
 def element_table(ours: Descriptors, theirs: Descriptors) -> list[dict[str, Any]]:

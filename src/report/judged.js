@@ -49,15 +49,18 @@ choose(choices[0]);
 // Distributions
 
 for (const {title, x, width, shares} of histograms) {
-  const node = el("div", {className: "chart"});
+  const areNames = typeof x[0] === "string"; // of groups, whose bars stand side by side
+  const node = el("div", {className: x.length > 10 && areNames ? "chart wide" : "chart"});
   $("histograms").append(node);
   chart(node, () => ({
     traces: SETS.map(([name, color], k) => ({
-      type: "bar", name, x, y: percents(shares[k]), width, marker: {color}, opacity: 0.6,
-      hovertemplate: "%{x:.4~g}: %{y:.2f} %<extra></extra>",
+      type: "bar", name, x, y: percents(shares[k]), width, marker: {color},
+      opacity: areNames ? 0.85 : 0.6,
+      hovertemplate: `%{x${areNames ? "" : ":.4~g"}}: %{y:.2f} %<extra></extra>`,
     })),
     layout: {
-      barmode: "overlay", bargap: 0, xaxis: {title: {text: title}},
+      ...(areNames ? {barmode: "group"} : {barmode: "overlay", bargap: 0}),
+      xaxis: {title: {text: title}, type: areNames ? "category" : "linear"},
       yaxis: {title: {text: "share, %"}},
     },
   }), 280);

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import gemmi
 from ase import Atoms
 from pymatgen.core import Structure
 
@@ -14,6 +13,7 @@ from src.data.structures import NamedStructure, read_structures, to_atoms, to_cr
 from src.metrics.generation.nearest import nearest_of_formula
 from src.metrics.matching import PYMATGEN
 from src.metrics.space_groups import space_group
+from src.report.distributions import group_symbol
 from src.report.figures import settings_text
 from src.report.frame import fill_frame, read_asset
 from src.report.page import element_styles, rounded, to_drawing
@@ -116,10 +116,7 @@ def _without_ones(formula: str) -> str:
 def space_group_symbol(structure: Structure) -> str | None:
     """Such as `Fm-3m (225)`."""
     found = space_group(structure)
-    if found is None:
-        return None
-    known = gemmi.find_spacegroup_by_number(found.number)
-    return f"{known.short_name() if known else ''} ({found.number})"
+    return None if found is None else group_symbol(found.number)
 
 
 def atoms_of(structure: Structure) -> Atoms:

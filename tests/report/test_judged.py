@@ -13,7 +13,7 @@ from src.data.structures import NamedStructure
 from src.metrics.generation.evaluate import EvaluationOptions, evaluate_set
 from src.metrics.generation.fingerprints import Fingerprint
 from src.report import judged as page
-from src.report.distributions import element_table, in_bins, of_numbers
+from src.report.distributions import element_table, in_bins, of_numbers, of_space_groups
 from src.report.judged import Energies, JudgedSet, LatentMap, choose, write_judged_report
 from tests.report.test_report import HOSTILE, Page
 
@@ -87,6 +87,10 @@ def test_the_page(judged, tmp_path):
     assert "known" not in samples["swapped"]
     assert "closer than 0.5 Å" in samples["clash"]["reason"]
     assert [len(each["x"]) for each in data["histograms"]][2] == 2  # one or two elements
+    systems, groups = data["histograms"][-2:]
+    assert (systems["x"][-1], groups["x"][-1]) == ("cubic", "other")
+    assert [row[-1] for row in systems["shares"]] == [0.8, 1]  # all but the line of atoms
+    assert "Pm-3m (221)" in groups["x"]
     elements = {each["symbol"]: each for each in data["frequencies"]}
     assert (elements["F"]["ours"], elements["F"]["theirs"]) == (0.2, 0.25)
     assert sum(data["energies"]["shares"][0]) == pytest.approx(1)
@@ -127,6 +131,14 @@ def test_histograms():
     assert (found["x"], found["shares"]) == ([2, 3, 4], [[1 / 3, 0, 2 / 3], [0, 0, 0]])
     empty = np.array([], dtype=int)
     assert of_numbers("a", [empty, empty])["x"] == in_bins("a", [empty, empty], 3)["x"] == []
+    systems, groups = of_space_groups([np.array([225, 225, 1, 0]), empty])
+    assert systems["shares"] == [[0.25, 0, 0, 0, 0, 0, 0.5], [0] * 7]
+    assert groups["x"] == ["P1 (1)", "Fm-3m (225)", "other"]
+    assert groups["shares"] == [[0.25, 0.5, 0.25], [0, 0, 0]]
+    assert of_space_groups([np.array([166])])[1]["x"] == ["R-3m (166)", "other"]
+    many = of_space_groups([np.arange(1, 231)])[1]
+    assert (len(many["x"]), sum(many["shares"][0])) == (21, pytest.approx(1))
+    assert of_space_groups([empty, empty])[1]["x"] == []
 
 
 def test_each_element_has_a_place_of_its_own(judged):

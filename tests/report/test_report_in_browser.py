@@ -230,7 +230,7 @@ def test_a_page_of_a_judged_set(crystals, tmp_path, driver):
     open_page(driver, tmp_path)
     sections = [s.get_attribute("id") for s in driver.find_elements(By.TAG_NAME, "section")]
     assert sections == ["summary", "samples", "distributions", "elements", "energies", "map"]
-    assert len(driver.find_elements(By.CSS_SELECTOR, "#histograms .bars")) == 10
+    assert len(driver.find_elements(By.CSS_SELECTOR, "#histograms .bars")) == 12
     assert len(driver.find_elements(By.CSS_SELECTOR, "#periodic .element")) == 103
     assert len(driver.find_elements(By.CSS_SELECTOR, "#points .point")) == 16
     buttons = driver.find_elements(By.CSS_SELECTOR, "#choices button")

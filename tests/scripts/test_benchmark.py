@@ -50,6 +50,17 @@ def test_match(benchmark, tmp_path):
 
 
 @pytest.mark.slow
+def test_judge(benchmark, tmp_path, monkeypatch, capsys):
+    from benchmarks import judge
+
+    monkeypatch.setattr(judge, "POTENTIAL", "not.installed")
+    rows = run(benchmark, tmp_path, "judge", "--crystals", "20")
+    assert {row["variant"] for row in rows} >= {"validity", "matching", "symmetrize"}
+    assert rows[-1]["ratio"] > 3  # our fingerprints, with more in them, and matminer's
+    assert "energies and relaxations are left out" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_large(benchmark, tmp_path, monkeypatch):
     from src.data import flat
 

@@ -1,8 +1,8 @@
 """Evaluate a set of generated crystals against a set of reference crystals.
 
-Each metric uses a standard library: SMACT for compositions, pymatgen for matching, matminer and
-average-minimum-distance for fingerprints, SciPy for Wasserstein distances. `evaluate_generated`
-documents the conventions that these libraries leave open.
+Each metric uses a standard library: SMACT for compositions, pymatgen for matching, matminer for
+fingerprints, SciPy for Wasserstein distances. `evaluate_generated` documents the conventions that
+these libraries leave open.
 """
 
 from __future__ import annotations
@@ -198,8 +198,7 @@ def evaluate_generated(
           the test reference and as many crystals of `reference` as there are valid ones, drawn at
           random (`floor_size`): what real crystals have. None without a test reference.
         - `amd_precision`, `amd_recall`, `amd_diversity`, `amd_diversity_reference` (Å): see
-          `amd_distances`; computed for the valid generated crystals. None if the package
-          average-minimum-distance is not installed.
+          `amd_distances`; computed for the valid generated crystals.
         - `matcher`: which one judged; `tolerances`, `cutoffs`: the settings that the metrics depend
           on.
 

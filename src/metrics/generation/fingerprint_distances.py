@@ -107,10 +107,7 @@ def amd_distances(
     """
     sets = [[x.amd for x in each if x.amd is not None] for each in (generated, reference)]
     if min(map(len, sets)) < 2:
-        log.warning(
-            "The package average-minimum-distance is not installed, or one of the sets has fewer "
-            "than two valid crystals: AMD distances are null"
-        )
+        log.warning("One of the sets has fewer than two valid crystals: AMD distances are null")
         return dict.fromkeys(AMD_DISTANCES)
     ours, theirs = map(np.stack, sets)
     precision, recall = _nearest(ours, theirs, metric="chebyshev")

@@ -1,33 +1,50 @@
 """Compute fingerprints of crystals, so that sets of crystals can be compared.
 
-They come from matminer and, if it is installed, average-minimum-distance (`amd`), whose license
-forbids commercial use (CC BY-NC-SA 4.0). Both are imported at the top of this module, so that
-workers import them when they start and not during the time limit of their first crystal. They are
-slow to import: import this module only where it is needed.
+Magpie features come from matminer. Its CrystalNN features are computed by this project's own, fast
+code, which reads their definitions from matminer, or by matminer itself where Numba cannot be
+imported. matminer is imported at the top of this module, so that workers import it when they start
+and not during the time limit of their first crystal. It is slow to import: import this module only
+where it is needed.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from matminer.featurizers.composition.composite import ElementProperty
 from matminer.featurizers.site.fingerprint import CrystalNNFingerprint
+from pymatgen.core import Lattice, Structure
 
 from src.metrics.matching import Matcher, MatcherPool
 
-try:
-    import amd
-except ImportError:
-    amd = None
-
 if TYPE_CHECKING:
-    from pymatgen.core import Composition, Structure
+    from pymatgen.core import Composition
+
+log = logging.getLogger(__name__)
 
 _SITE = CrystalNNFingerprint.from_preset("ops")
 _ELEMENTS = ElementProperty.from_preset("magpie", impute_nan=True)
+
+
+def _of_sites() -> Callable[[Structure], np.ndarray]:
+    """What computes CrystalNN features of all atoms of a crystal, (n, 61), compiled."""
+    try:
+        from src.metrics.generation.site_fingerprints import SiteFingerprints
+
+        compute = SiteFingerprints(_SITE)
+        compute(Structure(Lattice.cubic(3.0), ["Fe"], [[0, 0, 0]]))  # to compile it now
+    except (ImportError, RuntimeError, ValueError) as error:  # of Numba, its cache, or matminer
+        log.warning("Fingerprints are computed by matminer, many times as slowly: %s", error)
+        return lambda crystal: np.array([_SITE.featurize(crystal, i) for i in range(len(crystal))])
+    return compute
+
+
+_sites = _of_sites()
 
 NUM_NEIGHBORS = 100
 """Neighbors in the average minimum distances, as in the paper (Widdowson et al., 2022)."""
@@ -42,8 +59,7 @@ class Fingerprint:
             (dimensionless).
         composition: (132,) Magpie statistics of element properties, each in its own unit; missing
             properties of an element are imputed by the mean over elements.
-        amd: (100,) mean distance in Å from an atom to its k-th neighbor, regardless of element;
-            None if average-minimum-distance is not installed.
+        amd: (100,) see `average_minimum_distances`; None in parts that were computed without.
     """
 
     structure: np.ndarray
@@ -56,16 +72,38 @@ def fingerprint(structure: Structure, *_: object) -> Fingerprint:
 
     CrystalNN may raise or hang: use `compute_fingerprints` for crystals of unknown quality.
     """
-    sites = [_SITE.featurize(structure, index) for index in range(len(structure))]
-    distances = None
-    if amd is not None:
-        atoms = amd.PeriodicSet(structure.cart_coords, structure.lattice.matrix)
-        distances = amd.AMD(atoms, NUM_NEIGHBORS)
     return Fingerprint(
-        structure=np.mean(sites, axis=0),
+        structure=_sites(structure).mean(axis=0),
         composition=composition_fingerprint(structure.composition),
-        amd=distances,
+        amd=average_minimum_distances(structure),
     )
+
+
+def average_minimum_distances(structure: Structure, count: int = NUM_NEIGHBORS) -> np.ndarray:
+    """The average minimum distances (AMD) of a crystal (Widdowson et al., MATCH 87, 529 (2022)).
+
+    Args:
+        structure: a crystal, whose elements do not count.
+        count: of neighbors.
+
+    Returns:
+        (count,) mean distance in Å from an atom to its k-th neighbor, for k = 1, 2, ...
+    """
+    lattice = structure.lattice
+    # of a sphere that holds half as many again, if atoms were spread evenly
+    radius = (1.5 * (count + 1) * lattice.volume / len(structure) * 0.75 / math.pi) ** (1 / 3)
+    total = np.zeros(count)
+    for center in structure.cart_coords:
+        while True:
+            near: Any = lattice.get_points_in_sphere(
+                structure.frac_coords, center, radius, zip_results=False
+            )
+            distances = near[1]
+            if len(distances) > count:
+                break
+            radius *= 1.2
+        total += np.sort(distances)[1 : count + 1]  # the first is the atom itself
+    return total / len(structure)
 
 
 def composition_fingerprint(composition: Composition) -> np.ndarray:

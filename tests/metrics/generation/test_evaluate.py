@@ -66,7 +66,6 @@ class TestEvaluate:
         assert [verdict.known_as for verdict in verdicts] == [0, 1, 2, 3]
 
     def test_amd_distances_to_the_reference_itself(self):
-        pytest.importorskip("amd", reason="average-minimum-distance is not installed")
         crystals = [CSCL, LIF, LINE, cubic(3.0, "Fe")]
         metrics, _ = evaluate_generated(crystals, crystals)
         assert metrics["amd_precision"] == metrics["amd_recall"] == 0
@@ -320,7 +319,6 @@ def test_wasserstein_distances():
 
 
 def test_amd_distances():
-    pytest.importorskip("amd", reason="average-minimum-distance is not installed")
     # In a simple cubic crystal, 92 neighbors are closer than 3 lattice constants and the next 30
     # are at exactly 3, so the Chebyshev distance is 3 times the difference in lattice constants.
     edges = (3.0, 3.5, 4.0, 5.0)

@@ -8,7 +8,13 @@ from pymatgen.core import Lattice, Structure
 
 pytest.importorskip("matminer")
 
-from src.metrics.generation.fingerprints import Fingerprint, compute_fingerprints, fingerprint
+from src.metrics.generation.fingerprints import (
+    _SITE,
+    Fingerprint,
+    compute_fingerprints,
+    fingerprint,
+)
+from src.metrics.generation.site_fingerprints import SiteFingerprints
 
 CSCL = Structure(Lattice.cubic(4.12), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 THIN = Structure(Lattice.orthorhombic(300, 1, 1), ["Na"], [[0, 0, 0]])  # CrystalNN hangs on it
@@ -51,7 +57,6 @@ def test_values():
 
 
 def test_average_minimum_distances():
-    pytest.importorskip("amd", reason="average-minimum-distance is not installed")
     (result,) = compute_fingerprints([CSCL], num_workers=0)
     # each atom has 8 neighbors at half the body diagonal and 6 at the lattice constant
     assert result.amd[:14] == pytest.approx([4.12 * np.sqrt(3) / 2] * 8 + [4.12] * 6)
@@ -60,12 +65,23 @@ def test_average_minimum_distances():
 @pytest.mark.filterwarnings("ignore:No oxidation states", "ignore:CrystalNN. cannot locate")
 @pytest.mark.parametrize("name", ["structure", "composition", "amd"])
 def test_fingerprints_do_not_depend_on_the_cell(name):
-    if name == "amd":
-        pytest.importorskip("amd", reason="average-minimum-distance is not installed")
     other = CSCL * [[1, 1, 0], [0, 1, 0], [0, 0, 2]]
     other.translate_sites(range(len(other)), [0.1, 0.2, 0.3])
     expected = getattr(fingerprint(CSCL), name)
     assert getattr(fingerprint(other), name) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:No oxidation states", "ignore:CrystalNN. cannot locate")
+@pytest.mark.parametrize("seed", range(3))
+def test_fast_fingerprints_are_those_of_matminer(seed):
+    rng = np.random.default_rng(seed)
+    elements = (["Fe", "O", "Xe"], ["Cu", "Zn", "Cu"], ["Si", "C", "B"])[seed]
+    lattice = Lattice(np.diag([3.0, 3.5, 4.0]) + rng.normal(0, 0.3, (3, 3)))
+    crystal = Structure(lattice, elements, rng.random((3, 3)))
+    expected = [_SITE.featurize(crystal, i) for i in range(len(crystal))]
+    found = SiteFingerprints(_SITE)(crystal)
+    assert found == pytest.approx(np.array(expected), abs=1e-9)
+    assert (found > 0.01).sum() > 10
 
 
 @pytest.mark.slow
