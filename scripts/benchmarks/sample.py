@@ -27,7 +27,7 @@ from src.metrics.generation.validity import invalid_reason, is_valid_composition
 from src.utils.memory import keep_freed_memory
 
 CONFIGS = str(Path(__file__).resolve().parents[2] / "configs")
-STEPS = (50, 20, 10)
+STEPS = (20, 10, 6)
 DENSE_STEPS = 50
 MAX_NUM_ATOMS = 20
 TRAIN_STEPS = 1000  # of the diffusion

@@ -10,7 +10,7 @@ from torch import Tensor
 from src.data.schema import CrystalBatch
 from src.utils.errors import UserError
 
-CLOSEST = 0.7
+CLOSEST = 0.85
 """Smallest distance of two atoms over the sum of their covalent radii. `eval_generated` prints how
 many real crystals have a smaller one."""
 

@@ -22,14 +22,14 @@ def generate_crystals(
     num_atoms: int | Sequence[int] | None = None,
     compositions: Sequence[str] | None = None,
     conditions: Mapping[str, Any] | None = None,
-    sampling_steps: int = 20,
+    sampling_steps: int = 10,
     cfg_scale: float = 1.0,
     seed: int = 0,
     batch_size: int = 2048,
     indices: range | None = None,
     autoguidance: float = 3.0,
     composition_temperature: float = 0.7,
-    attempts: int = 4,
+    attempts: int = 8,
 ) -> Iterator[CrystalBatch]:
     """Generate crystals, each of which depends on the seed and its index alone.
 

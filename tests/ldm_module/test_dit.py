@@ -44,6 +44,15 @@ def test_crystals_do_not_see_each_other():
     torch.testing.assert_close(dit(X, T, NUM_ATOMS, BATCH)[2:7], alone, atol=1e-6, rtol=1e-5)
 
 
+def test_crystals_that_are_told_the_same_can_share_it():
+    dit = make_dit()
+    sizes, batch = torch.tensor([4, 4]), torch.arange(8) // 4
+    condition = torch.full((1, 16), 0.5)
+    each = dit(X, T[[0, 0]], sizes, batch, condition=condition.expand(2, -1))
+    shared = dit(X, T[:1], sizes, batch, condition=condition)
+    torch.testing.assert_close(shared, each)
+
+
 def test_what_it_depends_on():
     dit = make_dit(atom_type_input=True)
     types = torch.ones(8, dtype=torch.long)

@@ -144,7 +144,7 @@ def test_the_vae_is_not_trained(batch):
     LDMModule(mine, DENOISER)
     assert not mine.training
     assert all(p.requires_grad for p in mine.parameters())
-    loss, _ = ldm._losses(batch, torch.Generator().manual_seed(0), 0.2)
+    loss, _ = ldm._losses(batch, torch.Generator().manual_seed(0), 0.2, (0.0, 1.0))
     loss.mean().backward()
     assert all(p.grad is None for p in ldm.vae.parameters())
     missing = [n for n, p in ldm.named_parameters() if p.requires_grad and p.grad is None]
@@ -153,7 +153,7 @@ def test_the_vae_is_not_trained(batch):
 
 def test_a_step_does_not_change_the_batch(batch):
     before = batch.frac_coords.clone(), batch.atom_types.clone()
-    make_ldm(origins="random")._losses(batch, torch.Generator().manual_seed(0), 0.2)
+    make_ldm(origins="random")._losses(batch, torch.Generator().manual_seed(0), 0.2, (0.0, 1.0))
     assert torch.equal(batch.frac_coords, before[0])
     assert torch.equal(batch.atom_types, before[1])
 
@@ -164,7 +164,7 @@ def test_parts_of_a_batch_have_the_losses_of_the_whole(batch):
     ldm = make_ldm(origins="random")
 
     def losses(part: CrystalBatch) -> torch.Tensor:
-        return ldm._losses(part, torch.Generator().manual_seed(0), 0.5)[0]
+        return ldm._losses(part, torch.Generator().manual_seed(0), 0.5, (0.0, 1.0))[0]
 
     parts = [losses(dataset.part(indices, rank, 2)) for rank in range(2)]
     torch.testing.assert_close(torch.cat(parts), losses(dataset.batch(indices)))
@@ -182,6 +182,33 @@ def test_origins(name, batch):
         doubled = (2 * shift + 0.5) % 1 - 0.5
         torch.testing.assert_close(doubled, torch.zeros_like(shift), atol=1e-5, rtol=0)
     assert ((moved.frac_coords >= 0) & (moved.frac_coords < 1)).all()
+
+
+def test_a_canonical_origin_does_not_depend_on_the_given_one():
+    """Rock salt, given with either kind of atom at the origin or shifted: sodium is at 0."""
+    lattice = 3.99 * torch.tensor([[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]]) * 2**0.5
+    for start in (0.0, 0.5, 0.123):
+        salt = CrystalBatch(
+            atom_types=torch.tensor([11, 17]),
+            frac_coords=torch.tensor([[0.0] * 3, [0.5] * 3]) + start,
+            lattices=lattice[None],
+            num_atoms=torch.tensor([2]),
+            batch=torch.zeros(2, dtype=torch.long),
+        )
+        moved = (ORIGINS["canonical"](salt).frac_coords + 0.25) % 1 - 0.25
+        torch.testing.assert_close(moved, torch.tensor([[0.0] * 3, [0.5] * 3]), atol=1e-6, rtol=0)
+
+
+def test_a_canonical_origin_that_nothing_settles_stays_as_given():
+    given = torch.tensor([[0.1] * 3, [0.6] * 3])
+    iron = CrystalBatch(
+        atom_types=torch.tensor([26, 26]),
+        frac_coords=given,
+        lattices=2.87 * torch.eye(3)[None],
+        num_atoms=torch.tensor([2]),
+        batch=torch.zeros(2, dtype=torch.long),
+    )
+    torch.testing.assert_close(ORIGINS["canonical"](iron).frac_coords, given)
 
 
 def test_a_checkpoint_holds_everything(tmp_path, batch):

@@ -31,17 +31,18 @@ class DiTLayer(nn.Module):
         self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor, modulation: Tensor, batch: Tensor, packing: Packing) -> Tensor:
-        """(N, D) to (N, D), with the modulation (B, 6 D) of each crystal."""
+        """(N, D) to (N, D), with the modulation (B, 6 D) of each crystal, or (1, 6 D) of all."""
         if packing.is_full:  # atoms of a crystal share theirs without a copy for each
             x, of_atoms = x.view(*packing.shape, -1), modulation[:, None]
         else:
             of_atoms = modulation[batch]
         shift1, scale1, gate1, shift2, scale2, gate2 = of_atoms.chunk(6, dim=-1)
-        inner = self.norm1(x) * (1 + scale1) + shift1
+        inner = torch.addcmul(shift1, self.norm1(x), 1 + scale1)
         attended = self.self_attn(inner.flatten(0, -2), packing)
-        x = x + gate1 * attended.view_as(x)
-        hidden = self.activation(self.linear1(self.norm2(x) * (1 + scale2) + shift2))
-        return (x + gate2 * self.linear2(hidden)).flatten(0, -2)
+        x = torch.addcmul(x, gate1, attended.view_as(x))
+        inner = torch.addcmul(shift2, self.norm2(x), 1 + scale2)
+        hidden = self.linear2(self.activation(self.linear1(inner)))
+        return torch.addcmul(x, gate2, hidden).flatten(0, -2)
 
 
 class DiTLayers(nn.Module):
@@ -133,10 +134,12 @@ class DiT(nn.Module):
 
         Args:
             x: (N, latent_dim) of unit variance.
-            t: (B,) time of each crystal, in [0, 1].
+            t: (B,) time of each crystal, in [0, 1], or (1,) if time, number of atoms and condition
+                are the same for all.
             num_atoms: (B,).
             batch: (N,) crystal of each atom.
-            condition: (B, d_model), what is added to the embedding of time and number of atoms.
+            condition: (B, d_model), or (1, d_model) with (1,) times: what is added to the embedding
+                of time and number of atoms.
             atom_types: (N,) atomic numbers, with `atom_type_input`.
             max_num_atoms: see `Packing`.
 
@@ -148,14 +151,18 @@ class DiT(nn.Module):
             if atom_types is None:
                 raise UserError("this denoiser needs atom types: pass atom_types")
             hidden = hidden + self.atom_type_embedder(atom_types)
-        given = self.condition_embedder(_features(t, num_atoms))
+        shared = len(t) == 1
+        given = self.condition_embedder(_features(t, num_atoms[: len(t)]))
         given = F.silu(given if condition is None else given + condition)
         modulations = self.modulation(given).unflatten(1, (self.num_layers, -1))
         packing = Packing(num_atoms, batch, max_num_atoms)
+        if not torch.is_grad_enabled():  # when it is sampled from, fewer copies are worth more
+            hidden = hidden.to(modulations.dtype)
         hidden = self.transformer(hidden, modulations, batch, packing)
         with full_precision(hidden):
-            shift, scale = self.final_modulation(given.float())[batch].chunk(2, dim=-1)
-            return self.head(self.final_norm(hidden.float()) * (1 + scale) + shift)
+            final = self.final_modulation(given.float())
+            shift, scale = (final if shared else final[batch]).chunk(2, dim=-1)
+            return self.head(torch.addcmul(shift, self.final_norm(hidden.float()), 1 + scale))
 
 
 def _features(t: Tensor, num_atoms: Tensor) -> Tensor:
