@@ -16,9 +16,9 @@ class Rows(TorchDispatchMode):
         self.found: set[int] = set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function in (torch.ops.aten.addmm.default, torch.ops.aten.mm.default):
-            if args[-2].dtype == torch.bfloat16:
-                self.found.add(len(args[-2]))
+        is_product = function in (torch.ops.aten.addmm.default, torch.ops.aten.mm.default)
+        if is_product and args[-2].dtype == torch.bfloat16:
+            self.found.add(len(args[-2]))
         return function(*args, **(kwargs or {}))
 
 
