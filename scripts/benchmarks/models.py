@@ -56,7 +56,7 @@ def make_vae(sizes: dict[str, Any], stock: bool = False) -> VAEModule:
     torch.manual_seed(0)
     of_decoder = {name: size for name, size in sizes.items() if name != "encoder_layers"}
     of_encoder = {**of_decoder, "num_layers": sizes.get("encoder_layers", sizes["num_layers"])}
-    plain = {"activation": "gelu"}  # the stock layers have no gated activation
+    plain: dict[str, Any] = {"activation": "gelu"}  # the stock layers have no gated activation
     vae = VAEModule(
         TransformerEncoder(**of_encoder, **plain),
         TransformerDecoder(**of_decoder, **plain),
