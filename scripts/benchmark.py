@@ -37,9 +37,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument(
         "--data-dir", type=Path, default=ROOT / "data" / "prototypes", help="folder of the crystals"
     )
-    parser.add_argument("--preset", choices=["tiny", "small", "mp20"], default="small",
-                        help="size of the model")  # fmt: skip
-    parser.add_argument("--batch-size", type=int, help="256, or 64 for `busy`")
+    parser.add_argument("--preset", choices=["tiny", "one-core", "small", "mp20"],
+                        default="small", help="size of the model")  # fmt: skip
+    parser.add_argument("--batch-size", type=int, help="256, or 64 for `busy` and one-core")
     parser.add_argument("--size", choices=["small", "medium", "full"], default="small",
                         help="size of the model for `busy`, as in the configs")  # fmt: skip
     parser.add_argument("--beside", type=int, default=1, help="other busy processes, for `busy`")
@@ -97,7 +97,8 @@ def _run(args: argparse.Namespace) -> list:
         size = args.batch_size or 256
         return sample.run(dataset, args.checkpoint, args.crystals, size, args.rounds, args.files)
     bench = infer if args.bench == "infer" else train
-    return bench.run(dataset, args.preset, args.batch_size or 256, args.rounds)
+    default = 64 if args.preset == "one-core" else 256
+    return bench.run(dataset, args.preset, args.batch_size or default, args.rounds)
 
 
 def _print(rows: list[dict]) -> None:

@@ -20,6 +20,14 @@ from src.vae_module.losses import vae_loss
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"d_model": 128, "nhead": 4, "num_layers": 4, "dim_feedforward": 512},
     "small": {"d_model": 256, "nhead": 8, "num_layers": 4, "dim_feedforward": 1024},
+    # as in configs/size/small.yaml, whose encoder has a single layer
+    "one-core": {
+        "d_model": 128,
+        "nhead": 4,
+        "num_layers": 4,
+        "dim_feedforward": 512,
+        "encoder_layers": 1,
+    },
     "mp20": {"d_model": 512, "nhead": 8, "num_layers": 8, "dim_feedforward": 2048},
 }
 
@@ -46,13 +54,18 @@ class StockTransformer(nn.Module):
 def make_vae(sizes: dict[str, Any], stock: bool = False) -> VAEModule:
     """A VAE of the given sizes with the packed or the stock Transformer, configured for AdamW."""
     torch.manual_seed(0)
-    plain = {**sizes, "activation": "gelu"}  # the stock layers have no gated activation
+    of_decoder = {name: size for name, size in sizes.items() if name != "encoder_layers"}
+    of_encoder = {**of_decoder, "num_layers": sizes.get("encoder_layers", sizes["num_layers"])}
+    plain: dict[str, Any] = {"activation": "gelu"}  # the stock layers have no gated activation
     vae = VAEModule(
-        TransformerEncoder(**plain), TransformerDecoder(**plain), latent_dim=8, optimizer=ADAMW
+        TransformerEncoder(**of_encoder, **plain),
+        TransformerDecoder(**of_decoder, **plain),
+        latent_dim=8,
+        optimizer=ADAMW,
     )
     if stock:
-        vae.encoder.transformer = StockTransformer(**sizes)
-        vae.decoder.transformer = StockTransformer(**sizes)
+        vae.encoder.transformer = StockTransformer(**of_encoder)
+        vae.decoder.transformer = StockTransformer(**of_decoder)
     return vae
 
 

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from src.nn.rows import add_rows, drop_rows, num_spare_rows
 from src.utils.precision import full_precision
 
 
@@ -22,8 +23,9 @@ class MLPEmbedding(nn.Sequential):
 
     def forward(self, features: Tensor) -> Tensor:
         with full_precision(features):
-            hidden = self[0](features)
-        return self[2](self[1](hidden))
+            hidden = self[1](self[0](features))
+        spare = num_spare_rows(hidden)
+        return drop_rows(self[2](add_rows(hidden, spare)), spare)
 
 
 def fourier_features(frac_coords: Tensor, num_harmonics: int) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from src.nn.rows import add_rows, drop_rows, num_spare_rows
 from src.utils.errors import UserError
 from src.utils.precision import full_precision
 
@@ -116,7 +117,10 @@ def attention_core(
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention within each packed sequence."""
+    """Multi-head self-attention within each packed sequence.
+
+    Rows that follow those of the tokens (see `src.nn.rows`) attend to nothing, and nothing to them.
+    """
 
     def __init__(self, d_model: int, nhead: int, dropout: float = 0.0, bias: bool = True) -> None:
         super().__init__()
@@ -133,13 +137,14 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_ND: Tensor, packing: Packing) -> Tensor:
         qkv_ND = F.linear(x_ND, self.in_proj_weight, self.in_proj_bias)
-        qkv_BLD = packing.pad(qkv_ND)
+        spare = len(x_ND) - len(packing.index)
+        qkv_BLD = packing.pad(drop_rows(qkv_ND, spare))
         q, k, v = qkv_BLD.unflatten(-1, (3, self.nhead, -1)).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
         mask = None if packing.is_full else packing.mask
         out_BHLE = attention_core(q, k, v, mask, dropout)
         out_BLD = out_BHLE.transpose(1, 2).flatten(2)
-        return self.out_proj(packing.unpad(out_BLD))
+        return self.out_proj(add_rows(packing.unpad(out_BLD), spare))
 
 
 class TransformerLayer(nn.Module):
@@ -218,6 +223,8 @@ class PackedTransformer(nn.Module):
 
     def forward(self, x_ND: Tensor, packing: Packing) -> Tensor:
         """(N, D) tokens to (N, D) tokens; each token attends to those of its own sequence."""
+        spare = num_spare_rows(x_ND)
+        x_ND = add_rows(x_ND, spare)
         for layer in self.layers:
             x_ND = layer(x_ND, packing)
-        return self.norm(x_ND)
+        return self.norm(drop_rows(x_ND, spare))

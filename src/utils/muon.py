@@ -8,9 +8,14 @@ import torch
 from torch import Tensor
 
 from src.utils.errors import UserError
+from src.utils.precision import native_precision
 
 # coefficients of the polynomial a x + b x^3 + c x^5, which is steep at zero (Jordan et al. 2024)
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+# On a CPU that multiplies bfloat16 natively, smaller matrices would gain nothing from it.
+SMALLEST_IN_BFLOAT16 = 64
 
 
 def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
@@ -27,21 +32,48 @@ def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
         steps: number of iterations.
 
     Returns:
-        (K, M, N); zero matrices stay zero.
+        (K, M, N), of the same data type; zero matrices stay zero.
     """
-    if matrices.shape[1] > matrices.shape[2]:
-        return orthogonalize(matrices.mT, steps).mT
+    return orthogonalize_all([matrices], steps, matrices.dtype)[0]
+
+
+def orthogonalize_all(matrices: Sequence[Tensor], steps: int, dtype: torch.dtype) -> list[Tensor]:
+    """`orthogonalize` for matrices of several shapes.
+
+    The products x x^T of all matrices whose smaller sides are equal are iterated in one batch.
+
+    Args:
+        matrices: (K, M, N) each, where K, M and N may differ.
+        steps: number of iterations.
+        dtype: data type of the products.
+
+    Returns:
+        (K, M, N) each, of type `dtype`.
+    """
+    wide = [m.mT if m.shape[1] > m.shape[2] else m for m in matrices]
+    norms = [m.norm(dim=(1, 2), keepdim=True).clamp(min=1e-12) for m in wide]
+    unit = [(m / norm).to(dtype) for m, norm in zip(wide, norms, strict=True)]
+    results = list(unit)
+    for side in {x.shape[1] for x in unit}:
+        same = [k for k, x in enumerate(unit) if x.shape[1] == side]
+        grams = torch.cat([unit[k] @ unit[k].mT for k in same])
+        factors = _product_of_polynomials(grams, steps).split([len(unit[k]) for k in same])
+        for k, factor in zip(same, factors, strict=True):
+            results[k] = factor @ unit[k]
+    return [x.mT if m.shape[1] > m.shape[2] else x for x, m in zip(results, matrices, strict=True)]
+
+
+def _product_of_polynomials(gram: Tensor, steps: int) -> Tensor:
+    """The product of all p of `orthogonalize`, from the initial x x^T: (K, M, M) to (K, M, M)."""
     a, b, c = COEFFICIENTS
-    x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-12)
-    gram = x @ x.mT
-    one = torch.eye(len(gram[0]), device=x.device, dtype=x.dtype)
+    constant = a * torch.eye(len(gram[0]), device=gram.device, dtype=gram.dtype)
     product = None
     for step in range(steps):
-        p = torch.baddbmm(a * one + b * gram, gram, gram, alpha=c)
+        p = torch.baddbmm(constant + b * gram, gram, gram, alpha=c)
         product = p if product is None else p @ product
         if step < steps - 1:
             gram = p @ gram @ p
-    return x if product is None else product @ x
+    return gram if product is None else product
 
 
 class Muon(torch.optim.Optimizer):
@@ -133,12 +165,17 @@ class Muon(torch.optim.Optimizer):
         momenta = self._state(params, "momentum")
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         nesterov = torch._foreach_lerp(grads, momenta, group["momentum"])
-        for shape in {p.shape for p in params}:
-            # all matrices of one shape at once, because a single one does not fill a GPU
-            same = [k for k, p in enumerate(params) if p.shape == shape]
-            updates = orthogonalize(torch.stack([nesterov[k] for k in same]), group["ns_steps"])
-            factor = -group["lr"] * 0.2 * max(shape) ** 0.5
-            torch._foreach_add_([params[k] for k in same], list(updates.unbind()), alpha=factor)
+        # all matrices of one shape at once, because a single one does not fill a GPU
+        by_shape: dict[tuple[torch.Size, torch.dtype], list[int]] = {}
+        for k, p in enumerate(params):
+            by_shape.setdefault((p.shape, _dtype_of_products(p)), []).append(k)
+        for dtype in {dtype for _, dtype in by_shape}:
+            groups = [ks for (_, needed), ks in by_shape.items() if needed == dtype]
+            stacks = [torch.stack([nesterov[k] for k in ks]) for ks in groups]
+            updates = orthogonalize_all(stacks, group["ns_steps"], dtype)
+            for ks, update in zip(groups, updates, strict=True):
+                factor = -group["lr"] * 0.2 * max(update.shape[1:]) ** 0.5
+                torch._foreach_add_([params[k] for k in ks], list(update.unbind()), alpha=factor)
 
     def _adam(self, params: list[Tensor], group: dict[str, Any]) -> None:
         grads = [p.grad for p in params if p.grad is not None]
@@ -160,3 +197,10 @@ class Muon(torch.optim.Optimizer):
             if name not in self.state[p]:
                 self.state[p][name] = torch.zeros_like(p)
         return [self.state[p][name] for p in params]
+
+
+def _dtype_of_products(matrix: Tensor) -> torch.dtype:
+    """The data type that the update of a matrix is computed in: float32 on a GPU."""
+    native = matrix.device.type == "cpu" and native_precision("cpu") == "bf16-mixed"
+    small = min(matrix.shape) < SMALLEST_IN_BFLOAT16
+    return matrix.dtype if small or not native else torch.bfloat16

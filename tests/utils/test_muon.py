@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from src.utils.muon import Muon, orthogonalize
+from src.utils.muon import Muon, orthogonalize, orthogonalize_all
 from src.vae_module import VAEModule
 from src.vae_module.decoders.transformer import TransformerDecoder
 from src.vae_module.encoders.transformer import TransformerEncoder
@@ -164,3 +164,15 @@ def test_only_transformer_layers_of_the_model_are_updated_by_muon():
     assert len(orthogonal) == 3 * 4
     assert {n.split(".")[1] for n in orthogonal} == {"transformer"}
     assert not [n for n in orthogonal if "norm" in n or "bias" in n]
+
+
+def test_shapes_are_iterated_together_and_bfloat16_is_close():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, 64, 96), (3, 64, 64), (1, 96, 64), (2, 80, 70)]
+    matrices = [torch.randn(shape, generator=generator) for shape in shapes]
+    alone = [orthogonalize(m, 3) for m in matrices]
+    for result, expected in zip(orthogonalize_all(matrices, 3, torch.float32), alone, strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+    for result, expected in zip(orthogonalize_all(matrices, 3, torch.bfloat16), alone, strict=True):
+        assert result.dtype == torch.bfloat16
+        assert (result.float() - expected).norm() < 0.03 * expected.norm()

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from src.nn.rows import add_rows, drop_rows, num_spare_rows
 from src.nn.transformer import ACTIVATIONS, Packing, SelfAttention
 from src.utils.errors import UserError
 from src.utils.precision import full_precision
@@ -58,9 +59,12 @@ class DiTLayers(nn.Module):
 
     def forward(self, x: Tensor, modulations: Tensor, batch: Tensor, packing: Packing) -> Tensor:
         """(N, D) to (N, D), with the modulations (B, layers, 6 D) of each crystal."""
+        # where the crystals are equally large, the layers view the atoms as (B, L, D)
+        spare = 0 if packing.is_full else num_spare_rows(x)
+        x, batch = add_rows(x, spare), F.pad(batch, (0, spare)) if spare else batch
         for layer, modulation in zip(self.layers, modulations.unbind(1), strict=True):
             x = layer(x, modulation, batch, packing)
-        return x
+        return drop_rows(x, spare)
 
 
 class DiT(nn.Module):
