@@ -184,33 +184,6 @@ def test_origins(name, batch):
     assert ((moved.frac_coords >= 0) & (moved.frac_coords < 1)).all()
 
 
-def test_a_canonical_origin_does_not_depend_on_the_given_one():
-    """Rock salt, given with either kind of atom at the origin or shifted: sodium is at 0."""
-    lattice = 3.99 * torch.tensor([[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]]) * 2**0.5
-    for start in (0.0, 0.5, 0.123):
-        salt = CrystalBatch(
-            atom_types=torch.tensor([11, 17]),
-            frac_coords=torch.tensor([[0.0] * 3, [0.5] * 3]) + start,
-            lattices=lattice[None],
-            num_atoms=torch.tensor([2]),
-            batch=torch.zeros(2, dtype=torch.long),
-        )
-        moved = (ORIGINS["canonical"](salt).frac_coords + 0.25) % 1 - 0.25
-        torch.testing.assert_close(moved, torch.tensor([[0.0] * 3, [0.5] * 3]), atol=1e-6, rtol=0)
-
-
-def test_a_canonical_origin_that_nothing_settles_stays_as_given():
-    given = torch.tensor([[0.1] * 3, [0.6] * 3])
-    iron = CrystalBatch(
-        atom_types=torch.tensor([26, 26]),
-        frac_coords=given,
-        lattices=2.87 * torch.eye(3)[None],
-        num_atoms=torch.tensor([2]),
-        batch=torch.zeros(2, dtype=torch.long),
-    )
-    torch.testing.assert_close(ORIGINS["canonical"](iron).frac_coords, given)
-
-
 def test_a_checkpoint_holds_everything(tmp_path, batch):
     ldm = make_ldm(origins="random", time_std=2.0)
     ldm.training_set = TRAINING_SET
