@@ -21,7 +21,7 @@ def ldm() -> LDMModule:
 
 
 def generate(ldm: LDMModule, num: int, **asked) -> list[CrystalBatch]:
-    return list(generate_crystals(ldm, num, sampling_steps=20, **asked))
+    return list(generate_crystals(ldm, num, **asked))
 
 
 def test_it_is_small_and_computes_in_full_precision(ldm):
@@ -39,7 +39,7 @@ def test_crystals_are_valid(ldm):
 def test_it_follows_what_is_asked_for(ldm):
     means = []
     for value in (3.0, 6.0, 12.0):
-        (batch,) = generate(ldm, 20, conditions={"density": value}, cfg_scale=2.0)
+        (batch,) = generate(ldm, 20, conditions={"density": value}, cfg_scale=2.0, attempts=1)
         means.append(density(batch).median())
     assert all(low + 1 < high for low, high in pairwise(means))
     asked = {"chemical_system": "Sr-Ti-O"}

@@ -11,8 +11,10 @@ from src.data.schema import CrystalBatch
 from src.utils.errors import UserError
 
 CLOSEST = 0.85
-"""Smallest distance of two atoms over the sum of their covalent radii. `eval_generated` prints how
-many real crystals have a smaller one."""
+"""Distance of two atoms over the sum of their covalent radii, below which a crystal is drawn again.
+
+Some real crystals have closer atoms, too. They lose nothing but time: the attempt in which the
+closest are farthest apart is kept."""
 
 Draw = Callable[[CrystalBatch, Tensor], Tensor]
 """Draws latents (N, latent_dim) of some crystals, given their request and their indices (B,)."""

@@ -22,6 +22,7 @@ from src.ldm_module.contacts import check_attempts, draw_apart
 from src.ldm_module.flow import denoising_loss, draw_times, interpolate, precondition
 from src.ldm_module.origins import ORIGINS
 from src.ldm_module.pairing import PAIRINGS
+from src.ldm_module.sizes import similar_sizes
 from src.ldm_module.solver import solve
 from src.ldm_module.statistics import fit_statistics
 from src.utils.config import to_plain
@@ -304,12 +305,12 @@ class LDMModule(CrystalModule):
             x = self._solve(batch, noise, asked, sampling_steps, shift, guidance)
             return x * self.latent_std + self.latent_mean
         x = torch.empty_like(noise)
-        for n in batch.num_atoms.unique():  # nothing to pad, and modulations are not copied
-            crystals = batch.num_atoms == n
+        for sizes in similar_sizes(batch.num_atoms):
+            crystals = torch.isin(batch.num_atoms, sizes)
             atoms = crystals[batch.batch]
-            equal = CrystalBatch.for_sampling(batch.num_atoms[crystals], batch.atom_types[atoms])
+            part = CrystalBatch.for_sampling(batch.num_atoms[crystals], batch.atom_types[atoms])
             values = [each[crystals] for each in asked]
-            x[atoms] = self._solve(equal, noise[atoms], values, sampling_steps, shift, guidance)
+            x[atoms] = self._solve(part, noise[atoms], values, sampling_steps, shift, guidance)
         return x * self.latent_std + self.latent_mean
 
     def _solve(
@@ -325,7 +326,7 @@ class LDMModule(CrystalModule):
         num_crystals = len(batch.num_atoms)
         cfg_scale, autoguidance = guidance
         # crystals of one size and without conditions are told the same
-        shared = cfg_scale == 0 and batch.num_atoms.unique().numel() == 1
+        shared = cfg_scale == 0 and len(batch.batch) == num_crystals * batch.max_num_atoms
         nothing = self.conditions.nothing(1 if shared else num_crystals)
 
         def predict(x: Tensor, t: Tensor, guide: bool) -> Tensor:
@@ -376,7 +377,10 @@ class LDMModule(CrystalModule):
         conditions: Sequence[Tensor],
         guide: bool = False,
     ) -> Tensor:
-        """Predict clean, normalized latents (N, Z) from noisy ones at times `t` (B,)."""
+        """Predict clean, normalized latents (N, Z) from noisy ones at times `t`.
+
+        They are (B,), or (1,) where all crystals are told the same.
+        """
         parts = self.guide if guide else {"denoiser": self.denoiser, "conditions": self.conditions}
         with full_precision(x):
             skip, out, scale = precondition(t if len(t) == 1 else t[batch.batch, None])

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from src.nn.rows import add_rows, drop_rows, num_spare_rows
+from src.nn.rows import with_rounded_rows
 from src.utils.precision import full_precision
 
 
@@ -24,8 +24,7 @@ class MLPEmbedding(nn.Sequential):
     def forward(self, features: Tensor) -> Tensor:
         with full_precision(features):
             hidden = self[1](self[0](features))
-        spare = num_spare_rows(hidden)
-        return drop_rows(self[2](add_rows(hidden, spare)), spare)
+        return with_rounded_rows(self[2], hidden)
 
 
 def fourier_features(frac_coords: Tensor, num_harmonics: int) -> Tensor:

@@ -1,5 +1,7 @@
 """Round the number of rows of a matrix up, so that few different shapes are multiplied."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,8 +13,8 @@ def num_spare_rows(x: Tensor) -> int:
     """How many rows to add to `x` (N, ...) for products in half precision on a CPU, else 0.
 
     There, PyTorch generates machine code for each new shape of a product, which takes as long as
-    several products of 700 rows. The number of atoms differs from batch to batch, so nearly every
-    training step would have new shapes. Rounded up to a multiple of 64, it takes a few values.
+    several products of 700 rows. Batches differ in their number of atoms, in training as well as
+    when crystals are drawn again. Rounded up to a multiple of 64, it takes a few values.
     """
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return 0
@@ -27,3 +29,9 @@ def add_rows(x: Tensor, number: int) -> Tensor:
 def drop_rows(x: Tensor, number: int) -> Tensor:
     """`x` (N + number, D) without the rows at the end: (N, D)."""
     return x[:-number] if number else x
+
+
+def with_rounded_rows(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`network` of `x` (N, D), of which it treats each row alone: (N, ...)."""
+    spare = num_spare_rows(x)
+    return drop_rows(network(add_rows(x, spare)), spare)

@@ -13,7 +13,6 @@ from src.utils.precision import native_precision
 # coefficients of the polynomial a x + b x^3 + c x^5, which is steep at zero (Jordan et al. 2024)
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
-
 # On a CPU that multiplies bfloat16 natively, smaller matrices would gain nothing from it.
 SMALLEST_IN_BFLOAT16 = 64
 
@@ -29,7 +28,7 @@ def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
 
     Args:
         matrices: (K, M, N).
-        steps: number of iterations.
+        steps: number of iterations, at least 1.
 
     Returns:
         (K, M, N), of the same data type; zero matrices stay zero.
@@ -44,7 +43,7 @@ def orthogonalize_all(matrices: Sequence[Tensor], steps: int, dtype: torch.dtype
 
     Args:
         matrices: (K, M, N) each, where K, M and N may differ.
-        steps: number of iterations.
+        steps: number of iterations, at least 1.
         dtype: data type of the products.
 
     Returns:
@@ -67,13 +66,16 @@ def _product_of_polynomials(gram: Tensor, steps: int) -> Tensor:
     """The product of all p of `orthogonalize`, from the initial x x^T: (K, M, M) to (K, M, M)."""
     a, b, c = COEFFICIENTS
     constant = a * torch.eye(len(gram[0]), device=gram.device, dtype=gram.dtype)
-    product = None
-    for step in range(steps):
-        p = torch.baddbmm(constant + b * gram, gram, gram, alpha=c)
-        product = p if product is None else p @ product
-        if step < steps - 1:
-            gram = p @ gram @ p
-    return gram if product is None else product
+
+    def polynomial(gram: Tensor) -> Tensor:
+        return torch.baddbmm(constant + b * gram, gram, gram, alpha=c)
+
+    p = product = polynomial(gram)
+    for _ in range(steps - 1):
+        gram = p @ gram @ p
+        p = polynomial(gram)
+        product = p @ product
+    return product
 
 
 class Muon(torch.optim.Optimizer):

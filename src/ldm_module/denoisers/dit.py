@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.nn.rows import add_rows, drop_rows, num_spare_rows
+from src.nn.rows import add_rows, drop_rows, num_spare_rows, with_rounded_rows
 from src.nn.transformer import ACTIVATIONS, Packing, SelfAttention
 from src.utils.errors import UserError
 from src.utils.precision import full_precision
@@ -33,17 +33,13 @@ class DiTLayer(nn.Module):
 
     def forward(self, x: Tensor, modulation: Tensor, batch: Tensor, packing: Packing) -> Tensor:
         """(N, D) to (N, D), with the modulation (B, 6 D) of each crystal, or (1, 6 D) of all."""
-        if packing.is_full:  # atoms of a crystal share theirs without a copy for each
-            x, of_atoms = x.view(*packing.shape, -1), modulation[:, None]
-        else:
-            of_atoms = modulation[batch]
+        of_atoms = modulation if len(modulation) == 1 else modulation[batch]
         shift1, scale1, gate1, shift2, scale2, gate2 = of_atoms.chunk(6, dim=-1)
         inner = torch.addcmul(shift1, self.norm1(x), 1 + scale1)
-        attended = self.self_attn(inner.flatten(0, -2), packing)
-        x = torch.addcmul(x, gate1, attended.view_as(x))
+        x = torch.addcmul(x, gate1, self.self_attn(inner, packing))
         inner = torch.addcmul(shift2, self.norm2(x), 1 + scale2)
         hidden = self.linear2(self.activation(self.linear1(inner)))
-        return torch.addcmul(x, gate2, hidden).flatten(0, -2)
+        return torch.addcmul(x, gate2, hidden)
 
 
 class DiTLayers(nn.Module):
@@ -59,8 +55,7 @@ class DiTLayers(nn.Module):
 
     def forward(self, x: Tensor, modulations: Tensor, batch: Tensor, packing: Packing) -> Tensor:
         """(N, D) to (N, D), with the modulations (B, layers, 6 D) of each crystal."""
-        # where the crystals are equally large, the layers view the atoms as (B, L, D)
-        spare = 0 if packing.is_full else num_spare_rows(x)
+        spare = num_spare_rows(x)
         x, batch = add_rows(x, spare), F.pad(batch, (0, spare)) if spare else batch
         for layer, modulation in zip(self.layers, modulations.unbind(1), strict=True):
             x = layer(x, modulation, batch, packing)
@@ -150,15 +145,15 @@ class DiT(nn.Module):
         Returns:
             (N, latent_dim) float32.
         """
-        hidden = self.latent_embedder(x)
+        hidden = with_rounded_rows(self.latent_embedder, x)
         if self.atom_type_input:
             if atom_types is None:
                 raise UserError("this denoiser needs atom types: pass atom_types")
             hidden = hidden + self.atom_type_embedder(atom_types)
         shared = len(t) == 1
-        given = self.condition_embedder(_features(t, num_atoms[: len(t)]))
+        given = with_rounded_rows(self.condition_embedder, _features(t, num_atoms[: len(t)]))
         given = F.silu(given if condition is None else given + condition)
-        modulations = self.modulation(given).unflatten(1, (self.num_layers, -1))
+        modulations = with_rounded_rows(self.modulation, given).unflatten(1, (self.num_layers, -1))
         packing = Packing(num_atoms, batch, max_num_atoms)
         if not torch.is_grad_enabled():  # when it is sampled from, fewer copies are worth more
             hidden = hidden.to(modulations.dtype)

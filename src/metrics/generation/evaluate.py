@@ -1,8 +1,8 @@
 """Evaluate a set of generated crystals against a set of reference crystals.
 
-Each metric uses a standard library: SMACT for compositions, pymatgen for matching, matminer for
-fingerprints, SciPy for Wasserstein distances. `evaluate_generated` documents the conventions that
-these libraries leave open.
+SMACT judges compositions and SciPy computes Wasserstein distances. Matching and fingerprints are
+computed as by pymatgen and matminer, which the tests compare them with. `evaluate_generated`
+documents the conventions that these libraries leave open.
 """
 
 from __future__ import annotations
